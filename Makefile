@@ -1,0 +1,54 @@
+# Everything runs in .venv, which `make venv` builds and keeps up to date.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+FOLDERS := agent envs inner_models experiments
+
+.PHONY: help venv test check format-check lint types pytest format demo clean
+
+help:
+	@echo "make test    set up .venv, then format check, lint, types, tests (what CI runs)"
+	@echo "make check   the same in the .venv that is there"
+	@echo "make format  rewrite the code in the house format"
+	@echo "make demo    set up .venv, then the demonstration, into runs/demo"
+	@echo "make clean   remove all that was generated, save for runs/"
+
+venv: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check \
+		-e '.[train,compare,dev]' -c constraints.txt
+	touch $@
+
+test: venv
+	$(MAKE) check
+
+check: format-check lint types pytest
+
+format-check: $(STAMP)
+	$(BIN)/ruff format --check .
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+
+# mypy needs a folder that is named like the package: links to the four folders.
+types: $(STAMP)
+	mkdir -p .typecheck/pacesetter
+	for folder in $(FOLDERS); do ln -sfn ../../$$folder .typecheck/pacesetter/$$folder; done
+	MYPYPATH=.typecheck $(BIN)/mypy -p pacesetter
+
+pytest: $(STAMP)
+	$(BIN)/pytest
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+demo: venv
+	$(BIN)/pacesetter demo --out runs/demo
+
+clean:
+	rm -rf .venv .typecheck build dist *.egg-info
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find $(FOLDERS) tests -name __pycache__ -type d -prune -exec rm -rf {} +

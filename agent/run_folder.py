@@ -1,0 +1,84 @@
+"""Folders that hold a run: claimed once, written so that a crash loses nothing.
+
+A run folder has a ``run.json`` that says what made it. A second run in the same folder is refused,
+unless it continues the first. Files are written to a temporary name and then renamed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+RUN_FILE = "run.json"
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a file whole or not at all: to a temporary name on the same disk, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_bytes` for text, in UTF-8."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_text` of an indented JSON document."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def claim_folder(out: Path, *, kind: str, settings: dict[str, Any], resume: bool) -> None:
+    """Makes `out` the folder of this run, or checks that it already is.
+
+    Args:
+        out: the folder.
+        kind: what the run is, such as ``"train"`` or ``"compare"``.
+        settings: what decides the run's result; JSON types only.
+        resume: whether to go on with a run that the folder holds.
+
+    Raises:
+        FileExistsError: the folder holds something and `resume` is off.
+        FileNotFoundError: `resume` is on and the folder holds no run of this kind.
+        NotADirectoryError: `out` is a file.
+        ValueError: the folder's run was started with other settings.
+    """
+    settings = json.loads(json.dumps(settings))
+    record = out / RUN_FILE
+    if out.exists() and not out.is_dir():
+        raise NotADirectoryError(f"--out {out} is a file; give a folder, new or empty")
+    if not resume:
+        if out.is_dir() and any(out.iterdir()):
+            raise FileExistsError(
+                f"--out {out} already holds files. Give a new folder, or go on with the run in it "
+                "with --resume"
+            )
+        write_json(record, {"kind": kind, "settings": settings})
+        return
+    if not record.is_file():
+        raise FileNotFoundError(
+            f"cannot resume: {record} does not exist. Start the run without --resume"
+        )
+    found = json.loads(record.read_text(encoding="utf-8"))
+    if found.get("kind") != kind:
+        raise ValueError(f"cannot resume: {out} holds a {found.get('kind')!r} run, not {kind!r}")
+    changed = sorted(
+        name
+        for name in settings.keys() | found["settings"].keys()
+        if settings.get(name) != found["settings"].get(name)
+    )
+    if changed:
+        listing = ", ".join(
+            f"{n}: {found['settings'].get(n)!r} then, {settings.get(n)!r} now" for n in changed
+        )
+        raise ValueError(f"cannot resume {out}: it was started with other settings ({listing})")

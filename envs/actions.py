@@ -1,0 +1,205 @@
+"""From the agent's actions to learning rate, momentum and clip threshold, step by step.
+
+One codec serves the environments (many runs) and the plug-in (one run). Actions are changes in
+[-1, 1]; zero means "carry on". The schedule is a residual on a sane one::
+
+    lr(step) = start lr * ramp(step) * clamp(exp(offset) * decay(step / total), bounds)
+
+with a cosine decay to 1 % and, in the first interval, a linear ramp from 1 %.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+FloatArray = NDArray[np.float64]
+
+ACTION_NAMES = ("log_lr", "log_one_minus_momentum", "log_clip_ratio")
+NUM_ACTIONS = len(ACTION_NAMES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlConfig:
+    """Bounds and step sizes of the control; a policy file carries the ones it was trained with.
+
+    Attributes:
+        num_intervals: intervals of a run, K; decisions fall on the K - 1 inner boundaries.
+        lr_step: largest change of log lr per decision.
+        momentum_step: largest change of log(1 - momentum) per decision.
+        clip_step: largest change of log clip ratio per decision.
+        lr_bounds: least and greatest learning rate over its start, ramp aside.
+        one_minus_momentum_bounds: range of 1 - momentum; widened to hold the user's start.
+        clip_ratio_start: clip threshold over the running mean gradient norm, at the start.
+        clip_ratio_bounds: its range.
+        ramp_start: the first learning rate over its start.
+        final_decay: where the decay ends, over its start.
+    """
+
+    num_intervals: int = 40
+    lr_step: float = 0.35
+    momentum_step: float = 0.15
+    clip_step: float = 0.15
+    lr_bounds: tuple[float, float] = (1e-4, 1e4)
+    one_minus_momentum_bounds: tuple[float, float] = (0.01, 0.7)
+    clip_ratio_start: float = 4.0
+    clip_ratio_bounds: tuple[float, float] = (0.5, 20.0)
+    ramp_start: float = 0.01
+    final_decay: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.num_intervals < 1:
+            raise ValueError(f"num_intervals must be positive, but got {self.num_intervals}")
+        for name in ("lr_bounds", "one_minus_momentum_bounds", "clip_ratio_bounds"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high < math.inf:
+                raise ValueError(f"{name} must be positive and ordered, but got ({low}, {high})")
+        low, high = self.lr_bounds
+        if not low <= 1 <= high:
+            raise ValueError(f"lr_bounds are factors of the start and must hold 1, but got {low, high}")
+
+
+def interval_ends(total_steps: int, num_intervals: int) -> tuple[int, ...]:
+    """The inner step at which each interval ends; the last is `total_steps`.
+
+    Interval k (from 1) ends at floor(k T / K); a run of T < 2 K steps has max(1, T // 2) intervals.
+
+    >>> interval_ends(100, 4)
+    (25, 50, 75, 100)
+    >>> interval_ends(7, 40)
+    (2, 4, 7)
+    """
+    if total_steps < 1:
+        raise ValueError(f"total_steps must be a positive integer, but got {total_steps}")
+    count = num_intervals if total_steps >= 2 * num_intervals else max(1, total_steps // 2)
+    return tuple(k * total_steps // count for k in range(1, count + 1))
+
+
+def base_decay(progress: float, final: float) -> float:
+    """The cosine that a policy departs from (Loshchilov & Hutter 2017).
+
+    >>> base_decay(0.0, 0.01), round(base_decay(1.0, 0.01), 6)
+    (1.0, 0.01)
+    """
+    progress = min(max(progress, 0.0), 1.0)
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class ActionCodec:
+    """Where each run's hyperparameters stand.
+
+    Args:
+        config: bounds and step sizes.
+        total_steps: inner steps of a run.
+        momentum_start: (num_runs,), the user's momentum; a run that starts with none keeps none.
+        momentum_scales_lr: whether lr is multiplied by (1 - mu) / (1 - mu_start), as SGD and
+            RMSprop need so that momentum is not a second learning rate.
+
+    Attributes:
+        lr_offset: (num_runs,), log of the learning rate's factor over start and decay.
+        log_one_minus_momentum: (num_runs,).
+        log_clip_ratio: (num_runs,).
+        last_action: (num_runs, 3), the latest action, clipped to [-1, 1]; zeros at first.
+    """
+
+    def __init__(
+        self,
+        config: ControlConfig,
+        *,
+        total_steps: int,
+        momentum_start: ArrayLike,
+        momentum_scales_lr: bool,
+    ) -> None:
+        start = np.atleast_1d(np.asarray(momentum_start, dtype=np.float64))
+        self.config = config
+        self.total_steps = total_steps
+        self.ends = interval_ends(total_steps, config.num_intervals)
+        self.momentum_scales_lr = momentum_scales_lr
+        self.has_momentum = start > 0
+        self._start = np.log1p(-start)
+        low, high = (math.log(b) for b in config.one_minus_momentum_bounds)
+        self._momentum_low = np.where(self.has_momentum, np.minimum(self._start, low), self._start)
+        self._momentum_high = np.where(
+            self.has_momentum, np.maximum(self._start, high), self._start
+        )
+        self._momentum_start = start
+        num_runs = len(start)
+        self.lr_offset = np.zeros(num_runs)
+        self.log_one_minus_momentum = self._start.copy()
+        self.log_clip_ratio = np.full(num_runs, math.log(config.clip_ratio_start))
+        self.last_action = np.zeros((num_runs, NUM_ACTIONS))
+
+    @property
+    def num_runs(self) -> int:
+        """Number of runs."""
+        return len(self.lr_offset)
+
+    @property
+    def momentum(self) -> FloatArray:
+        """(num_runs,), the momentum of each run; exactly the user's own until it is changed."""
+        moved = self.log_one_minus_momentum != self._start
+        return np.where(moved, -np.expm1(self.log_one_minus_momentum), self._momentum_start)
+
+    @property
+    def clip_ratio(self) -> FloatArray:
+        """(num_runs,), clip threshold over the running mean of gradient norms."""
+        return np.exp(self.log_clip_ratio)
+
+    def apply(self, actions: ArrayLike, *, lr_cut: ArrayLike = 0.0) -> None:
+        """Takes one decision for every run.
+
+        Args:
+            actions: (num_runs, 3), in units of the largest change; clipped to [-1, 1].
+            lr_cut: (num_runs,), further change of log lr from the guard.
+
+        Raises:
+            ValueError: the actions have another shape or are not finite.
+        """
+        raw = np.asarray(actions, dtype=np.float64)
+        if raw.shape != (self.num_runs, NUM_ACTIONS):
+            raise ValueError(
+                f"actions must have shape ({self.num_runs}, {NUM_ACTIONS}), but got {raw.shape}"
+            )
+        if not np.isfinite(raw).all():
+            raise ValueError("actions must be finite numbers, but some are NaN or infinite")
+        action = np.clip(raw, -1.0, 1.0)
+        c = self.config
+        low, high = (math.log(b) for b in c.lr_bounds)
+        self.lr_offset = np.clip(self.lr_offset + action[:, 0] * c.lr_step + lr_cut, low, high)
+        self.log_one_minus_momentum = np.clip(
+            self.log_one_minus_momentum + action[:, 1] * c.momentum_step,
+            self._momentum_low,
+            self._momentum_high,
+        )
+        low, high = (math.log(b) for b in c.clip_ratio_bounds)
+        self.log_clip_ratio = np.clip(self.log_clip_ratio + action[:, 2] * c.clip_step, low, high)
+        self.last_action = action
+
+    def lr_factors(self, first_step: int, num_steps: int) -> FloatArray:
+        """Learning rate over its start, for steps counted from 0: shape (num_steps, num_runs)."""
+        c = self.config
+        steps = range(first_step, first_step + num_steps)
+        decay = np.array([base_decay(s / self.total_steps, c.final_decay) for s in steps])
+        ramp = np.array(
+            [c.ramp_start + (1 - c.ramp_start) * min(1.0, s / self.ends[0]) for s in steps]
+        )
+        factors = np.clip(np.exp(self.lr_offset) * decay[:, None], *c.lr_bounds) * ramp[:, None]
+        if self.momentum_scales_lr:
+            factors *= np.exp(self.log_one_minus_momentum - self._start)
+        return factors
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state as plain lists."""
+        return {name: getattr(self, name).tolist() for name in _STATE}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
+        for name in _STATE:
+            setattr(self, name, np.asarray(state[name], dtype=np.float64))
+
+
+_STATE = ("lr_offset", "log_one_minus_momentum", "log_clip_ratio", "last_action")

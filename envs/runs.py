@@ -1,0 +1,120 @@
+"""Inner runs under control of an agent: trainer, codec and encoder joined.
+
+Both environments, the evaluation of policies and the policy's arm in the comparison go through
+`ScheduledRuns`, so that there is one definition of what a decision sees and does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from pacesetter.envs.actions import NUM_ACTIONS, ActionCodec, ControlConfig
+from pacesetter.envs.features import FeatureEncoder
+from pacesetter.inner_models.guard import is_lost, lr_cut
+from pacesetter.inner_models.signals import IntervalStatistics
+from pacesetter.inner_models.task import Task
+from pacesetter.inner_models.trainer import InnerTrainer
+
+FloatArray = NDArray[np.float64]
+
+
+class ScheduledRuns:
+    """One episode of ``len(tasks) * siblings`` runs of equal shape.
+
+    Args:
+        tasks: tasks of one shape, each with a seed.
+        siblings: runs per task; rows are task-major.
+        control: bounds and step sizes.
+        device: where the inner runs live.
+        dtype: of parameters and data.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        *,
+        siblings: int = 1,
+        control: ControlConfig | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.trainer = InnerTrainer(tasks, siblings=siblings, device=device, dtype=dtype)
+        self.tasks = self.trainer.tasks
+        self.siblings = siblings
+        adaptive = tasks[0].optimizer.name == "adamw"
+        self.codec = ActionCodec(
+            control or ControlConfig(),
+            total_steps=self.trainer.horizon,
+            momentum_start=np.repeat([t.optimizer.momentum for t in tasks], siblings),
+            momentum_scales_lr=not adaptive,
+        )
+        self.encoder = FeatureEncoder(self.trainer.num_runs, adaptive=adaptive)
+        self._start_lr = np.repeat([t.optimizer.lr for t in tasks], siblings)
+        self._valid_every = np.repeat([t.valid_every for t in tasks], siblings)
+        self.interval = 0
+        self.stats: IntervalStatistics | None = None
+
+    @property
+    def num_runs(self) -> int:
+        """Number of runs, one per row of every array."""
+        return self.trainer.num_runs
+
+    @property
+    def num_decisions(self) -> int:
+        """Decisions of an episode: one per inner boundary."""
+        return len(self.codec.ends) - 1
+
+    @property
+    def lr(self) -> FloatArray:
+        """(num_runs,), the learning rate of the next step."""
+        return self._start_lr * self.codec.lr_factors(self.trainer.step_count, 1)[0]
+
+    def begin(self) -> FloatArray:
+        """Trains the first interval; returns features of shape (num_runs, NUM_FEATURES)."""
+        return self._next_interval()
+
+    def decide(self, actions: ArrayLike) -> FloatArray:
+        """Takes one decision for every run and trains the next interval.
+
+        Args:
+            actions: (num_runs, 3) in [-1, 1].
+
+        Returns:
+            (num_runs, NUM_FEATURES), the features after the interval.
+        """
+        if self.stats is None or self.done:
+            raise RuntimeError("decide() needs a run that has begun and is not over: call begin()")
+        self.codec.apply(actions, lr_cut=lr_cut(self.stats.nonfinite_share))
+        return self._next_interval()
+
+    def carry_on(self) -> FloatArray:
+        """The decision that changes nothing."""
+        return self.decide(np.zeros((self.num_runs, NUM_ACTIONS)))
+
+    @property
+    def done(self) -> bool:
+        """Whether the horizon is reached."""
+        return self.interval == len(self.codec.ends)
+
+    def _next_interval(self) -> FloatArray:
+        first, last = self.trainer.step_count, self.codec.ends[self.interval]
+        self.stats = self.trainer.run(
+            self._start_lr * self.codec.lr_factors(first, last - first),
+            momentum=self.codec.momentum,
+            clip_ratio=self.codec.clip_ratio,
+        )
+        self.interval += 1
+        due = (self._valid_every > 0) & (self.interval % np.maximum(self._valid_every, 1) == 0)
+        if due.any() and not self.done:
+            losses = self.trainer.evaluate("inner_valid")
+            self.encoder.observe_validation(np.where(due, losses, np.nan))
+        return self.encoder.encode(self.stats, self.codec, interval=self.interval)
+
+    def final_losses(self) -> FloatArray:
+        """Outer-valid losses, shape (num_tasks, siblings); NaN where a run diverged."""
+        losses = self.trainer.evaluate("outer_valid")
+        return np.where(is_lost(losses), np.nan, losses).reshape(-1, self.siblings)

@@ -1,0 +1,206 @@
+"""The Gymnasium environment: one inner training run, scheduled by an agent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from pacesetter.envs.actions import NUM_ACTIONS, ControlConfig
+from pacesetter.envs.features import FEATURE_BOUND, NUM_FEATURES
+from pacesetter.envs.rewards import CLIP, improvement
+from pacesetter.envs.runs import ScheduledRuns
+from pacesetter.inner_models.registry import make_family
+from pacesetter.inner_models.task import Task, TaskFamily
+
+Observation = NDArray[np.float32]
+
+
+def observation_space() -> spaces.Box:
+    """The observation space of both environments."""
+    return spaces.Box(-FEATURE_BOUND, FEATURE_BOUND, (NUM_FEATURES,), np.float32)
+
+
+def action_space() -> spaces.Box:
+    """The action space of both environments."""
+    return spaces.Box(-1.0, 1.0, (NUM_ACTIONS,), np.float32)
+
+
+class ScheduleEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
+    """Sets learning rate, momentum and gradient clipping of one training run.
+
+    ## Description
+    An inner run trains a PyTorch model on a task for a fixed number of steps, its horizon. The run
+    is divided into K intervals (40, or half the horizon where that is less); at each of the K - 1
+    boundaries between them the agent sees statistics of the interval and adjusts three
+    hyperparameters. The base schedule, on which the actions are a residual, is a cosine decay to
+    1 % after a ramp over the first interval.
+
+    ## Action Space
+    `Box(-1, 1, (3,), float32)`; zero means "carry on".
+
+    | Num | Action | at -1 | at +1 |
+    |---|---|---|---|
+    | 0 | change of log learning rate | -0.35 | 0.35 |
+    | 1 | change of log(1 - momentum) | -0.15 | 0.15 |
+    | 2 | change of log clip ratio (threshold over running gradient norm) | -0.15 | 0.15 |
+
+    ## Observation Space
+    `Box(-5, 5, (NUM_FEATURES,), float32)`: the entries of `pacesetter.envs.features.FEATURES`, in
+    their order, each `(raw - centre) / scale`. No entry changes under an affine change of the loss.
+
+    | Group | Entries |
+    |---|---|
+    | progress and control | progress, horizon, offsets of the three hyperparameters, last actions |
+    | training loss | falls over one, several and all intervals, distance from the best, spread |
+    | gradient | norm against the first and the last interval, spread, clipped and broken shares |
+    | directions | cosine of gradient with momentum and with the previous update, update size |
+    | validation | whether there is any, its age, against its best, its first, the training loss |
+
+    ## Rewards
+    Zero until the end; then the improvement of the final outer-valid loss over a reference run of
+    the same task with zero actions: the log ratio of the losses where they are positive, else their
+    difference over what the reference gained, clipped at 2.5. A diverged run gets -2.5.
+
+    ## Starting State
+    The observation after the first interval, which no action has touched. A family's task is drawn
+    anew at each reset; a task that pins its seed repeats the same run, another draws initial
+    weights and batch order anew.
+
+    ## Episode End
+    Terminated at the horizon, or when every step of an interval broke (a loss or a gradient norm
+    that is not finite). Never truncated.
+
+    ## Arguments
+    ```python
+    gymnasium.make("pacesetter.envs.registration:pacesetter/Schedule-v0", task="teacher-mlp")
+    ```
+    Args:
+        task: a task, a task family, or the name of a bundled family.
+        device: where the inner run lives.
+        control: bounds and step sizes of the control.
+        dtype: of the inner run's parameters and data.
+
+    Raises:
+        ValueError: the family is unknown, or the horizon too short for a decision (under 4 steps).
+        TypeError: `task` is none of the three.
+
+    ## Version History
+    * v0: initial version.
+    """
+
+    metadata = {"render_modes": []}  # noqa: RUF012 (Gymnasium's own attribute)
+
+    def __init__(
+        self,
+        task: Task | TaskFamily | str = "teacher-mlp",
+        *,
+        device: torch.device | str = "cpu",
+        control: ControlConfig | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        if isinstance(task, str):
+            task = make_family(task)
+        if not isinstance(task, Task | TaskFamily):
+            raise TypeError(
+                "task must be a ModuleTask, a TaskFamily or the name of a family, "
+                f"but got {type(task).__name__}"
+            )
+        self._source = task
+        self._device = torch.device(device)
+        self._dtype = dtype
+        self.control = control or ControlConfig()
+        self.observation_space = observation_space()
+        self.action_space = action_space()
+        self._runs: ScheduledRuns | None = None
+        self._start_loss = np.nan
+        if isinstance(task, Task):
+            _check_horizon(task)
+
+    @property
+    def task(self) -> Task:
+        """The task of the current episode."""
+        return self._episode.tasks[0]
+
+    @property
+    def _episode(self) -> ScheduledRuns:
+        if self._runs is None:
+            raise gymnasium.error.ResetNeeded("call reset() before anything else")
+        return self._runs
+
+    def _next_task(self) -> Task:
+        # The seed is drawn for every kind of task, so that np_random moves alike.
+        seed = int(self.np_random.integers(2**62))
+        if isinstance(self._source, TaskFamily):
+            return self._source.sample(torch.Generator().manual_seed(seed))
+        return self._source if self._source.seed is not None else self._source.with_seed(seed)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Starts a run and trains its first interval.
+
+        Args:
+            seed: of the environment's own generator, which draws tasks and task seeds.
+            options: not used.
+
+        Returns:
+            The first observation, and an info with the hyperparameters.
+        """
+        super().reset(seed=seed, options=options)
+        task = self._next_task()
+        _check_horizon(task)
+        # Row 0 is the agent's run; row 1 is its sibling with zero actions, the reference.
+        self._runs = ScheduledRuns(
+            [task], siblings=2, control=self.control, device=self._device, dtype=self._dtype
+        )
+        self._start_loss = float(self._runs.final_losses()[0, 0])
+        features = self._runs.begin()
+        return features[0].astype(np.float32), self._info()
+
+    def step(
+        self, action: NDArray[np.float32]
+    ) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Takes one decision and trains the next interval.
+
+        Args:
+            action: (3,) in [-1, 1].
+
+        Returns:
+            Observation, reward, terminated, truncated (always False) and info.
+        """
+        runs = self._episode
+        own = np.asarray(action, dtype=np.float64).reshape(1, -1)
+        features = runs.decide(np.concatenate((own, np.zeros((1, NUM_ACTIONS)))))
+        assert runs.stats is not None
+        broken = bool(runs.stats.nonfinite_share[0] == 1)
+        info = self._info()
+        reward = 0.0
+        if runs.done:
+            loss, reference = runs.final_losses()[0]
+            reward = improvement(float(loss), reference=float(reference), start=self._start_loss)
+            info |= {"outer_valid_loss": float(loss), "reference_loss": float(reference)}
+        elif broken:
+            reward = -CLIP
+        return features[0].astype(np.float32), reward, runs.done or broken, False, info
+
+    def _info(self) -> dict[str, Any]:
+        runs = self._episode
+        return {
+            "step": runs.trainer.step_count,
+            "lr": float(runs.lr[0]),
+            "momentum": float(runs.codec.momentum[0]),
+            "clip_ratio": float(runs.codec.clip_ratio[0]),
+        }
+
+
+def _check_horizon(task: Task) -> None:
+    if task.horizon < 4:
+        raise ValueError(
+            f"task {task.name!r} needs a horizon of at least 4 steps for one decision, "
+            f"but has {task.horizon}"
+        )

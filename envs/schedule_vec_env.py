@@ -1,0 +1,206 @@
+"""The vectorised environment for meta-training: several groups of runs, each one tensor program."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
+
+from pacesetter.envs.actions import NUM_ACTIONS, ControlConfig
+from pacesetter.envs.rewards import sibling_scores
+from pacesetter.envs.runs import ScheduledRuns
+from pacesetter.envs.schedule_env import action_space, observation_space
+from pacesetter.inner_models.registry import make_family
+from pacesetter.inner_models.task import Task, TaskFamily
+
+
+class ScheduleVecEnv(VecEnv):
+    """Sets the pace of many inner runs at once.
+
+    ## Description
+    Rows are runs: ``num_groups`` groups of ``tasks_per_group`` tasks of ``siblings`` runs. Tasks of
+    a group share a shape, drawn from one of the families, and are trained as one tensor program;
+    siblings share data, initial weights and batch order and differ only in their actions. All
+    episodes have the same number of decisions, so all rows end together and the next groups are
+    drawn at once. Group g of episode e depends on ``(seed, e, g)`` alone: a run is resumed by
+    setting `next_episode`.
+
+    ## Action Space, Observation Space
+    As in `ScheduleEnv`, one row per run.
+
+    ## Rewards
+    Zero until the horizon; then minus the z-score of the log outer-valid loss among siblings,
+    clipped at 2.5 (see `pacesetter.envs.rewards.sibling_scores`). A diverged run gets -2.5.
+
+    ## Starting State
+    The observations after each run's first interval.
+
+    ## Episode End
+    At the horizon, for all rows together. A run that diverges stays in its group, its updates
+    skipped, until the group ends. The info of a row then has ``terminal_observation``,
+    ``outer_valid_loss`` (NaN if diverged) and ``task`` (the family's name).
+
+    Args:
+        families: task families or names of bundled ones; each group draws one of them.
+        num_groups: groups per episode.
+        tasks_per_group: tasks of one shape per group.
+        siblings: runs per task, at least 2.
+        device: where the inner runs live.
+        seed: decides all tasks.
+        control: bounds and step sizes of the control.
+        dtype: of the inner runs' parameters and data.
+
+    Raises:
+        ValueError: a number is out of range, a family unknown, or a family's horizon too short for
+            ``control.num_intervals`` intervals of two steps.
+
+    ## Version History
+    * v0: initial version.
+    """
+
+    def __init__(
+        self,
+        families: Sequence[str | TaskFamily],
+        *,
+        num_groups: int = 4,
+        tasks_per_group: int = 4,
+        siblings: int = 8,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+        control: ControlConfig | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        if isinstance(families, str) or not families:
+            raise ValueError(f"families must be a non-empty list, but got {families!r}")
+        for name, value, least in (
+            ("num_groups", num_groups, 1),
+            ("tasks_per_group", tasks_per_group, 1),
+            ("siblings", siblings, 2),
+        ):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, but got {value}")
+        self.families = [make_family(f) if isinstance(f, str) else f for f in families]
+        self.control = control or ControlConfig()
+        self.render_mode = None
+        self.next_episode = 0
+        self._seed = seed
+        self._layout = (num_groups, tasks_per_group, siblings)
+        self._device = torch.device(device)
+        self._dtype = dtype
+        self._groups: list[ScheduledRuns] = []
+        self._actions = np.zeros((0, NUM_ACTIONS))
+        num_envs = num_groups * tasks_per_group * siblings
+        super().__init__(num_envs, observation_space(), action_space())
+
+    @property
+    def num_decisions(self) -> int:
+        """Decisions of an episode, K - 1: the ``n_steps`` of one rollout."""
+        return self.control.num_intervals - 1
+
+    @property
+    def tasks(self) -> list[Task]:
+        """The task of each row."""
+        return [task for g in self._groups for task in g.tasks for _ in range(g.siblings)]
+
+    def _draw_group(self, group: int) -> ScheduledRuns:
+        entropy = np.random.SeedSequence((self._seed, self.next_episode, group))
+        generator = torch.Generator().manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
+        pick = int(torch.randint(len(self.families), (), generator=generator))
+        _, num_tasks, siblings = self._layout
+        tasks = self.families[pick].sample_group(num_tasks, generator)
+        runs = ScheduledRuns(
+            tasks, siblings=siblings, control=self.control, device=self._device, dtype=self._dtype
+        )
+        if runs.num_decisions != self.num_decisions:
+            raise ValueError(
+                f"family {self.families[pick].name!r} drew a horizon of {runs.trainer.horizon}, "
+                f"too short for {self.control.num_intervals} intervals of two steps: raise its "
+                f"horizons to at least {2 * self.control.num_intervals} or lower num_intervals"
+            )
+        return runs
+
+    def reset(self) -> NDArray[np.float32]:
+        """Draws the next episode's groups and trains their first intervals."""
+        self._groups = [self._draw_group(g) for g in range(self._layout[0])]
+        self.next_episode += 1
+        self._reset_seeds()
+        self._reset_options()
+        features = np.concatenate([runs.begin() for runs in self._groups])
+        self.reset_infos = [{} for _ in range(self.num_envs)]
+        return features.astype(np.float32)
+
+    def step_async(self, actions: NDArray[Any]) -> None:
+        """Holds the actions, (num_envs, 3), for `step_wait`."""
+        self._actions = np.asarray(actions, dtype=np.float64)
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Takes one decision in every run and trains its next interval."""
+        if not self._groups:
+            raise gymnasium.error.ResetNeeded("call reset() before step()")
+        parts = np.split(self._actions, len(self._groups))
+        observations = np.concatenate(
+            [runs.decide(part) for runs, part in zip(self._groups, parts, strict=True)]
+        ).astype(np.float32)
+        rewards = np.zeros(self.num_envs, dtype=np.float32)
+        done = self._groups[0].done
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        if done:
+            losses = [runs.final_losses() for runs in self._groups]
+            rewards = np.concatenate([sibling_scores(g).ravel() for g in losses]).astype(np.float32)
+            flat = np.concatenate([g.ravel() for g in losses])
+            infos = [
+                {
+                    "terminal_observation": observations[row],
+                    "TimeLimit.truncated": False,
+                    "outer_valid_loss": float(flat[row]),
+                    "task": task.name,
+                }
+                for row, task in enumerate(self.tasks)
+            ]
+            observations = self.reset()
+        return observations, rewards, np.full(self.num_envs, done), infos
+
+    def close(self) -> None:
+        """Lets the runs go."""
+        self._groups = []
+
+    def seed(self, seed: int | None = None) -> Sequence[int | None]:
+        """Starts the sequence of episodes anew, from `seed`, at the next `reset`."""
+        if seed is not None:
+            self._seed = seed
+            self.next_episode = 0
+        return [self._seed] * self.num_envs
+
+    # -- the rest of SB3's interface: one object serves all rows ------------------------------
+
+    def _rows(self, indices: VecEnvIndices) -> Iterable[int]:
+        return self._get_indices(indices)
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """The attribute of this object, once per row asked for."""
+        return [getattr(self, attr_name) for _ in self._rows(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """Sets the attribute of this object; rows cannot differ."""
+        setattr(self, attr_name, value)
+
+    def env_method(
+        self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any
+    ) -> list[Any]:
+        """Calls the method of this object, once per row asked for."""
+        method = getattr(self, method_name)
+        return [method(*args, **kwargs) for _ in self._rows(indices)]
+
+    def env_is_wrapped(
+        self, wrapper_class: type[gymnasium.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
+    ) -> list[bool]:
+        """No row is wrapped."""
+        return [False for _ in self._rows(indices)]
+
+

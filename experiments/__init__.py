@@ -1,0 +1,1 @@
+"""The command line, and the comparison of agents with schedules and tuners."""

@@ -1,0 +1,121 @@
+"""Optimizers for N runs at once, with hyperparameters of one number per run.
+
+All parameters of all runs live in one flat buffer of shape (num_runs, num_params). The updates are
+those of `torch.optim` (bias correction by ``beta1 ** t`` with the beta1 of the moment included),
+so that an agent trained here meets the same optimizer in a job; `reference.py` is their plain twin.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from pacesetter.inner_models.task import OptimizerConfig
+
+
+class BatchedOptimizer(ABC):
+    """Updates a (num_runs, num_params) buffer in place.
+
+    Args:
+        params: (num_runs, num_params), updated in place.
+        config: what the user's job fixes; `lr` and `momentum` are given anew at every step.
+    """
+
+    def __init__(self, params: Tensor, config: OptimizerConfig) -> None:
+        self.params = params
+        self.config = config
+        self.buffer = torch.zeros_like(params)
+        self.steps = params.new_zeros(len(params), 1)
+        self._work = torch.empty_like(params)
+
+    @abstractmethod
+    def step(self, grads: Tensor, *, lr: Tensor, momentum: Tensor, keep: Tensor | None) -> None:
+        """One update.
+
+        Args:
+            grads: (num_runs, num_params), may be overwritten; rows that are not kept hold zeros.
+            lr: (num_runs, 1).
+            momentum: (num_runs, 1).
+            keep: (num_runs, 1) of ones and zeros; a run with a zero is skipped, its state and
+                step count untouched. None keeps all.
+        """
+
+    @abstractmethod
+    def update_direction(self, momentum: Tensor) -> Tensor:
+        """Direction of each run's latest update per unit of learning rate, before weight decay.
+
+        Derived from the optimizer's own state, with nothing stored for it.
+
+        Args:
+            momentum: (num_runs, 1), as in the latest step.
+
+        Returns:
+            (num_runs, num_params), overwritten by the next call or step.
+        """
+
+
+class BatchedAdamW(BatchedOptimizer):
+    """AdamW (Loshchilov & Hutter 2019), equal to `torch.optim.AdamW` run by run."""
+
+    def __init__(self, params: Tensor, config: OptimizerConfig) -> None:
+        super().__init__(params, config)
+        self.second = torch.zeros_like(params)
+
+    def step(self, grads: Tensor, *, lr: Tensor, momentum: Tensor, keep: Tensor | None) -> None:
+        """See `BatchedOptimizer.step`."""
+        beta2 = self.config.beta2
+        if keep is None:
+            self.steps += 1
+            self.buffer.lerp_(grads, 1 - momentum)
+            self.second.mul_(beta2)
+        else:
+            self.steps += keep
+            lr = lr * keep
+            self.buffer.lerp_(grads, (1 - momentum) * keep)
+            self.second.mul_(1 - (1 - beta2) * keep)
+        self.second.addcmul_(grads, grads, value=1 - beta2)
+        if self.config.weight_decay:
+            self.params.mul_(1 - lr * self.config.weight_decay)
+        self.params.addcmul_(self.update_direction(momentum), -lr)
+
+    def update_direction(self, momentum: Tensor) -> Tensor:
+        """See `BatchedOptimizer.update_direction`."""
+        # A run whose every step was skipped has no step yet: its buffer is zero, as is its update.
+        steps = self.steps.clamp(min=1)
+        correction2 = (1 - self.config.beta2**steps).sqrt()
+        torch.sqrt(self.second, out=self._work).add_(self.config.eps * correction2)
+        torch.div(self.buffer, self._work, out=self._work)
+        return self._work.mul_(correction2 / (1 - momentum**steps))
+
+
+class BatchedSGD(BatchedOptimizer):
+    """SGD with momentum (dampening 0, no Nesterov), equal to `torch.optim.SGD` run by run."""
+
+    def step(self, grads: Tensor, *, lr: Tensor, momentum: Tensor, keep: Tensor | None) -> None:
+        """See `BatchedOptimizer.step`."""
+        if self.config.weight_decay:
+            decay = self.config.weight_decay * (1.0 if keep is None else keep)
+            grads.addcmul_(self.params, torch.as_tensor(decay).to(self.params))
+        if keep is None:
+            self.steps += 1
+            self.buffer.mul_(momentum)
+        else:
+            self.steps += keep
+            lr = lr * keep
+            self.buffer.mul_(torch.where(keep > 0, momentum, 1.0))
+        self.buffer.add_(grads)
+        self.params.addcmul_(self.buffer, -lr)
+
+    def update_direction(self, momentum: Tensor) -> Tensor:
+        """See `BatchedOptimizer.update_direction`."""
+        return self.buffer
+
+
+_OPTIMIZERS: dict[str, type[BatchedOptimizer]] = {"adamw": BatchedAdamW, "sgd": BatchedSGD}
+
+
+def make_optimizer(params: Tensor, config: OptimizerConfig) -> BatchedOptimizer:
+    """Builds the batched optimizer that a task's configuration names."""
+    return _OPTIMIZERS[config.name](params, config)

@@ -1,0 +1,185 @@
+"""What an inner run trains: model, data, loss and the settings that the user's job would fix.
+
+A `ModuleTask` brings any ``nn.Module`` factory and a loss written as a user writes it. A
+`TaskFamily` is a distribution of tasks, sampled in two stages: a *shape* (everything that decides
+the sizes of tensors) and then any number of tasks of that shape, so that runs of one shape can be
+trained as a single tensor program.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, field, fields, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+Batch = tuple[Tensor, ...]
+"""Tensors that share their first dimension, one row per example."""
+
+LossFn = Callable[[nn.Module, Batch], Tensor]
+"""``loss(model, batch)``, returning one number: the mean over the rows of the batch."""
+
+SplitName = Literal["train", "inner_valid", "outer_valid", "test"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """The base optimizer of an inner run, as the user's job would have set it up.
+
+    Attributes:
+        name: ``"adamw"`` or ``"sgd"`` (with momentum).
+        lr: learning rate at the start, per inner step.
+        momentum: ``betas[0]`` of AdamW, ``momentum`` of SGD.
+        beta2: second-moment decay of AdamW; SGD ignores it.
+        eps: denominator constant of AdamW; SGD ignores it.
+        weight_decay: decoupled for AdamW, added to the gradient for SGD, as in `torch.optim`.
+    """
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    lr: float = 1e-3
+    momentum: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.name not in ("adamw", "sgd"):
+            raise ValueError(f"optimizer name must be 'adamw' or 'sgd', but got {self.name!r}")
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise ValueError(f"lr must be a positive number, but got {self.lr!r}")
+        for name in ("momentum", "beta2"):
+            value = getattr(self, name)
+            if not 0 <= value < 1:
+                raise ValueError(f"{name} must lie in [0, 1), but got {value!r}")
+        for name in ("eps", "weight_decay"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} must be zero or positive, but got {value!r}")
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The four data splits of a task, each a tuple of tensors with one row per example.
+
+    Attributes:
+        train: what the inner run learns from.
+        inner_valid: what the agent may observe while the run goes on.
+        outer_valid: the reward, the choice of a policy, the tuning of baselines.
+        test: read once, for reported results.
+
+    Raises:
+        ValueError: a split is empty, or its tensors differ in their number of rows.
+    """
+
+    train: Batch
+    inner_valid: Batch
+    outer_valid: Batch
+    test: Batch
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            split = getattr(self, f.name)
+            if isinstance(split, Tensor) or not split:
+                raise ValueError(
+                    f"split {f.name!r} must be a non-empty tuple of tensors, such as "
+                    f"(inputs, targets), but got {type(split).__name__}"
+                )
+            rows = [len(t) for t in split]
+            if min(rows) == 0 or len(set(rows)) > 1:
+                raise ValueError(
+                    f"every tensor of split {f.name!r} needs the same positive number of rows, "
+                    f"but got {rows}"
+                )
+
+    def num_rows(self, split: SplitName) -> int:
+        """Number of examples in a split."""
+        batch: Batch = getattr(self, split)
+        return len(batch[0])
+
+
+@dataclass(frozen=True)
+class ModuleTask:
+    """One task: any `nn.Module`, its data and its loss.
+
+    Attributes:
+        build_model: makes a freshly initialised module. It is called with torch's global generator
+            seeded from `seed` (and restored afterwards), so that ordinary initialisation code works.
+        loss: ``loss(model, batch)``, one number.
+        splits: the data.
+        horizon: inner steps of a run.
+        batch_size: rows per inner step, at most the rows of ``splits.train``.
+        optimizer: the base optimizer.
+        name: how tables call the task.
+        seed: fixes initial weights, batch order and dropout masks. None: each episode draws its own.
+        valid_every: the agent observes the loss on ``inner_valid`` every so many intervals; 0: never.
+
+    Raises:
+        ValueError: a setting is out of its range.
+    """
+
+    build_model: Callable[[], nn.Module]
+    loss: LossFn
+    splits: Splits
+    _: KW_ONLY
+    horizon: int
+    batch_size: int = 32
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    name: str = "task"
+    seed: int | None = None
+    valid_every: int = 0
+
+    def __post_init__(self) -> None:
+        rows = self.splits.num_rows("train")
+        if self.horizon < 1:
+            raise ValueError(f"horizon must be a positive number of steps, but got {self.horizon}")
+        if not 1 <= self.batch_size <= rows:
+            raise ValueError(
+                f"batch_size must lie between 1 and the {rows} rows of the train split, "
+                f"but got {self.batch_size}"
+            )
+        if self.valid_every < 0:
+            raise ValueError(f"valid_every must be zero or positive, but got {self.valid_every}")
+
+    def with_seed(self, seed: int) -> ModuleTask:
+        """The same task with other initial weights, batch order and dropout masks."""
+        return replace(self, seed=seed)
+
+    def with_optimizer(self, **changes: Any) -> ModuleTask:
+        """The same task with some settings of its base optimizer replaced."""
+        return replace(self, optimizer=replace(self.optimizer, **changes))
+
+
+Task = ModuleTask
+"""Every task is a module task; signatures say `Task`, those who bring their own say `ModuleTask`."""
+
+
+class TaskFamily(ABC):
+    """A distribution of tasks.
+
+    Subclasses say how to draw a *shape* and how to build a task of a given shape. Tasks of one
+    shape agree in everything that decides tensor sizes or code paths (architecture, rows of each
+    split, batch size, horizon, kind of optimizer) and differ in everything else.
+    """
+
+    name: str
+
+    @abstractmethod
+    def sample_shape(self, generator: torch.Generator) -> Any:
+        """Draws what all tasks of one group share."""
+
+    @abstractmethod
+    def build(self, shape: Any, generator: torch.Generator) -> Task:
+        """Builds one task of the given shape, with a seed of its own."""
+
+    def sample(self, generator: torch.Generator) -> Task:
+        """Draws one task."""
+        return self.build(self.sample_shape(generator), generator)
+
+    def sample_group(self, num_tasks: int, generator: torch.Generator) -> list[Task]:
+        """Draws `num_tasks` tasks of one shape, which one `InnerTrainer` can train together."""
+        shape = self.sample_shape(generator)
+        return [self.build(shape, generator) for _ in range(num_tasks)]

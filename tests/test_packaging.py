@@ -1,0 +1,97 @@
+"""The mapping of folders to packages is complete, and so is the wheel made from it."""
+
+import os
+import shutil
+import subprocess
+import sys
+from importlib.metadata import entry_points, version
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+import tomllib
+
+ROOT = Path(__file__).resolve().parents[1]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+MAPPING = PYPROJECT["tool"]["setuptools"]["package-dir"]
+FOLDERS = ("agent", "envs", "inner_models", "experiments")
+SHIPPED = ("*.py", "py.typed", "policies/*.safetensors", "*.json")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """A wheel built from a copy of what it is made of, so that the checkout stays clean."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for folder in FOLDERS:
+        shutil.copytree(ROOT / folder, source / folder)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    build = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
+    command = [sys.executable, "-c", build, str(out)]
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (path,) = out.glob("*.whl")
+    return path
+
+
+def test_every_module_is_in_a_listed_package():
+    assert sorted(MAPPING) == sorted(PYPROJECT["tool"]["setuptools"]["packages"])
+    listed = {ROOT / folder for folder in MAPPING.values()}
+    modules = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
+    assert not [path for path in modules if path.parent not in listed]
+
+
+def test_pacesetter_itself_is_a_namespace():
+    assert all(package.startswith("pacesetter.") for package in MAPPING)
+    assert not (ROOT / "pacesetter").exists()
+
+
+def test_wheel_holds_every_module_and_data_file(wheel):
+    expected = {
+        f"{package.replace('.', '/')}/{path.relative_to(ROOT / folder).as_posix()}"
+        for package, folder in MAPPING.items()
+        for pattern in SHIPPED
+        for path in (ROOT / folder).glob(pattern)
+    }
+    names = ZipFile(wheel).namelist()
+    assert {name for name in names if ".dist-info/" not in name} == expected
+    assert {f"pacesetter/{folder}/py.typed" for folder in FOLDERS} <= expected
+
+
+def test_every_policy_and_data_file_of_the_checkout_is_shipped():
+    data = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.is_file()]
+    data = [path for path in data if path.suffix in {".safetensors", ".json"}]
+    shipped = {path for folder in FOLDERS for p in SHIPPED for path in (ROOT / folder).glob(p)}
+    assert not [path for path in data if path not in shipped]
+
+
+def test_wheel_is_importable(wheel, tmp_path):
+    with ZipFile(wheel) as archive:
+        archive.extractall(tmp_path)
+    packages = ", ".join(MAPPING)
+    code = f"import {packages}; print(*[m.__file__ for m in ({packages})], sep='\\n')"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert all(Path(line).is_relative_to(tmp_path) for line in done.stdout.splitlines())
+
+
+def test_metadata(wheel):
+    stated = PYPROJECT["project"]["version"]
+    assert version("pacesetter") == stated
+    assert wheel.name == f"pacesetter-{stated}-py3-none-any.whl"
+    with ZipFile(wheel) as archive:
+        metadata = archive.read(f"pacesetter-{stated}.dist-info/METADATA").decode()
+    assert "License-Expression: MIT" in metadata
+    assert stated in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_console_script_exists():
+    (script,) = entry_points(group="console_scripts", name="pacesetter")
+    assert callable(script.load())
