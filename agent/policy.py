@@ -7,6 +7,7 @@ a decision costs some tens of microseconds and is the same on every machine.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -156,13 +157,11 @@ class Policy:
         return seal(tensors, self._header())
 
     def _header(self) -> dict[str, Any]:
-        info = asdict(self.info)
-        return {
-            **header_fields(self.control),
-            "activation": self.activation,
-            **info,
-            "families": list(self.info.families),
-        }
+        fields = header_fields(self.control)
+        header = {**fields, "activation": self.activation, **asdict(self.info)}
+        # As it will be read back: JSON has lists where Python has tuples.
+        plain: dict[str, Any] = json.loads(json.dumps(header, allow_nan=False))
+        return plain
 
 
 def save_policy(policy: Policy, path: str | PathLike[str]) -> Path:

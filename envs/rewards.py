@@ -54,7 +54,7 @@ def sibling_scores(losses: FloatArray) -> FloatArray:
         (num_tasks, siblings), within [-CLIP, CLIP]; higher is better.
 
     >>> sibling_scores(np.array([[1.0, 1.0, np.nan]])).round(3).tolist()
-    [[0.0, 0.0, -2.5]]
+    [[-0.0, -0.0, -2.5]]
     """
     values = comparable(losses)
     alive = np.isfinite(values)

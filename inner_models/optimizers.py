@@ -96,8 +96,9 @@ class BatchedSGD(BatchedOptimizer):
     def step(self, grads: Tensor, *, lr: Tensor, momentum: Tensor, keep: Tensor | None) -> None:
         """See `BatchedOptimizer.step`."""
         if self.config.weight_decay:
-            decay = self.config.weight_decay * (1.0 if keep is None else keep)
-            grads.addcmul_(self.params, torch.as_tensor(decay).to(self.params))
+            # A skipped run's buffer must not see it; its weights may no longer be finite.
+            decayed = self.params if keep is None else torch.where(keep > 0, self.params, 0.0)
+            grads.add_(decayed, alpha=self.config.weight_decay)
         if keep is None:
             self.steps += 1
             self.buffer.mul_(momentum)

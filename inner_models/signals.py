@@ -39,7 +39,7 @@ _SUMS = (
     "update_norm",
 )
 _ROW = {name: row for row, name in enumerate(_SUMS)}
-_TRACKER = ("loss_shift", "norm_mean", "norm_count")
+_TRACKER = ("loss_shift", "norm_mean", "norm_count", "finite")
 
 
 def window_length(interval: int) -> int:
@@ -67,6 +67,8 @@ class IntervalStatistics:
             hypergradient: positive means that the last step was too short (Baydin et al. 2018).
         update_norm: mean norm of an update, before weight decay; NaN if unknown.
         param_norm: mean norm of all parameters.
+        norm_running: running mean of gradient norms at the interval's end, which the clip
+            threshold is a multiple of; 0 while there is none.
     """
 
     loss_mean: FloatArray
@@ -79,6 +81,7 @@ class IntervalStatistics:
     cos_update: FloatArray
     update_norm: FloatArray
     param_norm: FloatArray
+    norm_running: FloatArray
 
 
 class TrainingSignals:
@@ -123,9 +126,12 @@ class TrainingSignals:
         scale = torch.where(clipped, threshold / norm, 1.0)
         safe = torch.where(finite, norm, 0.0)
         counted = torch.where(first, safe, torch.minimum(safe, COUNTED_AT_MOST * self._norm_mean))
-        rate = torch.clamp(1 / (self._norm_count + 1), min=NORM_RATE) * finite
+        # A gradient of zero says nothing about scale: counted, it would make the next threshold
+        # zero, and so every later gradient.
+        known = finite & (safe > 0)
+        rate = torch.clamp(1 / (self._norm_count + 1), min=NORM_RATE) * known
         self._norm_mean += rate * (counted - self._norm_mean)
-        self._norm_count += finite
+        self._norm_count += known
         rows = torch.stack((finite.to(safe.dtype), safe, safe * safe, clipped.to(safe.dtype)))
         self._sums[_ROW["norms"] : _ROW["clipped"] + 1] += rows
         self._finite = finite
@@ -190,14 +196,15 @@ class TrainingSignals:
 
     def fetch(self) -> IntervalStatistics:
         """Copies the interval's statistics to the host, in one transfer, and starts a new one."""
-        table = torch.cat((self._sums, self._loss_shift[None])).to("cpu", torch.float64).numpy()
+        rows = (self._sums, self._loss_shift[None], self._norm_mean[None])
+        table = torch.cat(rows).to("cpu", torch.float64).numpy()
         self._sums.zero_()
         sums = dict(zip(_SUMS, table, strict=False))
         steps = np.maximum(sums["steps"], 1)
         loss_mean, loss_std = _moments(sums["losses"], sums["loss"], sums["loss_sq"])
         norm_mean, norm_std = _moments(sums["norms"], sums["norm"], sums["norm_sq"])
         return IntervalStatistics(
-            loss_mean=loss_mean + table[-1],
+            loss_mean=loss_mean + table[-2],
             loss_std=loss_std,
             norm_mean=norm_mean,
             norm_std=norm_std,
@@ -207,6 +214,7 @@ class TrainingSignals:
             cos_update=_mean(sums["directions"], sums["cos_update"]),
             update_norm=_mean(sums["directions"], sums["update_norm"]),
             param_norm=_mean(sums["window"], sums["param_norm"]),
+            norm_running=table[-1],
         )
 
     def state_dict(self) -> dict[str, Tensor]:

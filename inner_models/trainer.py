@@ -145,10 +145,7 @@ class InnerTrainer:
             for name, t in stacked.items()
             if name not in self._shapes
         }
-        self._per_run = vmap(
-            vmap(self._one_loss, in_dims=(0, 0, None), randomness="same"), randomness="different"
-        )
-        self._vectorised = True
+        self._forms = [self._shared_batch, self._batch_each, self._one_by_one]
 
     @staticmethod
     def _state_of(model: nn.Module) -> dict[str, Tensor]:
@@ -170,18 +167,36 @@ class InnerTrainer:
 
     def _losses(self, batch: Batch) -> Tensor:
         """Losses of all runs, shape (num_tasks, siblings), on batches of shape (num_tasks, rows)."""
-        if self._vectorised:
+        while True:
             try:
-                return self._per_run(self._leaves, self._fixed, batch)
+                return self._forms[0](batch)
+            except torch.OutOfMemoryError:
+                raise
             except (RuntimeError, NotImplementedError) as error:
-                if "vmap" not in str(error) and "functorch" not in str(error):
+                # A form that torch.func cannot batch gives way to the next; what the last one
+                # raises is the user's own error.
+                if len(self._forms) == 1:
                     raise
-                warnings.warn(
-                    f"task {self.tasks[0].name!r}: its model or loss cannot be batched by "
-                    f"torch.func.vmap; the runs go one after another instead ({error})",
-                    stacklevel=2,
-                )
-                self._vectorised = False
+                del self._forms[0]
+                if len(self._forms) == 1:
+                    warnings.warn(
+                        f"task {self.tasks[0].name!r}: torch.func.vmap cannot batch its model or "
+                        f"loss, so runs go one after another ({str(error).splitlines()[0]})",
+                        stacklevel=2,
+                    )
+
+    def _shared_batch(self, batch: Batch) -> Tensor:
+        """Siblings see one batch, so that the first layer needs no copies of it."""
+        inner = vmap(self._one_loss, in_dims=(0, 0, None), randomness="same")
+        return vmap(inner, randomness="different")(self._leaves, self._fixed, batch)
+
+    def _batch_each(self, batch: Batch) -> Tensor:
+        """Each sibling sees its own view of the batch, which some batching rules insist on."""
+        each = tuple(c[:, None].expand(-1, self.siblings, *c.shape[1:]) for c in batch)
+        inner = vmap(self._one_loss, randomness="same")
+        return vmap(inner, randomness="different")(self._leaves, self._fixed, each)
+
+    def _one_by_one(self, batch: Batch) -> Tensor:
         rows = []
         for t in range(self.num_tasks):
             own = tuple(column[t] for column in batch)

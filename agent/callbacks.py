@@ -1,0 +1,144 @@
+"""What meta-training does between rollouts: validate, keep the best policy, save, tell.
+
+All of it happens at the start of a rollout, when the learner has just finished with the last one.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from torch import Tensor
+from tqdm import tqdm
+
+from pacesetter.agent.checkpoint import save_checkpoint
+from pacesetter.agent.config import TrainConfig
+from pacesetter.agent.policy import Policy, parse_policy, save_policy
+from pacesetter.agent.run_folder import write_text
+from pacesetter.agent.validation import ValidationSuite
+from pacesetter.envs.schedule_vec_env import ScheduleVecEnv
+
+CHECKPOINT = "checkpoint.pt"
+POLICY = "policy.safetensors"
+VALIDATION = "validation.csv"
+
+
+class MetaTraining(BaseCallback):
+    """Validates, checkpoints and reports.
+
+    Args:
+        config: of the run.
+        out: its folder.
+        env: its environment.
+        suite: what the policy is validated on.
+        snapshot: makes a policy of the learner as it stands.
+        extra: what a checkpoint kept, empty for a new run.
+        progress: whether to show a progress bar.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        out: Path,
+        env: ScheduleVecEnv,
+        suite: ValidationSuite,
+        snapshot: Callable[[PPO], Policy],
+        extra: dict[str, Any],
+        progress: bool,
+    ) -> None:
+        super().__init__()
+        self._config, self._out, self._env, self._suite = config, out, env, suite
+        self._snapshot, self._progress = snapshot, progress
+        self.history: list[tuple[int, int, float]] = [tuple(r) for r in extra.get("history", [])]
+        best = extra.get("best")
+        self.best = None
+        if best is not None:
+            self.best = parse_policy(best.numpy().tobytes(), source="the checkpoint's policy")
+        self._best_score = float(extra.get("best_score", float("inf")))
+        self._due = _validation_points(config)
+        self._bar: Any = None
+
+    @property
+    def _learner(self) -> PPO:
+        assert isinstance(self.model, PPO)
+        return self.model
+
+    def _on_training_start(self) -> None:
+        done = self.num_timesteps
+        self._bar = tqdm(
+            total=self._config.rollouts * self._config.rollout,
+            initial=done,
+            unit="decision",
+            unit_scale=True,
+            disable=not self._progress,
+            file=sys.stderr,
+            mininterval=0.5 if sys.stderr.isatty() else 10,
+            desc="meta-training",
+        )
+        self._show()
+
+    def _on_step(self) -> bool:
+        self._bar.update(self._config.num_envs)
+        return True
+
+    def _on_rollout_start(self) -> None:
+        rollout = self.num_timesteps // self._config.rollout
+        if rollout:
+            self._between(rollout)
+
+    def _on_training_end(self) -> None:
+        self._between(self._config.rollouts)
+        self._bar.close()
+
+    def _between(self, rollout: int) -> None:
+        if rollout in self._due and all(r != rollout for r, _, _ in self.history):
+            self._validate(rollout)
+        if rollout % self._config.checkpoint_every == 0 or rollout == self._config.rollouts:
+            extra = {
+                "history": [list(row) for row in self.history],
+                "best": None if self.best is None else _as_tensor(self.best.to_bytes()),
+                "best_score": self._best_score,
+            }
+            save_checkpoint(self._out / CHECKPOINT, self._learner, self._env, extra)
+
+    def _validate(self, rollout: int) -> None:
+        started = time.perf_counter()
+        policy = self._snapshot(self._learner)
+        score = self._suite.score(policy.act).mean
+        self.history.append((rollout, self.num_timesteps, score))
+        if score < self._best_score:
+            self.best, self._best_score = policy, score
+            save_policy(policy, self._out / POLICY)
+        self.logger.record("validation/score", score)
+        self.logger.record("validation/best", self._best_score)
+        self.logger.record("validation/seconds", time.perf_counter() - started)
+        table = io.StringIO()
+        writer = csv.writer(table, lineterminator="\n")
+        writer.writerow(("rollout", "decisions", "mean_log_ratio"))
+        writer.writerows(self.history)
+        write_text(self._out / VALIDATION, table.getvalue())
+        self._show()
+
+    def _show(self) -> None:
+        if self.history:
+            last = self.history[-1][2]
+            self._bar.set_postfix_str(f"validation {last:+.3f}, best {self._best_score:+.3f}")
+
+
+def _as_tensor(data: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
+
+
+def _validation_points(config: TrainConfig) -> frozenset[int]:
+    """Numbers of finished rollouts at which the policy is validated; the last is among them."""
+    count = min(config.validations, config.rollouts)
+    return frozenset(round((i + 1) * config.rollouts / count) for i in range(count))

@@ -1,0 +1,87 @@
+"""Settings of meta-training: everything that decides what a run learns."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pacesetter.envs.actions import ControlConfig
+from pacesetter.inner_models.registry import META_TRAIN, VALIDATION, make_family
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One meta-training run. Its size is counted in decisions, not in minutes.
+
+    Attributes:
+        decisions: how many to learn from; rounded up to whole rollouts.
+        families: task families to learn from.
+        validation_families: task families to choose the policy by.
+        num_groups: groups of runs per rollout, each of one shape.
+        tasks_per_group: tasks per group.
+        siblings: runs per task.
+        control: intervals, bounds and step sizes.
+        hidden: widths of the policy's and of the critic's hidden layers.
+        learning_rate: of PPO, falling linearly to a tenth.
+        epochs: passes over a rollout.
+        minibatches: per pass.
+        clip_range: of PPO's ratio.
+        entropy_coef: weight of the entropy bonus.
+        log_std: log of the actions' standard deviation at the start.
+        validations: how often the policy is validated, evenly spaced, the end included.
+        validation_tasks: fixed tasks per validation family.
+        validation_seeds: seeds per validation task.
+        validation_starts: starts of the learning rate from which each task is run.
+        checkpoint_every: rollouts between checkpoints.
+    """
+
+    decisions: int
+    families: tuple[str, ...] = META_TRAIN
+    validation_families: tuple[str, ...] = VALIDATION
+    num_groups: int = 4
+    tasks_per_group: int = 4
+    siblings: int = 8
+    control: ControlConfig = field(default_factory=ControlConfig)
+    hidden: tuple[int, ...] = (64, 64)
+    learning_rate: float = 1e-3
+    epochs: int = 5
+    minibatches: int = 4
+    clip_range: float = 0.2
+    entropy_coef: float = 0.0
+    log_std: float = -0.7
+    validations: int = 20
+    validation_tasks: int = 6
+    validation_seeds: int = 2
+    validation_starts: tuple[float, ...] = (3e-4, 1e-3, 1e-2)
+    checkpoint_every: int = 5
+
+    def __post_init__(self) -> None:
+        for name in (
+            *("decisions", "num_groups", "tasks_per_group", "epochs", "minibatches"),
+            *("validations", "validation_tasks", "validation_seeds", "checkpoint_every"),
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be positive, but got {getattr(self, name)}")
+        for name in (*self.families, *self.validation_families):
+            make_family(name)
+        if self.control.num_intervals < 2:
+            raise ValueError("meta-training needs at least 2 intervals, one decision, per run")
+
+    @property
+    def num_envs(self) -> int:
+        """Inner runs side by side."""
+        return self.num_groups * self.tasks_per_group * self.siblings
+
+    @property
+    def rollout(self) -> int:
+        """Decisions of one rollout: whole episodes of every run."""
+        return self.num_envs * (self.control.num_intervals - 1)
+
+    @property
+    def rollouts(self) -> int:
+        """Rollouts of the whole run."""
+        return -(-self.decisions // self.rollout)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings in JSON types."""
+        return asdict(self)

@@ -1,0 +1,98 @@
+"""Where a scheduler meets its optimizer: hooks before and after every update.
+
+The hooks hold the scheduler weakly, so that neither keeps the other alive; when the scheduler goes,
+its hooks go.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+from torch.optim import Optimizer
+
+StepArguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class Listener(Protocol):
+    """What the hooks call, in this order, at every update."""
+
+    def before_update(self) -> None:
+        """The update is about to begin; with a closure there are no gradients yet."""
+
+    def on_gradients(self) -> None:
+        """The gradients are there and have not been used."""
+
+    def after_update(self) -> None:
+        """The update is done."""
+
+
+_LISTENERS: WeakKeyDictionary[Optimizer, weakref.ref[Listener]] = WeakKeyDictionary()
+
+
+def attach(optimizer: Optimizer, listener: Listener) -> Callable[[], Any]:
+    """Hangs a listener onto an optimizer.
+
+    Args:
+        optimizer: to listen to.
+        listener: held weakly.
+
+    Returns:
+        Takes the hooks off; further calls do nothing. It also runs when the listener goes.
+
+    Raises:
+        ValueError: the optimizer has a listener already.
+    """
+    held = _LISTENERS.get(optimizer)
+    if held is not None and held() is not None:
+        raise ValueError(
+            "this optimizer has a LearnedScheduler already: take it off with its detach() first"
+        )
+    mine = weakref.ref(listener)
+
+    def before(opt: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        found = mine()
+        return None if found is None else _begin(found, args, kwargs)
+
+    def after(opt: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found = mine()
+        if found is not None:
+            found.after_update()
+
+    handles = (
+        optimizer.register_step_pre_hook(before),
+        optimizer.register_step_post_hook(after),
+    )
+    _LISTENERS[optimizer] = mine
+    where = weakref.ref(optimizer)
+
+    def take_off() -> None:
+        for handle in handles:
+            handle.remove()
+        found = where()
+        if found is not None and _LISTENERS.get(found) is mine:
+            del _LISTENERS[found]
+
+    finalizer = weakref.finalize(listener, take_off)
+    finalizer.atexit = False
+    return finalizer
+
+
+def _begin(listener: Listener, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Calls the listener now or, where a closure makes the gradients, as soon as it has."""
+    listener.before_update()
+    closure = args[1] if len(args) > 1 else kwargs.get("closure")
+    if closure is None:
+        listener.on_gradients()
+        return None
+
+    def with_statistics() -> Any:
+        loss = closure()
+        listener.on_gradients()
+        return loss
+
+    if len(args) > 1:
+        return (args[0], with_statistics, *args[2:]), kwargs
+    return args, {**kwargs, "closure": with_statistics}

@@ -1,0 +1,146 @@
+"""Meta-training: Stable-Baselines3's PPO learns the schedule from many inner runs."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.logger import configure
+from torch import nn
+
+from pacesetter.agent.callbacks import CHECKPOINT, POLICY, MetaTraining
+from pacesetter.agent.checkpoint import load_checkpoint
+from pacesetter.agent.config import TrainConfig
+from pacesetter.agent.export import policy_from_model
+from pacesetter.agent.policy import Policy, PolicyInfo, library_versions, save_policy
+from pacesetter.agent.run_folder import claim_folder
+from pacesetter.agent.validation import ValidationSuite
+from pacesetter.envs.schedule_vec_env import ScheduleVecEnv
+
+
+def make_learner(config: TrainConfig, env: ScheduleVecEnv, *, seed: int) -> PPO:
+    """PPO for `env`, one rollout being one whole episode of every run.
+
+    The critic and the reward leave nothing to discount (gamma = lambda = 1). PPO's own advantage
+    normalisation is off: it would undo the floor under the siblings' spread.
+    """
+    hidden = list(config.hidden)
+    return PPO(
+        "MlpPolicy",
+        env,
+        n_steps=env.num_decisions,
+        batch_size=-(-config.rollout // config.minibatches),
+        n_epochs=config.epochs,
+        learning_rate=lambda left: config.learning_rate * (0.1 + 0.9 * left),
+        gamma=1.0,
+        gae_lambda=1.0,
+        normalize_advantage=False,
+        clip_range=config.clip_range,
+        ent_coef=config.entropy_coef,
+        policy_kwargs={
+            "net_arch": {"pi": hidden, "vf": hidden},
+            "activation_fn": nn.Tanh,
+            "log_std_init": config.log_std,
+        },
+        seed=seed,
+        device="cpu",  # the networks are small: a GPU would wait for its launches
+    )
+
+
+def train(
+    config: TrainConfig,
+    out: Path,
+    *,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    resume: bool = False,
+    progress: bool = True,
+    preset: str | None = None,
+) -> Path:
+    """Meta-trains a policy and writes its file.
+
+    The folder then holds ``policy.safetensors`` (the best on the validation tasks so far),
+    ``checkpoint.pt``, ``validation.csv``, TensorBoard logs in ``tensorboard/`` and ``run.json``. A
+    run that was stopped at any point, resumed, ends in the same policy as one that ran through,
+    bit for bit on the CPU with the same number of threads.
+
+    Args:
+        config: what to learn, and for how long.
+        out: the run's folder, new or empty; or that of a run to go on with.
+        seed: of tasks, exploration and initial weights.
+        device: where the inner runs live.
+        resume: go on with the run in `out`.
+        progress: show a progress bar.
+        preset: name of the preset, for the policy's header.
+
+    Returns:
+        Path of the policy file.
+
+    Raises:
+        FileExistsError: `out` holds something and `resume` is off.
+        ValueError: `out` holds another run, or its checkpoint is broken.
+    """
+    settings = {"config": config.to_dict(), "seed": seed, "preset": preset}
+    claim_folder(out, kind="train", settings=settings, resume=resume)
+    env = ScheduleVecEnv(
+        config.families,
+        num_groups=config.num_groups,
+        tasks_per_group=config.tasks_per_group,
+        siblings=config.siblings,
+        device=device,
+        seed=seed,
+        control=config.control,
+    )
+    model = make_learner(config, env, seed=seed)
+    extra: dict[str, Any] = {}
+    if resume and (out / CHECKPOINT).is_file():
+        extra = load_checkpoint(out / CHECKPOINT, model, env)
+    model.set_logger(configure(str(out / "tensorboard"), ["tensorboard"]))
+
+    def snapshot(learner: PPO) -> Policy:
+        info = PolicyInfo(
+            families=config.families,
+            preset=preset,
+            seed=seed,
+            decisions=learner.num_timesteps,
+            commit=_commit(),
+            versions=library_versions(),
+            provenance={"config": config.to_dict()},
+        )
+        return policy_from_model(learner, control=config.control, info=info)
+
+    suite = ValidationSuite(
+        config.validation_families,
+        tasks_per_family=config.validation_tasks,
+        starts=config.validation_starts,
+        seeds=config.validation_seeds,
+        control=config.control,
+        device=device,
+    )
+    callback = MetaTraining(
+        config, out=out, env=env, suite=suite, snapshot=snapshot, extra=extra, progress=progress
+    )
+    left = config.rollouts * config.rollout - model.num_timesteps
+    if left > 0:
+        model.learn(left, callback=callback, reset_num_timesteps=False)
+    assert callback.best is not None
+    return save_policy(callback.best, out / POLICY)
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this code runs from, if it is one."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,50 @@
+"""Sizes of meta-training by name, counted in decisions."""
+
+from __future__ import annotations
+
+import difflib
+
+from pacesetter.agent.config import TrainConfig
+from pacesetter.envs.actions import ControlConfig
+
+PRESETS: dict[str, TrainConfig] = {
+    # Seconds: shows that the whole path works, learns nothing to speak of.
+    "smoke": TrainConfig(
+        decisions=2_000,
+        num_groups=2,
+        tasks_per_group=2,
+        siblings=4,
+        control=ControlConfig(num_intervals=10),
+        validations=2,
+        validation_tasks=1,
+        validation_seeds=1,
+        validation_starts=(1e-3,),
+        checkpoint_every=1,
+    ),
+    # About two minutes on two cores, for `pacesetter demo`.
+    "demo": TrainConfig(
+        decisions=250_000,
+        learning_rate=2e-3,
+        validations=3,
+        validation_tasks=2,
+        validation_seeds=1,
+        checkpoint_every=5,
+    ),
+    # About half an hour on two cores; made the shipped policy.
+    "laptop": TrainConfig(decisions=4_000_000),
+}
+
+
+def get_preset(name: str) -> TrainConfig:
+    """A preset by name.
+
+    Raises:
+        ValueError: there is no such preset; the message has the nearest names.
+    """
+    if name not in PRESETS:
+        near = difflib.get_close_matches(name, PRESETS, cutoff=0.4) or list(PRESETS)
+        raise ValueError(
+            f"unknown preset {name!r}; did you mean {' or '.join(map(repr, near))}? "
+            f"There are: {', '.join(PRESETS)}"
+        )
+    return PRESETS[name]

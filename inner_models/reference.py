@@ -1,0 +1,113 @@
+"""One inner run in plain PyTorch: the readable twin of `trainer.py`.
+
+The oracle of the tests and the sequential side of the throughput benchmark. It uses `torch.optim`
+and an ordinary loop, and takes the same per-step statistics as the batched trainer, in Python.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from pacesetter.inner_models.batching import batch_stream, build_model
+from pacesetter.inner_models.signals import COUNTED_AT_MOST, NORM_RATE
+from pacesetter.inner_models.task import SplitName, Task
+
+
+class ReferenceRun:
+    """Trains one run of a task, step by step.
+
+    Args:
+        task: with a seed; it fixes initial weights and batch order as in `InnerTrainer`.
+        device: where the run lives.
+        dtype: of parameters and floating-point data.
+
+    Attributes:
+        model: the module in training.
+        losses: training loss of each step so far.
+        norms: gradient norm of each step before clipping.
+        clipped: whether each step was clipped.
+        skipped: whether each step was skipped because its gradient norm was not finite.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.task = task
+        self._device, self._dtype = torch.device(device), dtype
+        self.model = build_model(task).to(self._device, dtype)
+        self._stream = batch_stream(task)
+        self._train = self._split("train")
+        c = task.optimizer
+        params = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer: torch.optim.Optimizer
+        if c.name == "adamw":
+            self.optimizer = torch.optim.AdamW(
+                params,
+                lr=c.lr,
+                betas=(c.momentum, c.beta2),
+                eps=c.eps,
+                weight_decay=c.weight_decay,
+            )
+        else:
+            self.optimizer = torch.optim.SGD(
+                params, lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay
+            )
+        self.losses: list[float] = []
+        self.norms: list[float] = []
+        self.clipped: list[bool] = []
+        self.skipped: list[bool] = []
+        self._norm_mean, self._norm_count = 0.0, 0
+
+    def _split(self, name: SplitName) -> tuple[Tensor, ...]:
+        batch: tuple[Tensor, ...] = getattr(self.task.splits, name)
+        return tuple(
+            t.to(self._device, self._dtype if t.is_floating_point() else t.dtype) for t in batch
+        )
+
+    def step(self, *, lr: float, momentum: float, clip_ratio: float = math.inf) -> float:
+        """One inner step with the given hyperparameters; returns the training loss."""
+        rows = self._stream.take(1)[0].to(self._device)
+        batch = tuple(t[rows] for t in self._train)
+        loss = self.task.loss(self.model, batch)
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = float(nn.utils.get_total_norm(grads))
+        threshold = clip_ratio * self._norm_mean if self._norm_count else math.inf
+        clip = math.isfinite(norm) and norm > threshold
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+            if self.task.optimizer.name == "adamw":
+                group["betas"] = (momentum, group["betas"][1])
+            else:
+                group["momentum"] = momentum
+        if clip:
+            for grad in grads:
+                grad.mul_(threshold / norm)
+        if math.isfinite(norm):
+            self.optimizer.step()
+            counted = min(norm, COUNTED_AT_MOST * self._norm_mean) if self._norm_count else norm
+            rate = max(1 / (self._norm_count + 1), NORM_RATE)
+            self._norm_mean += rate * (counted - self._norm_mean)
+            self._norm_count += 1
+        self.losses.append(float(loss.detach()))
+        self.norms.append(norm)
+        self.clipped.append(clip)
+        self.skipped.append(not math.isfinite(norm))
+        return self.losses[-1]
+
+    @torch.no_grad()
+    def evaluate(self, split: SplitName) -> float:
+        """Mean loss on a whole split, in evaluation mode."""
+        self.model.eval()
+        try:
+            return float(self.task.loss(self.model, self._split(split)))
+        finally:
+            self.model.train()
