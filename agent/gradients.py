@@ -46,7 +46,8 @@ def total_norm(tensors: Iterable[Tensor], *, device: torch.device, dtype: torch.
         else:
             norms += torch._foreach_norm(members)
     stacked = torch.stack([n.to(device, dtype) for n in norms])
-    return torch.linalg.vector_norm(stacked).reshape(1)
+    norm: Tensor = torch.linalg.vector_norm(stacked)
+    return norm.reshape(1)
 
 
 def gradients_of(params: Sequence[Tensor]) -> list[Tensor]:
@@ -108,7 +109,7 @@ def finish_update(optimizer: Optimizer) -> None:
         return
     own = optimizer.__dict__.pop("_pacesetter_found_inf")
     if own is None:
-        del optimizer.found_inf
+        del optimizer.__dict__["found_inf"]
     else:
         optimizer.found_inf = own  # type: ignore[attr-defined]
 

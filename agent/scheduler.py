@@ -9,40 +9,27 @@ from __future__ import annotations
 
 import math
 import warnings
-from numbers import Integral, Real
 from os import PathLike
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pacesetter.agent.directions import (
-    check_supported,
-    is_adaptive,
-    momentum_scales_lr,
-    read_directions,
-)
-from pacesetter.agent.gradients import (
-    finish_update,
-    gradients_of,
-    scale_gradients,
-    skip_unless,
-    total_norm,
-    with_gradients,
-)
+from pacesetter.agent.checks import one_number, positive_integer
+from pacesetter.agent.clock import Clock
+from pacesetter.agent.directions import check_supported, is_adaptive, momentum_scales_lr
+from pacesetter.agent.gradients import finish_update
 from pacesetter.agent.history import Decision, History
 from pacesetter.agent.hooks import attach
 from pacesetter.agent.hyperparameters import GroupHyperparameters, other_schedulers
+from pacesetter.agent.monitor import UpdateMonitor
 from pacesetter.agent.policy import DEFAULT_POLICY, Policy, load_policy
 from pacesetter.envs.actions import ActionCodec
 from pacesetter.envs.features import FeatureEncoder
 from pacesetter.inner_models.guard import lr_cut
-from pacesetter.inner_models.signals import TrainingSignals, window_length
 
 STATE_VERSION = 1
-_PLANNED = 1024  # learning rates are worked out for so many steps at once
 
 
 class LearnedScheduler:
@@ -90,12 +77,8 @@ class LearnedScheduler:
         policy: str | PathLike[str] | Policy = DEFAULT_POLICY,
     ) -> None:
         check_supported(optimizer)
-        if not isinstance(total_steps, Integral) or isinstance(total_steps, bool):
-            raise ValueError(f"Expected positive integer total_steps, but got {total_steps!r}")
-        if total_steps < 1:
-            raise ValueError(f"Expected positive integer total_steps, but got {total_steps}")
         self.optimizer = optimizer
-        self.total_steps = int(total_steps)
+        self.total_steps = positive_integer(total_steps, "total_steps")
         self.policy = policy if isinstance(policy, Policy) else load_policy(policy)
         self.history = History()
         self._detach = attach(optimizer, self)
@@ -105,14 +88,10 @@ class LearnedScheduler:
             one_minus_momentum_bounds=self.policy.control.one_minus_momentum_bounds,
             momentum_scales_lr=momentum_scales_lr(optimizer),
         )
-        self._codec = self._new_codec()
         self._encoder = FeatureEncoder(1, adaptive=is_adaptive(optimizer))
-        self._signals = self._new_signals(optimizer.param_groups[0]["params"][0].device)
-        self._step = 0
-        self._interval = 0
-        self._skipped = 0
         self._warned: set[str] = set()
-        self._plan()
+        self._monitor = UpdateMonitor(self.policy.control.clip_ratio_start)
+        self._start()
         self._write()
 
     # -- the user's side ----------------------------------------------------------------------
@@ -130,27 +109,22 @@ class LearnedScheduler:
             TypeError: the loss is neither a tensor nor a number.
             ValueError: the loss is a tensor of more than one element.
         """
-        value = self._one_number(loss, name="loss")
+        value = self._signed(loss, "loss")
         if not self._attached:
             return
-        if self._step >= self.total_steps:
+        if self._clock.over:
             self._warn_once(
                 f"LearnedScheduler.step() was called more often than total_steps="
                 f"{self.total_steps}: the last values hold from here on"
             )
             return
-        if self._step == 0 and not self._groups.latest:
+        if self._clock.step == 0 and not self._groups.latest:
             self._warn_once(
                 "LearnedScheduler.step() was called before optimizer.step(), or there was no "
                 "gradient: call optimizer.step() first, or each loss counts for a wrong update"
             )
-        self._signals.record_loss(value)
-        self._step += 1
-        if self._step < self._codec.ends[self._interval]:
-            self._write()
-            return
-        self._interval += 1
-        if self._interval < len(self._codec.ends):
+        self._monitor.record_loss(value)
+        if self._clock.advance():
             self._decide()
         else:
             self._write()
@@ -166,7 +140,7 @@ class LearnedScheduler:
             TypeError: it is neither a tensor nor a number.
             ValueError: it is a tensor of more than one element.
         """
-        value = float(self._one_number(valid_loss, name="valid_loss"))
+        value = float(self._signed(valid_loss, "valid_loss"))
         self._encoder.observe_validation(np.array([value]))
 
     def get_last_lr(self) -> list[float]:
@@ -176,12 +150,12 @@ class LearnedScheduler:
     @property
     def last_clip_norm(self) -> float:
         """Clip threshold of the latest update; infinite if there was none. Waits for the device."""
-        return float(self._threshold)
+        return self._monitor.threshold
 
     @property
     def skipped_steps(self) -> int:
         """Updates skipped so far for gradients that were not finite. Waits for the device."""
-        return self._skipped + int(self._skipped_on_device)
+        return self._monitor.skipped
 
     def detach(self) -> None:
         """Takes the hooks off and leaves the optimizer as it is; another scheduler may attach."""
@@ -197,14 +171,11 @@ class LearnedScheduler:
             "version": STATE_VERSION,
             "policy": self.policy.digest,
             "total_steps": self.total_steps,
-            "step": self._step,
-            "interval": self._interval,
-            "skipped": self.skipped_steps,
-            "threshold": self._threshold.clone(),
+            "clock": self._clock.state_dict(),
             "groups": self._groups.state_dict(),
             "codec": self._codec.state_dict(),
             "encoder": self._encoder.state_dict(),
-            "signals": self._signals.state_dict(),
+            "monitor": self._monitor.state_dict(),
             "history": self.history.state_dict(),
         }
 
@@ -228,17 +199,12 @@ class LearnedScheduler:
                     f"has {own!r}"
                 )
         self._groups.load_state_dict(state_dict["groups"])
-        self._codec = self._new_codec()
+        self._start()
         self._codec.load_state_dict(state_dict["codec"])
+        self._clock.load_state_dict(state_dict["clock"])
         self._encoder.load_state_dict(state_dict["encoder"])
-        self._signals.load_state_dict(state_dict["signals"])
+        self._monitor.load_state_dict(state_dict["monitor"])
         self.history.load_state_dict(state_dict["history"])
-        self._step = state_dict["step"]
-        self._interval = state_dict["interval"]
-        self._skipped = state_dict["skipped"]
-        self._skipped_on_device.zero_()
-        self._threshold = state_dict["threshold"].to(self._threshold, copy=True)
-        self._plan()
         self._write()
 
     # -- called by the hooks, at every update -------------------------------------------------
@@ -247,81 +213,72 @@ class LearnedScheduler:
         """Sees to it that the update is done with our hyperparameters."""
         self._write()
 
-    @torch.no_grad()
     def on_gradients(self) -> None:
-        """Takes the statistics and clips, in the order in which the environments do."""
-        params = with_gradients(self.optimizer)
-        if not params:
-            return
-        grads = gradients_of(params)
-        self._move_to(grads[0].device)
-        norm = total_norm(grads, device=self._device, dtype=self._dtype)
-        scale, self._threshold, finite = self._signals.record_gradient(norm, self._ratio)
-        if self._step >= self._window_start:
-            self._record_window(norm)
-        happens = skip_unless(finite, self.optimizer, params)
-        if happens is None:
-            self._skipped_on_device += ~finite
-        elif not happens:
-            self._skipped += 1
-        if happens is not False:
-            scale_gradients(grads, scale)
-        self._groups.mark_update()
+        """Takes the statistics, clips, and has an update skipped that would break the run."""
+        latest = self._groups.latest
+        if self._monitor.on_gradients(
+            self.optimizer, in_window=self._clock.in_window, latest=latest
+        ):
+            self._groups.mark_update()
 
     def after_update(self) -> None:
         """Leaves the optimizer as its user knows it."""
         finish_update(self.optimizer)
 
-    def _record_window(self, norm: Tensor) -> None:
-        groups = self.optimizer.param_groups
-        trained = [p.detach() for g in groups for p in g["params"] if p.requires_grad]
-        kind = {"device": self._device, "dtype": self._dtype}
-        latest = self._groups.latest
-        self._signals.record_window(
-            param_sq=total_norm(trained, **kind).square(),
-            grad_sq=norm.square(),
-            directions=read_directions(self.optimizer, latest, **kind) if latest else None,
-        )
-
     # -- decisions ----------------------------------------------------------------------------
 
     def _decide(self) -> None:
-        stats = self._signals.fetch()
-        features = self._encoder.encode(stats, self._codec, interval=self._interval)
+        stats = self._monitor.fetch()
+        features = self._encoder.encode(stats, self._codec, interval=self._clock.interval)
         action = self.policy.act(features)
         self._codec.apply(action, lr_cut=lr_cut(stats.nonfinite_share))
-        self._plan()
+        self._monitor.set_clip_ratio(float(self._codec.clip_ratio[0]))
         self._write()
-        running, ratio = float(stats.norm_running[0]), float(self._codec.clip_ratio[0])
+        running, settings = float(stats.norm_running[0]), self._groups.current
         self.history.append(
             Decision(
-                step=self._step,
+                step=self._clock.step,
                 loss=float(stats.loss_mean[0]),
                 features=tuple(features[0].tolist()),
                 action=tuple(action[0].tolist()),
-                lr=self._groups.current[0].lr,
-                lr_factor=self._lr_factor(),
-                momentum=next(
-                    (s.momentum for s in self._groups.current if s.momentum is not None), None
-                ),
-                clip_threshold=running * ratio if running > 0 else math.inf,
+                lr=settings[0].lr,
+                lr_factor=self._clock.lr_factor(),
+                momentum=next((s.momentum for s in settings if s.momentum is not None), None),
+                clip_threshold=running * float(self._codec.clip_ratio[0]) or math.inf,
             )
         )
 
-    def _plan(self) -> None:
-        """Works out what holds until the next decision."""
-        ends = self._codec.ends
-        last = len(ends) - 1
-        self._ratio = torch.as_tensor(
-            self._codec.clip_ratio, dtype=self._dtype, device=self._device
+    def _start(self) -> None:
+        """A codec and a clock at the beginning of the run."""
+        self._momentum_start = self._groups.momentum_start
+        self._codec = ActionCodec(
+            self.policy.control,
+            total_steps=self.total_steps,
+            momentum_start=self._momentum_start,
+            momentum_scales_lr=momentum_scales_lr(self.optimizer),
         )
-        self._momentum_change = float(
-            self._codec.log_one_minus_momentum[0] - np.log1p(-self._groups.momentum_start)
-        )
-        # Nothing is decided at the horizon, so the last interval needs no window.
-        self._window_start: float = math.inf
-        if self._interval < last:
-            begin = ends[self._interval - 1] if self._interval else 0
-            self._window_start = ends[self._interval] - window_length(ends[self._interval] - begin)
-        self._factors: list[float] = []
-        self._factors_from = 0
+        self._clock = Clock(self._codec)
+
+    def _write(self) -> None:
+        """Sets the hyperparameters of the next update, over what anybody else has set."""
+        moved = self._codec.log_one_minus_momentum[0] - np.log1p(-self._momentum_start)
+        foreign = self._groups.write(self._clock.lr_factor(), float(moved))
+        if foreign and "foreign" not in self._warned:
+            self._warned.add("foreign")
+            names = ", ".join(other_schedulers(self.optimizer)) or "something else"
+            warnings.warn(
+                f"{names} changed the learning rate or momentum of param groups {foreign}, which "
+                "LearnedScheduler sets: it overrules such changes. Take the other scheduler away, "
+                "or this one with detach()",
+                stacklevel=3,
+            )
+
+    def _signed(self, value: Tensor | float, name: str) -> Tensor:
+        """A loss as a tensor of shape (1,), wherever it is; turned round if it is maximised."""
+        number = one_number(value, name)
+        return -number if self.optimizer.param_groups[0].get("maximize") else number
+
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            warnings.warn(message, stacklevel=3)
