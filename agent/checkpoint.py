@@ -58,6 +58,9 @@ def load_checkpoint(path: Path, model: PPO, env: ScheduleVecEnv) -> dict[str, An
     """
     try:
         state = torch.load(path, weights_only=True)
+    except Exception as error:  # whatever torch makes of a file that is not one of its own
+        raise ValueError(f"{path} is not a checkpoint, or is broken: {error}") from error
+    try:
         model.policy.load_state_dict(state["policy"])
         model.policy.optimizer.load_state_dict(state["optimizer"])
         model.num_timesteps = state["num_timesteps"]
@@ -69,6 +72,6 @@ def load_checkpoint(path: Path, model: PPO, env: ScheduleVecEnv) -> dict[str, An
             (name, keys.numpy().astype(np.uint32), position, has_gauss, cached)
         )
         extra: dict[str, Any] = state["extra"]
-    except (RuntimeError, KeyError, TypeError, EOFError) as error:
+    except (RuntimeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a checkpoint of this run: {error}") from error
     return extra

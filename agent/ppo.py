@@ -100,13 +100,15 @@ def train(
         extra = load_checkpoint(out / CHECKPOINT, model, env)
     model.set_logger(configure(str(out / "tensorboard"), ["tensorboard"]))
 
+    commit = _commit()
+
     def snapshot(learner: PPO) -> Policy:
         info = PolicyInfo(
             families=config.families,
             preset=preset,
             seed=seed,
             decisions=learner.num_timesteps,
-            commit=_commit(),
+            commit=commit,
             versions=library_versions(),
             provenance={"config": config.to_dict()},
         )

@@ -147,13 +147,17 @@ def _outer_json(data: bytes) -> Any:
 
 def _is_cut_short(data: bytes) -> bool:
     """Whether a broken file merely ends early; its bytes may be anything."""
-    length = int.from_bytes(data[:_LENGTH_BYTES], "little")
-    if _LENGTH_BYTES + length > len(data):
-        # A changed length looks the same; a file cut within its header has no end of JSON either.
-        return b"}}" not in data
+    text = data[_LENGTH_BYTES:].decode("latin-1")
     try:
-        outer = _outer_json(data)
+        outer, used = json.JSONDecoder().raw_decode(text)
+    except json.JSONDecodeError as error:
+        # Broken by the end of the file, or by a byte changed before it?
+        return error.msg.startswith("Unterminated string") or error.pos >= len(text) - 8
+    except (ValueError, RecursionError):
+        return False
+    try:
         ends = [e["data_offsets"][1] for name, e in outer.items() if name != "__metadata__"]
-        return bool(_LENGTH_BYTES + length + max(ends) > len(data))
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
+        length = -(-used // _LENGTH_BYTES) * _LENGTH_BYTES  # the JSON is padded with spaces
+        return bool(length + max(ends) > len(text))
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
         return False

@@ -58,9 +58,29 @@ class ControlConfig:
             low, high = getattr(self, name)
             if not 0 < low <= high < math.inf:
                 raise ValueError(f"{name} must be positive and ordered, but got ({low}, {high})")
+        for name in ("lr_step", "momentum_step", "clip_step"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be zero or positive, but got {value}")
+        for name in ("ramp_start", "final_decay"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], but got {value}")
+        low, high = self.clip_ratio_bounds
+        if not low <= self.clip_ratio_start <= high:
+            raise ValueError(
+                f"clip_ratio_start must lie in clip_ratio_bounds, but got {self.clip_ratio_start}"
+            )
+        if self.one_minus_momentum_bounds[1] > 1:
+            raise ValueError(
+                "one_minus_momentum_bounds must lie in (0, 1], but got "
+                f"{self.one_minus_momentum_bounds}"
+            )
         low, high = self.lr_bounds
         if not low <= 1 <= high:
-            raise ValueError(f"lr_bounds are factors of the start and must hold 1, but got {low, high}")
+            raise ValueError(
+                f"lr_bounds are factors of the start and must hold 1, but got {low, high}"
+            )
 
 
 def interval_ends(total_steps: int, num_intervals: int) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ a schedule as a function of progress and append a row to `BASELINES`, or hand it
         return np.cos(0.5 * np.pi * progress)
 
     MINE = Baseline(
-        name="adamw-half-cosine", label="AdamW, half cosine, tuned", optimizer="adamw",
+        name="adamw-half-cosine", label="tuned AdamW half cosine", optimizer="adamw",
         schedule=half_cosine, lrs=ADAMW_LRS, source="mine",
     )
 
@@ -79,7 +79,7 @@ class Baseline:
         optimizer: ``"adamw"`` or ``"sgd"``.
         schedule: factors of the learning rate by progress.
         lrs: learning rates to choose from, ascending. One: it is used as it is, nothing is tuned.
-            None: the rate that `calibration` found once for this name.
+            Empty: the rate that `calibration` found once for this name.
         source: where the schedule comes from.
         momentum: ``betas[0]`` of AdamW, ``momentum`` of SGD.
         weight_decay: None: the task's own.
@@ -113,9 +113,7 @@ class Baseline:
     def configure(self, task: Task) -> Task:
         """The task with this baseline's optimizer; learning rates are given step by step."""
         decay = task.optimizer.weight_decay if self.weight_decay is None else self.weight_decay
-        return task.with_optimizer(
-            name=self.optimizer, momentum=self.momentum, weight_decay=decay
-        )
+        return task.with_optimizer(name=self.optimizer, momentum=self.momentum, weight_decay=decay)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +142,7 @@ BASELINES = (
     ),
     Baseline(
         name="adamw-constant",
-        label="AdamW constant, tuned",
+        label="tuned AdamW constant",
         optimizer="adamw",
         schedule=constant,
         lrs=ADAMW_LRS,
@@ -152,7 +150,7 @@ BASELINES = (
     ),
     Baseline(
         name="adamw-cosine",
-        label="AdamW cosine, tuned",
+        label="tuned AdamW cosine",
         optimizer="adamw",
         schedule=cosine,
         lrs=ADAMW_LRS,
@@ -160,7 +158,7 @@ BASELINES = (
     ),
     Baseline(
         name="adamw-warmup-cosine",
-        label="AdamW warm-up cosine, tuned",
+        label="tuned AdamW warm-up cosine",
         optimizer="adamw",
         schedule=warm_up_cosine,
         lrs=ADAMW_LRS,
@@ -168,7 +166,7 @@ BASELINES = (
     ),
     Baseline(
         name="sgd-cosine",
-        label="SGD momentum cosine, tuned",
+        label="tuned SGD momentum cosine",
         optimizer="sgd",
         schedule=cosine,
         lrs=SGD_LRS,
@@ -177,7 +175,7 @@ BASELINES = (
     ),
     Baseline(
         name="adamw-cosine-calibrated",
-        label="AdamW cosine, calibrated",
+        label="calibrated AdamW cosine",
         optimizer="adamw",
         schedule=cosine,
         lrs=(),
@@ -195,7 +193,7 @@ OPEN_LOOP = AgentArm(
 )
 STRICT = AgentArm(
     name="policy-open-loop-strict",
-    label="open-loop replay, strict",
+    label="strict open-loop replay",
     source="the policy's mean schedule over the compared tasks themselves, from the same start",
 )
 DO_NOTHING = AgentArm(
@@ -205,15 +203,22 @@ DO_NOTHING = AgentArm(
 )
 AGENT_ARMS = (POLICY, OPEN_LOOP, STRICT, DO_NOTHING)
 
+Arm = AgentArm | Baseline
+
+
+def all_arms(baselines: Sequence[Baseline] = BASELINES) -> tuple[Arm, ...]:
+    """All arms, the policy's first."""
+    return (*AGENT_ARMS, *baselines)
+
 
 def arm_names(baselines: Sequence[Baseline] = BASELINES) -> tuple[str, ...]:
     """Names of all arms, the policy's first."""
-    return tuple(arm.name for arm in (*AGENT_ARMS, *baselines))
+    return tuple(arm.name for arm in all_arms(baselines))
 
 
 def arm_labels(baselines: Sequence[Baseline] = BASELINES) -> dict[str, str]:
     """Labels of all arms by name."""
-    return {arm.name: arm.label for arm in (*AGENT_ARMS, *baselines)}
+    return {arm.name: arm.label for arm in all_arms(baselines)}
 
 
 def check_arms(names: Sequence[str], baselines: Sequence[Baseline] = BASELINES) -> None:

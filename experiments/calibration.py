@@ -76,9 +76,7 @@ def calibrate(
         for task in tasks:
             assert task.seed is not None
             settings = [Setting(baseline, lr) for lr in lrs]
-            runs = run_schedules(
-                task, settings, seeds=[task.seed], num_intervals=1, device=device
-            )
+            runs = run_schedules(task, settings, seeds=[task.seed], num_intervals=1, device=device)
             losses = runs.losses("outer_valid")[:, None, None]
             rows.append(comparable(losses, untrained=runs.untrained[:1])[:, 0, 0])
     mean = np.mean(rows, axis=0)

@@ -21,12 +21,12 @@ from pacesetter.agent.policy import Policy, load_policy
 from pacesetter.agent.run_folder import claim_folder, write_json, write_text
 from pacesetter.experiments.arm_runs import Plan, strict_records, strict_replays, task_records
 from pacesetter.experiments.baselines import (
-    AGENT_ARMS,
     BASELINES,
     OPEN_LOOP,
     REFERENCE,
     STRICT,
     Baseline,
+    all_arms,
     arm_labels,
     arm_names,
     check_arms,
@@ -184,7 +184,7 @@ def compare(
         title="pacesetter against hand-written schedules",
         summary=summary,
         records=tuple(records),
-        arms=(*AGENT_ARMS, *plan.baselines),
+        arms=[arm for arm in all_arms(baselines) if arm.name in plan.arms],
         notes=_notes(plan, widened),
         environment=describe_environment(plan.device),
         command=command or f"pacesetter.experiments.compare.compare({config!r}, {str(out)!r})",

@@ -10,6 +10,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any, Literal
 
 import numpy as np
@@ -25,8 +26,9 @@ Quantity = Literal["curve", "lrs", "momenta", "clip_thresholds"]
 
 WIDTH = 4.2
 """Inches: the text of a figure that fills a phone's screen can still be read."""
-COLOURS = ("#d1495b", "#8f2d56", "#f0803c", "#00798c", "#30638e", "#6a994e", "#7a5195", "#8d6e63")
-REFERENCE_COLOUR = "#555555"
+COLOURS = ("#d1495b", "#f0803c", "#8f2d56", "#00798c", "#6a994e", "#30638e", "#b8a100", "#7a5195")
+REFERENCE_COLOUR = "#444444"
+OTHERS_COLOUR = "#a8a8a8"
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,7 @@ class Band:
     high: FloatArray
 
 
-def band_data(
-    records: Sequence[RunRecord], *, task: str, quantity: Quantity
-) -> dict[Entry, Band]:
+def band_data(records: Sequence[RunRecord], *, task: str, quantity: Quantity) -> dict[Entry, Band]:
     """What happened over the steps of a task, by arm and start.
 
     Args:
@@ -99,11 +99,17 @@ def score_data(summary: Summary, split: str = "test") -> dict[Entry, Interval]:
     return dict(sorted(found.items(), key=lambda item: item[1].estimate))
 
 
-def colours(summary: Summary, ours: Sequence[str]) -> dict[Entry, str]:
-    """A colour for every arm and start: the agent's first, the reference grey."""
-    order = [e.entry for e in summary.entries if e.entry.arm in ours]
-    order += [e for e in score_data(summary) if e.arm not in ours]
-    found = {entry: COLOURS[i % len(COLOURS)] for i, entry in enumerate(order)}
+def shown_entries(summary: Summary, ours: Sequence[str], *, rivals: int = 4) -> list[Entry]:
+    """Arms whose curves are drawn: the agent's, the reference, and the best other baselines."""
+    first = [e.entry for e in summary.entries if e.entry.arm in ours]
+    rest = [e for e in score_data(summary) if e.start_lr is None and e not in first]
+    return [*first, summary.reference, *rest[:rivals]]
+
+
+def colours(summary: Summary, shown: Sequence[Entry]) -> dict[Entry, str]:
+    """A colour of its own for every arm that is shown; grey for the reference and the rest."""
+    found = dict.fromkeys((e.entry for e in summary.entries), OTHERS_COLOUR)
+    found |= zip((e for e in shown if e != summary.reference), cycle(COLOURS))
     return {**found, summary.reference: REFERENCE_COLOUR}
 
 
@@ -160,12 +166,10 @@ def draw_intervals(
     for row, (entry, found) in enumerate(intervals.items()):
         axes.plot([found.low, found.high], [row, row], color=colour[entry], linewidth=2.5)
         axes.plot([found.estimate], [row], marker="o", markersize=5, color=colour[entry])
-        axes.text(
-            0.01, row - 0.28, labels[entry], transform=axes.get_yaxis_transform(), fontsize=8
-        )
+        axes.text(0.01, row - 0.28, labels[entry], transform=axes.get_yaxis_transform(), fontsize=8)
     if zero is not None:
         axes.axvline(0.0, color=REFERENCE_COLOUR, linewidth=1, linestyle=(0, (4, 2)))
-        xlabel = f"{xlabel}; 0: {zero}"
+        xlabel = f"{xlabel}\n0: {zero}"
     axes.set_ylim(len(intervals) - 0.5, -0.75)
     axes.set_yticks([])
     axes.set_xlabel(xlabel)

@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
 from pacesetter.agent.run_folder import write_text
-from pacesetter.experiments.baselines import POLICY
+from pacesetter.experiments.baselines import POLICY, Arm
 from pacesetter.experiments.plots import (
     Quantity,
     band_data,
@@ -20,13 +19,12 @@ from pacesetter.experiments.plots import (
     draw_intervals,
     final_data,
     score_data,
+    shown_entries,
 )
 from pacesetter.experiments.records import Entry, RunRecord
-from pacesetter.experiments.summary import Summary, verdict
+from pacesetter.experiments.summary import Summary, capital, verdict
 from pacesetter.experiments.tables import difference_cells, entry_cells, footnote
 
-CURVES = 7
-"""Loss curves drawn per task: the agent's, the reference and the best of the rest."""
 FINAL_SEED = 0
 """Of the bootstrap behind the intervals of single tasks."""
 
@@ -61,22 +59,6 @@ _PANELS: tuple[tuple[Quantity, str], ...] = (
 )
 
 
-class ArmRow(Protocol):
-    """What the report tells of an arm."""
-
-    @property
-    def name(self) -> str:
-        """As in records."""
-
-    @property
-    def label(self) -> str:
-        """As in figures."""
-
-    @property
-    def source(self) -> str:
-        """Where it comes from."""
-
-
 @dataclass(frozen=True)
 class Report:
     """What goes into a report.
@@ -95,7 +77,7 @@ class Report:
     title: str
     summary: Summary
     records: tuple[RunRecord, ...]
-    arms: Sequence[ArmRow]
+    arms: Sequence[Arm]
     notes: Sequence[str]
     environment: Mapping[str, str]
     command: str
@@ -110,8 +92,8 @@ def write_report(path: Path, report: Report) -> None:
 def render(report: Report) -> str:
     """The report as an HTML document."""
     summary = report.summary
-    colour = colours(summary, report.ours)
-    unit = "log(test loss / reference's), mean over tasks"
+    colour = colours(summary, shown_entries(summary, report.ours))
+    unit = "mean over tasks of log(test loss / reference's)"
     scores = draw_intervals(
         score_data(summary),
         labels=summary.labels,
@@ -122,7 +104,7 @@ def render(report: Report) -> str:
     generator = np.random.default_rng(FINAL_SEED)
     sections = [
         f"<h1>{escape(report.title)}</h1>",
-        f'<p class="verdict">{escape(verdict(summary))}</p>',
+        f'<div class="verdict">{_paragraphs(verdict(summary))}</div>',
         f'<p class="note">{len(summary.tasks)} tasks, {len(summary.seeds)} seeds each.</p>',
         "<h2>All arms</h2>",
         f'<div class="panels">{_figure("Further left is better", scores)}</div>',
@@ -133,7 +115,7 @@ def render(report: Report) -> str:
         "<h2>Task by task</h2>",
         *(_task(report, task, colour, generator) for task in summary.tasks),
         "<h2>How it was done</h2>",
-        *(f'<p class="note">{escape(note)}</p>' for note in report.notes),
+        f'<div class="note">{_paragraphs(report.notes)}</div>',
         _table([["arm", "what it is"], *([a.label, a.source] for a in report.arms)], left=2),
         "<h2>Environment</h2>",
         _table([["", ""], *([k, v] for k, v in report.environment.items())], left=2),
@@ -148,20 +130,12 @@ def render(report: Report) -> str:
     )
 
 
-def curve_entries(summary: Summary, ours: Sequence[str], *, limit: int = CURVES) -> list[Entry]:
-    """Arms whose loss curves are drawn: the agent's, the reference, and the best of the rest."""
-    first = [e.entry for e in summary.entries if e.entry.arm in ours]
-    first.append(summary.reference)
-    rest = [entry for entry in score_data(summary) if entry not in first]
-    return (first + rest)[: max(limit, len(first))]
-
-
 def _task(
     report: Report, task: str, colour: Mapping[Entry, str], generator: np.random.Generator
 ) -> str:
     """One task: loss curves, the schedules that the agent chose, final losses."""
     summary = report.summary
-    shown = curve_entries(summary, report.ours)
+    shown = shown_entries(summary, report.ours)
     agent = [entry for entry in shown if entry.arm in report.ours]
     curves = band_data(report.records, task=task, quantity="curve")
     panels = [
@@ -195,7 +169,7 @@ def _task(
             svg = draw_bands(
                 drawn, colour=colour, ylabel=name, log=quantity != "momenta", dashed=rivals
             )
-            panels.append(_figure(f"Chosen by the agent: {name}", svg))
+            panels.append(_figure(f"{capital(name)}, as the agent chose it", svg))
     legend = "".join(
         f'<span><i style="background:{colour[e]}"></i>{escape(summary.labels[e])}</span>'
         for e in shown
@@ -207,6 +181,10 @@ def _task(
         f'<p class="note">Lines are medians over seeds, bands the middle half; dashed: rivals.</p>'
         f'\n<div class="panels">{"".join(panels)}</div></details>'
     )
+
+
+def _paragraphs(texts: Sequence[str]) -> str:
+    return "".join(f"<p>{escape(text)}</p>\n" for text in texts)
 
 
 def _figure(caption: str, svg: str) -> str:

@@ -185,8 +185,7 @@ def run_agents(
         runs.curve.append(episode.stats.loss_mean)
         runs.lrs.append(start_lr * codec.lr_factors(start, end - start).mean(axis=0))
         runs.momenta.append(codec.momentum)
-        norm = trainer.signals.state_dict()["norm_mean"].cpu().numpy()
-        runs.clip_thresholds.append(codec.clip_ratio * norm)
+        runs.clip_thresholds.append(codec.clip_ratio * episode.stats.norm_running)
         runs.trajectory.append(_state(episode) - origin)
 
     features = episode.begin()

@@ -148,11 +148,14 @@ def summarise(
         for split in SCORED_SPLITS
     }
     row_of = {entry: i for i, entry in enumerate(entries)}
+    # The same resamples for every pair: a pair has one interval, however often it is asked for.
+    resamples = int(generator.integers(2**63))
 
     def against(one: Entry, other: Entry) -> dict[str, Interval]:
         return {
             split: bootstrap_interval(
-                value[row_of[one]] - value[row_of[other]], generator=generator
+                value[row_of[one]] - value[row_of[other]],
+                generator=np.random.default_rng(resamples),
             )
             for split, value in values.items()
         }
@@ -193,15 +196,18 @@ def _inner_steps(rows: Sequence[Sequence[RunRecord]]) -> int:
     return total
 
 
-def verdict(summary: Summary) -> str:
-    """What can be said of the agent, in a few sentences; on the test split."""
+def verdict(summary: Summary) -> list[str]:
+    """What can be said of the agent on the test split: a sentence for each start."""
     sentences = []
     unit = "log ratio" if summary.relative else "log ratio, or difference over its spread"
     for entry in dict.fromkeys(d.ours for d in summary.differences):
         rows = [d for d in summary.differences if d.ours == entry]
         found: dict[str, list[str]] = {}
         for row in rows:
-            found.setdefault(row.finding(), []).append(summary.labels[row.rival])
+            rival = summary.labels[row.rival]
+            if entry.start_lr is not None:
+                rival = rival.removesuffix(f" from {entry.start_lr:g}")
+            found.setdefault(row.finding(), []).append(rival)
         parts = [
             f"{word}: {', '.join(found[key])}"
             for key, word in (
@@ -214,10 +220,10 @@ def verdict(summary: Summary) -> str:
         score = next(e.scores["test"] for e in summary.entries if e.entry == entry)
         what = f"test loss {_percent(score.estimate)} than" if summary.relative else "score against"
         sentences.append(
-            f"{summary.labels[entry]}: {what} {summary.labels[summary.reference]}'s "
+            f"{capital(summary.labels[entry])}: {what} {summary.labels[summary.reference]}'s "
             f"({unit} {signed_interval(score)}, mean over tasks); {'; '.join(parts)}."
         )
-    return " ".join(sentences)
+    return sentences
 
 
 def signed_interval(interval: Interval) -> str:
@@ -229,6 +235,11 @@ def signed_interval(interval: Interval) -> str:
     return f"{interval.estimate:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
 
 
+def capital(text: str) -> str:
+    """The text with its first letter in upper case, and no other letter changed."""
+    return text[:1].upper() + text[1:]
+
+
 def _percent(log_ratio: float) -> str:
     change = 100 * math.expm1(log_ratio)
-    return f"{abs(change):.0f} % {'lower' if change < 0 else 'higher'}"
+    return f"{abs(change):.2g} % {'lower' if change < 0 else 'higher'}"

@@ -9,8 +9,9 @@ from pacesetter.experiments.summary import EntrySummary, Summary, signed_interva
 FOOTNOTE = (
     "Scores: mean over tasks of log(final loss / {reference}'s), paired by seed; below zero is "
     "better. In brackets: 95 % bootstrap intervals over seeds within tasks; they speak of these "
-    "tasks, not of others. Tuned arms chose their learning rate on outer-valid, so that test is "
-    "the fairer column. Inner steps include tuning; what the policy cost to train is not in them."
+    "tasks, not of others, and are not corrected for the number of comparisons. Tuned arms chose "
+    "their learning rate on outer-valid, so that test is the fairer column. Inner "
+    "steps include tuning; what the policy cost to train is not in them."
 )
 
 
@@ -94,5 +95,5 @@ def format_summary(summary: Summary) -> str:
     parts = [head, align(entry_cells(summary))]
     if summary.differences:
         parts.append(align(difference_cells(summary), left=2))
-        parts.append(verdict(summary))
+        parts.append("\n".join(verdict(summary)))
     return "\n\n".join([*parts, footnote(summary)])

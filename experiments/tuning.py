@@ -105,8 +105,7 @@ def write_tuned(path: Path, found: Mapping[str, Tuned]) -> None:
             name: {
                 "lr": tuned.lr,
                 "losses": [
-                    [lr, loss if math.isfinite(loss) else None]
-                    for lr, loss in tuned.losses.items()
+                    [lr, loss if math.isfinite(loss) else None] for lr, loss in tuned.losses.items()
                 ],
                 "widened": tuned.widened,
                 "inner_steps": tuned.inner_steps,

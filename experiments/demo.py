@@ -1,0 +1,235 @@
+"""The demonstration: meta-train a small agent, put it into an ordinary job, see what it is worth.
+
+The job is the plain PyTorch loop of `digits_job`. Policies start from AdamW's default learning
+rate; the rivals are AdamW as it comes, and AdamW with a cosine whose learning rate was tuned.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from pacesetter.agent.policy import Policy, load_policy
+from pacesetter.agent.run_folder import RUN_FILE, claim_folder, write_text
+from pacesetter.agent.scheduler import LearnedScheduler
+from pacesetter.envs.actions import ControlConfig, interval_ends
+from pacesetter.experiments.baselines import ADAMW_LRS, AgentArm
+from pacesetter.experiments.digits_job import Control, Job, split_loss, train_digits
+from pacesetter.experiments.environment import describe_environment
+from pacesetter.experiments.presets import get_preset
+from pacesetter.experiments.records import REPORTED_SPLITS, RunRecord, write_csv
+from pacesetter.experiments.report import Report, write_report
+from pacesetter.experiments.summary import summarise
+from pacesetter.experiments.tables import format_summary
+from pacesetter.experiments.tuning import TUNING_SEEDS
+from pacesetter.inner_models.extras import require
+
+TASK = "digits, plain PyTorch loop"
+SHIPPED = AgentArm(name="shipped-policy", label="shipped policy", source="comes with pacesetter")
+TRAINED = AgentArm(name="demo-policy", label="policy just trained", source="made by this demo")
+DEFAULT = AgentArm(name="adamw-default", label="AdamW 1e-3", source="the default, untuned")
+COSINE = AgentArm(
+    name="adamw-cosine",
+    label="tuned AdamW cosine",
+    source="torch.optim.AdamW with CosineAnnealingLR, learning rate chosen on outer-valid",
+)
+NOTES = (
+    "A policy runs once per job, from AdamW's default learning rate. The tuned rival chose its "
+    "learning rate from a grid of seven with two runs each, on seeds that are not reported.",
+    "Digits are a validation family: no policy has learned on them, but the best snapshot of a "
+    "training run is chosen by tasks like this one. One small job shows how things work and not "
+    "how good they are in general: for that, run `pacesetter compare`.",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """What the demonstration does.
+
+    Attributes:
+        preset: of the meta-training.
+        steps: updates of a run on the digits.
+        num_seeds: runs per arm.
+        start_lr: from which the policies start.
+        lrs: from which the tuned rival chooses.
+        seed: of the meta-training and of the bootstrap.
+        device: where meta-training runs; the digits stay on the CPU.
+    """
+
+    preset: str = "demo"
+    steps: int = 800
+    num_seeds: int = 5
+    start_lr: float = 1e-3
+    lrs: tuple[float, ...] = ADAMW_LRS
+    seed: int = 0
+    device: str = "cpu"
+
+
+def run_demo(
+    config: DemoConfig,
+    out: Path,
+    *,
+    say: Callable[[str], None],
+    force: bool = False,
+    progress: bool = True,
+    command: str = "pacesetter demo",
+) -> str:
+    """Meta-trains, runs all arms on the digits, and writes the report.
+
+    Args:
+        config: what to do.
+        out: the folder, new or empty.
+        say: is told what is going on.
+        force: replace an earlier demonstration in `out`.
+        progress: show progress bars.
+        command: the command line that asked for it, for the report.
+
+    Returns:
+        The table, as text.
+
+    Raises:
+        FileExistsError: `out` holds files, and they are not an earlier demonstration's or `force`
+            is off.
+        ImportError: a package that comes with an extra is missing.
+    """
+    for module, extra in (("stable_baselines3", "train"), ("matplotlib.figure", "compare")):
+        require(module, extra=extra)
+    from pacesetter.agent.ppo import train  # needs the extra `train`
+
+    preset = get_preset(config.preset)
+    if force:
+        _remove_earlier(out)
+    claim_folder(out, kind="demo", settings=asdict(config), resume=False)
+    say(f"1. Meta-training a small agent (preset {config.preset}) ...")
+    path = train(
+        preset,
+        out / "train",
+        seed=config.seed,
+        device=config.device,
+        progress=progress,
+        preset=config.preset,
+    )
+    policies = {TRAINED: load_policy(path)}
+    try:
+        policies[SHIPPED] = load_policy()
+    except FileNotFoundError as error:
+        say(f"The shipped policy is left out: {error}")
+    say(f"2. Running an ordinary PyTorch job on the digits, {config.num_seeds} seeds per arm ...")
+    records = digits_records(config, policies, progress=progress)
+
+    say("3. Writing the report ...")
+    arms = [*policies, DEFAULT, COSINE]
+    summary = summarise(
+        records,
+        generator=np.random.default_rng(config.seed),
+        labels={arm.name: arm.label for arm in arms},
+        ours=[arm.name for arm in policies],
+    )
+    table = format_summary(summary)
+    write_csv(out / "results.csv", records)
+    write_text(out / "table.txt", table + "\n")
+    report = Report(
+        title="pacesetter: a demonstration on handwritten digits",
+        summary=summary,
+        records=tuple(records),
+        arms=arms,
+        notes=NOTES,
+        environment=describe_environment(config.device),
+        command=command,
+        ours=tuple(arm.name for arm in policies),
+    )
+    write_report(out / "report.html", report)
+    return table
+
+
+def digits_records(
+    config: DemoConfig, policies: Mapping[AgentArm, Policy], *, progress: bool = False
+) -> list[RunRecord]:
+    """Runs every arm on the digits, the rival's tuning first.
+
+    Args:
+        config: sizes.
+        policies: by the arm that they are.
+        progress: show a progress bar.
+    """
+    tuning_runs = len(config.lrs) * len(TUNING_SEEDS)
+    total = tuning_runs + (len(policies) + 2) * config.num_seeds
+    records: list[RunRecord] = []
+    tqdm = require("tqdm", extra="compare").tqdm
+    with tqdm(total=total, unit="run", disable=not progress) as bar:
+
+        def run(control: Control, lr: float, seed: int) -> Job:
+            job = train_digits(control, lr=lr, seed=seed, steps=config.steps)
+            bar.update()
+            return job
+
+        tuning = {
+            lr: np.mean(
+                [split_loss(run(_cosine(config), lr, s).model, "outer_valid") for s in TUNING_SEEDS]
+            )
+            for lr in config.lrs
+        }
+        best = min(tuning, key=lambda lr: np.nan_to_num(tuning[lr], nan=np.inf))
+        arms: list[tuple[AgentArm, Control, float]] = [
+            *((arm, _learned(config, policy), config.start_lr) for arm, policy in policies.items()),
+            (DEFAULT, lambda optimizer: None, 1e-3),
+            (COSINE, _cosine(config), best),
+        ]
+        for arm, control, lr in arms:
+            trials = len(config.lrs) if arm is COSINE else 1
+            spent = tuning_runs * config.steps if arm is COSINE else 0
+            for seed in range(config.num_seeds):
+                job = run(control, lr, seed)
+                record = RunRecord(
+                    task=TASK,
+                    arm=arm.name,
+                    seed=seed,
+                    start_lr=config.start_lr if arm in policies else None,
+                    lr=lr,
+                    trials=trials,
+                    inner_steps=spent + config.steps,
+                    untrained=job.untrained,
+                    losses={split: split_loss(job.model, split) for split in REPORTED_SPLITS},
+                    **_histories(job),
+                )
+                records.append(record)
+    return records
+
+
+def _learned(config: DemoConfig, policy: Policy) -> Control:
+    return lambda optimizer: LearnedScheduler(optimizer, config.steps, policy=policy)
+
+
+def _cosine(config: DemoConfig) -> Control:
+    return lambda optimizer: CosineAnnealingLR(optimizer, T_max=config.steps)
+
+
+def _histories(job: Job) -> dict[str, Any]:
+    """The histories of a record, interval by interval."""
+    ends = interval_ends(len(job.losses), ControlConfig().num_intervals)
+
+    def means(values: list[float]) -> list[float]:
+        parts = np.split(np.asarray(values), ends[:-1])
+        return [float(part.mean()) for part in parts]
+
+    return {
+        "steps": list(ends),
+        "curve": means(job.losses),
+        "lrs": means(job.lrs),
+        "momenta": means(job.momenta),
+        "clip_thresholds": [job.clip_thresholds[end - 1] for end in ends],
+    }
+
+
+def _remove_earlier(out: Path) -> None:
+    """Removes a folder that an earlier demonstration made, and no other."""
+    record = out / RUN_FILE
+    if record.is_file() and json.loads(record.read_text(encoding="utf-8")).get("kind") == "demo":
+        shutil.rmtree(out)

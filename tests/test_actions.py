@@ -1,0 +1,130 @@
+"""The codec: bounds, round trips, and the schedule written out by hand."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pacesetter.envs.actions import ActionCodec, ControlConfig, base_decay, interval_ends
+
+
+def codec(total_steps=400, momentum=0.9, *, scales=False, runs=1, **changes):
+    return ActionCodec(
+        ControlConfig(**changes),
+        total_steps=total_steps,
+        momentum_start=np.full(runs, momentum),
+        momentum_scales_lr=scales,
+    )
+
+
+@given(st.integers(1, 200_000), st.integers(1, 60))
+def test_intervals_cover_the_run_and_number_k(total_steps, num_intervals):
+    ends = interval_ends(total_steps, num_intervals)
+    count = num_intervals if total_steps >= 2 * num_intervals else max(1, total_steps // 2)
+    assert len(ends) == count
+    assert ends[-1] == total_steps
+    assert ends == tuple(math.floor(k * total_steps / count) for k in range(1, count + 1))
+    lengths = np.diff((0, *ends))
+    assert lengths.min() >= min(2, total_steps)
+
+
+def test_doing_nothing_is_a_ramp_and_a_cosine():
+    factors = codec(400).lr_factors(0, 400)[:, 0]
+    for step in range(400):
+        cosine = 0.01 + 0.99 * (1 + math.cos(math.pi * step / 400)) / 2
+        ramp = 0.01 + 0.99 * step / 10 if step < 10 else 1.0
+        assert factors[step] == pytest.approx(cosine * ramp, rel=1e-12)
+    assert factors[0] == pytest.approx(0.01)
+
+
+@given(st.integers(0, 39), st.floats(0.0, 1.0))
+def test_the_decay_lies_between_its_ends(step, final):
+    assert final <= base_decay(step / 40, final) <= 1 + 1e-12
+
+
+actions = st.lists(
+    st.tuples(*[st.floats(-1e6, 1e6)] * 3), min_size=1, max_size=60
+)
+
+
+@given(actions, st.floats(0.001, 0.999), st.booleans())
+def test_whatever_the_actions_hyperparameters_stay_in_bounds(sequence, momentum, scales):
+    c = codec(momentum=momentum, scales=scales)
+    for action in sequence:
+        c.apply([action])
+        assert abs(c.lr_offset[0]) <= math.log(1e4) + 1e-9
+        low = min(momentum, 0.3)
+        high = max(momentum, 0.99)
+        assert low - 1e-9 <= c.momentum[0] <= high + 1e-9
+        assert 0.5 - 1e-9 <= c.clip_ratio[0] <= 20 + 1e-9
+        coupling = (1 - c.momentum[0]) / (1 - momentum) if scales else 1.0
+        factor = c.lr_factors(200, 1)[0, 0] / coupling
+        assert 1e-4 * (1 - 1e-9) <= factor <= 1e4 * (1 + 1e-9)
+
+
+def test_one_action_moves_each_hyperparameter_by_its_step():
+    c = codec(runs=2)
+    before = c.lr_factors(200, 1)
+    c.apply([[1.0, -1.0, 0.5], [0.0, 0.0, 0.0]])
+    after = c.lr_factors(200, 1)
+    assert after[0, 0] / before[0, 0] == pytest.approx(math.exp(0.35))
+    assert after[0, 1] == before[0, 1]
+    assert c.momentum == pytest.approx([1 - 0.1 * math.exp(-0.15), 0.9])
+    assert c.momentum[1] == 0.9  # exactly the user's own
+    assert c.clip_ratio == pytest.approx([4 * math.exp(0.075), 4])
+
+
+def test_an_action_and_its_opposite_cancel():
+    c = codec()
+    for action in ([0.5, -0.3, 0.9], [-0.5, 0.3, -0.9]):
+        c.apply([action])
+    assert c.lr_offset[0] == pytest.approx(0, abs=1e-12)
+    assert c.momentum[0] == pytest.approx(0.9)
+    assert c.clip_ratio[0] == pytest.approx(4)
+
+
+def test_momentum_of_sgd_is_no_second_learning_rate():
+    c = codec(scales=True)
+    before = c.lr_factors(200, 1)[0, 0] / (1 - c.momentum[0])
+    c.apply([[0.0, 1.0, 0.0]])
+    assert c.momentum[0] < 0.9
+    assert c.lr_factors(200, 1)[0, 0] / (1 - c.momentum[0]) == pytest.approx(before)
+
+
+def test_a_user_without_momentum_keeps_none():
+    c = codec(momentum=0.0, scales=True)
+    c.apply([[0.0, -1.0, 0.0]])
+    assert c.momentum[0] == 0
+    assert c.lr_factors(200, 1)[0, 0] == pytest.approx(base_decay(0.5, 0.01))
+
+
+def test_the_guard_cuts_on_top_of_the_action():
+    c = codec(runs=2)
+    c.apply([[1.0, 0, 0], [1.0, 0, 0]], lr_cut=np.array([-math.log(2), 0.0]))
+    assert c.lr_offset == pytest.approx([0.35 - math.log(2), 0.35])
+
+
+def test_state_round_trip():
+    one, two = codec(), codec()
+    one.apply([[0.3, -0.2, 0.1]])
+    two.load_state_dict(one.state_dict())
+    assert np.array_equal(one.lr_factors(0, 400), two.lr_factors(0, 400))
+    assert np.array_equal(one.momentum, two.momentum)
+    assert np.array_equal(one.last_action, two.last_action)
+
+
+def test_bad_input_is_refused_with_what_came():
+    with pytest.raises(ValueError, match=r"shape \(1, 3\), but got \(3,\)"):
+        codec().apply([0.0, 0.0, 0.0])
+    with pytest.raises(ValueError, match="finite"):
+        codec().apply([[math.nan, 0.0, 0.0]])
+    with pytest.raises(ValueError, match="positive integer, but got 0"):
+        codec(0)
+    with pytest.raises(ValueError, match="num_intervals must be positive, but got 0"):
+        ControlConfig(num_intervals=0)
+    with pytest.raises(ValueError, match="must hold 1"):
+        ControlConfig(lr_bounds=(2.0, 3.0))
+    with pytest.raises(ValueError, match="positive and ordered"):
+        ControlConfig(clip_ratio_bounds=(3.0, 2.0))
