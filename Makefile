@@ -45,7 +45,9 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# An earlier demonstration is moved aside, not lost.
 demo: venv
+	test ! -e runs/demo || mv runs/demo runs/demo-until-$$(date +%Y%m%d-%H%M%S)
 	$(BIN)/pacesetter demo --out runs/demo
 
 clean:

@@ -39,9 +39,9 @@ def one_number(value: Any, name: str) -> Tensor:
         if value.numel() != 1:
             raise ValueError(f"{name} must be one number, but got shape {tuple(value.shape)}")
         return value.detach().reshape(1)
-    try:
-        return torch.tensor([float(value)], dtype=torch.float64)
-    except (TypeError, ValueError):
-        raise TypeError(
-            f"{name} must be a tensor or a number, but got {type(value).__name__}"
-        ) from None
+    if not isinstance(value, str | bytes):
+        try:
+            return torch.tensor([float(value)], dtype=torch.float64)
+        except (TypeError, ValueError):
+            pass
+    raise TypeError(f"{name} must be a tensor or a number, but got {type(value).__name__}")

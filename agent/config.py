@@ -22,12 +22,11 @@ class TrainConfig:
         siblings: runs per task.
         control: intervals, bounds and step sizes.
         hidden: widths of the policy's and of the critic's hidden layers.
-        learning_rate: of PPO, falling linearly to a tenth.
+        learning_rate: of PPO, falling linearly to zero.
         epochs: passes over a rollout.
         minibatches: per pass.
         clip_range: of PPO's ratio.
-        entropy_coef: weight of the entropy bonus.
-        log_std: log of the actions' standard deviation at the start.
+        log_std: log of the actions' standard deviation, held fixed.
         validations: how often the policy is validated, evenly spaced, the end included.
         validation_tasks: fixed tasks per validation family.
         validation_seeds: seeds per validation task.
@@ -47,10 +46,9 @@ class TrainConfig:
     epochs: int = 5
     minibatches: int = 4
     clip_range: float = 0.2
-    entropy_coef: float = 0.0
-    log_std: float = -0.7
-    validations: int = 20
-    validation_tasks: int = 6
+    log_std: float = -0.8
+    validations: int = 12
+    validation_tasks: int = 8
     validation_seeds: int = 2
     validation_starts: tuple[float, ...] = (3e-4, 1e-3, 1e-2)
     checkpoint_every: int = 5

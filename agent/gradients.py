@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 _SHORT = (torch.float16, torch.bfloat16)
+_LENT = "_pacesetter_found_inf"
 
 
 def with_gradients(optimizer: Optimizer) -> list[Tensor]:
@@ -72,10 +73,9 @@ def scale_gradients(grads: Sequence[Tensor], scale: Tensor) -> None:
 def skip_unless(finite: Tensor, optimizer: Optimizer, params: Sequence[Tensor]) -> bool | None:
     """Lets an update happen only where `finite` is true; a skipped one does not advance a step.
 
-    A flag in host memory is simply read. A fused optimizer is handed the flag as ``found_inf``,
-    which its kernels read themselves; `finish_update` takes it back. Any other optimizer has to
-    be told by the host, so the host waits for the flag at every update: a job on a GPU had better
-    use ``fused=True``.
+    A flag in host memory is simply read. A fused optimizer is handed the flag, which its kernels
+    read themselves. Any other optimizer has to be told by the host, so the host waits for the flag
+    at every update: a job on a GPU had better use ``fused=True``.
 
     Args:
         finite: (1,), boolean.
@@ -88,12 +88,7 @@ def skip_unless(finite: Tensor, optimizer: Optimizer, params: Sequence[Tensor]) 
     if finite.device.type == "cpu":
         happens = bool(finite.numpy()[0])
     elif all(group.get("fused") for group in optimizer.param_groups):
-        broken = (~finite[0]).to(torch.float32)
-        own = getattr(optimizer, "found_inf", None)  # a GradScaler's, which has to stay in force
-        optimizer._pacesetter_found_inf = own  # type: ignore[attr-defined]
-        optimizer.found_inf = (  # type: ignore[attr-defined]
-            broken if own is None else torch.maximum(broken, own.to(broken))
-        )
+        lend_flag(optimizer, ~finite[0])
         return None
     else:
         happens = bool(finite.item())
@@ -103,15 +98,28 @@ def skip_unless(finite: Tensor, optimizer: Optimizer, params: Sequence[Tensor]) 
     return happens
 
 
+def lend_flag(optimizer: Optimizer, broken: Tensor) -> None:
+    """Tells the kernels of a fused optimizer whether to leave out the next update.
+
+    Args:
+        optimizer: fused in all its groups. If a `GradScaler` has told it the same, both count.
+        broken: 0-d, boolean, on the optimizer's device.
+    """
+    own = getattr(optimizer, "found_inf", None)
+    flag = broken.to(torch.float32)
+    optimizer.__dict__[_LENT] = own
+    optimizer.__dict__["found_inf"] = flag if own is None else torch.maximum(flag, own.to(flag))
+
+
 def finish_update(optimizer: Optimizer) -> None:
-    """Takes back what `skip_unless` lent a fused optimizer."""
-    if "_pacesetter_found_inf" not in optimizer.__dict__:
+    """Takes back the flag that `lend_flag` lent, if it did."""
+    if _LENT not in optimizer.__dict__:
         return
-    own = optimizer.__dict__.pop("_pacesetter_found_inf")
+    own = optimizer.__dict__.pop(_LENT)
     if own is None:
         del optimizer.__dict__["found_inf"]
     else:
-        optimizer.found_inf = own  # type: ignore[attr-defined]
+        optimizer.__dict__["found_inf"] = own
 
 
 def _by_kind(tensors: Iterable[Tensor]) -> dict[tuple[torch.device, torch.dtype], list[Tensor]]:

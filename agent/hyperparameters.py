@@ -53,9 +53,10 @@ class GroupHyperparameters:
         self._optimizer = optimizer
         self._bounds = tuple(math.log(b) for b in one_minus_momentum_bounds)
         self._scales_lr = momentum_scales_lr
-        self._starts = [_read(group) for group in optimizer.param_groups]
+        self._starts: list[Setting] = []
         self._written: list[Setting] = []
         self.latest: list[Setting] = []
+        self._adopt()
 
     @property
     def momentum_start(self) -> float:
@@ -79,11 +80,12 @@ class GroupHyperparameters:
             Numbers of the groups that somebody else had written to since the last call.
         """
         groups = self._optimizer.param_groups
-        self._starts += [_read(group) for group in groups[len(self._starts) :]]
-        written, foreign = [], []
-        for i, (group, start) in enumerate(zip(groups, self._starts, strict=False)):
-            if i < len(self._written) and not _agrees(group, self._written[i]):
-                foreign.append(i)
+        pairs = zip(groups, self._written, strict=False)
+        # Looked at before anything is written: groups may share one tensor for their lr.
+        foreign = [i for i, (group, setting) in enumerate(pairs) if not _agrees(group, setting)]
+        self._adopt()
+        written = []
+        for group, start in zip(groups, self._starts, strict=True):
             own = self._bounded(start, momentum_change)
             lr = start.lr * lr_factor
             if self._scales_lr and own != momentum_change:
@@ -98,6 +100,18 @@ class GroupHyperparameters:
     def mark_update(self) -> None:
         """Remembers what is in force now as the hyperparameters of the latest update."""
         self.latest = self.current
+
+    def _adopt(self) -> None:
+        """Reads the starts of groups that are new."""
+        groups = self._optimizer.param_groups
+        for i in range(len(self._starts), len(groups)):
+            start, lr = _read(groups[i]), groups[i]["lr"]
+            if isinstance(lr, Tensor):
+                # torch gives one default tensor to all groups: by now it holds what we wrote.
+                for group, earlier in zip(groups[:i], self._starts, strict=True):
+                    if group["lr"] is lr:
+                        start = Setting(earlier.lr, start.momentum)
+            self._starts.append(start)
 
     def _bounded(self, start: Setting, change: float) -> float:
         if start.momentum is None:

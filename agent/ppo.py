@@ -28,18 +28,17 @@ def make_learner(config: TrainConfig, env: ScheduleVecEnv, *, seed: int) -> PPO:
     normalisation is off: it would undo the floor under the siblings' spread.
     """
     hidden = list(config.hidden)
-    return PPO(
+    model = PPO(
         "MlpPolicy",
         env,
         n_steps=env.num_decisions,
         batch_size=-(-config.rollout // config.minibatches),
         n_epochs=config.epochs,
-        learning_rate=lambda left: config.learning_rate * (0.1 + 0.9 * left),
+        learning_rate=lambda left: config.learning_rate * left,
         gamma=1.0,
         gae_lambda=1.0,
         normalize_advantage=False,
         clip_range=config.clip_range,
-        ent_coef=config.entropy_coef,
         policy_kwargs={
             "net_arch": {"pi": hidden, "vf": hidden},
             "activation_fn": nn.Tanh,
@@ -48,6 +47,10 @@ def make_learner(config: TrainConfig, env: ScheduleVecEnv, *, seed: int) -> PPO:
         seed=seed,
         device="cpu",  # the networks are small: a GPU would wait for its launches
     )
+    # Left to learn, the noise shrinks until siblings are alike; their spread then sinks under the
+    # reward's floor, and the learning signal with it.
+    model.policy.log_std.requires_grad_(requires_grad=False)
+    return model
 
 
 def train(

@@ -31,7 +31,7 @@ PRESETS: dict[str, TrainConfig] = {
         checkpoint_every=5,
     ),
     # About half an hour on two cores; made the shipped policy.
-    "laptop": TrainConfig(decisions=3_000_000),
+    "laptop": TrainConfig(decisions=2_000_000),
 }
 
 

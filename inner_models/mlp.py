@@ -42,6 +42,7 @@ class MLPShape:
         horizon: inner steps.
         optimizer: kind of base optimizer.
         weight_decay: of the base optimizer.
+        valid_every: intervals between the validation losses that the agent sees; 0: none.
     """
 
     widths: tuple[int, ...]
@@ -53,6 +54,7 @@ class MLPShape:
     horizon: int
     optimizer: Literal["adamw", "sgd"] = "adamw"
     weight_decay: float = 0.01
+    valid_every: int = 0
 
     @property
     def num_params(self) -> int:
@@ -188,7 +190,7 @@ class TeacherMLP(TaskFamily):
 
     The targets are those of a random tanh network on Gaussian inputs of a random condition number.
     `TeacherRanges` is the table of what is drawn; the base learning rate is 2e-3 (AdamW) or 0.05
-    (SGD), times a factor that the agent does not see. Half of the tasks show the agent their
+    (SGD), times a factor that the agent does not see. Half of the shapes show the agent their
     validation loss, every 1 to 8 intervals.
     """
 
@@ -216,6 +218,8 @@ class TeacherMLP(TaskFamily):
             batch_size=batch_size,
             optimizer="sgd" if draw.chance(r.sgd_share) else "adamw",
             weight_decay=(0.0, 0.01, 0.1)[draw.integer(0, 2)],
+            # Of the shape, and not of the task: to evaluate one run is to evaluate its group.
+            valid_every=draw.integer(1, 8) if draw.chance(0.5) else 0,
         )
         # Small matrices cost their kernel launches, not their arithmetic: hence the constant.
         cost = (shape(horizon=1).num_params + 1000) * batch_size
@@ -242,7 +246,7 @@ class TeacherMLP(TaskFamily):
             ),
             name=self.name,
             seed=draw.seed(),
-            valid_every=draw.integer(1, 8) if draw.chance(0.5) else 0,
+            valid_every=shape.valid_every,
         )
 
     def _data(self, shape: MLPShape, draw: Draw) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,8 @@ FloatArray = NDArray[np.float64]
 
 COUNTED_AT_MOST = 5.0
 """A gradient norm enters the running mean at most this many times the mean."""
+_ABSURD = {torch.float64: 1e150, torch.float32: 1e15}
+"""Beyond this a number counts as infinite: its square, summed over an interval, would be."""
 NORM_RATE = 0.02
 """Slowest rate of the running mean of gradient norms, per inner step."""
 
@@ -97,6 +99,7 @@ class TrainingSignals:
         self, num_runs: int, *, device: torch.device | str, dtype: torch.dtype = torch.float64
     ) -> None:
         self._sums = torch.zeros(len(_SUMS), num_runs, device=device, dtype=dtype)
+        self._absurd = _ABSURD[dtype]
         # Losses are accumulated relative to the run's first one: E[x^2] - E[x]^2 would otherwise
         # lose the spread of a loss that has a large constant part.
         self._loss_shift = torch.full((num_runs,), torch.nan, device=device, dtype=dtype)
@@ -119,7 +122,7 @@ class TrainingSignals:
             clipped), the threshold (infinite where there is none), and whether the norm is finite.
         """
         norm = norm.to(self._sums.dtype)
-        finite = torch.isfinite(norm)
+        finite = norm < self._absurd
         first = self._norm_count == 0
         threshold = torch.where(first, torch.inf, self._norm_mean * clip_ratio)
         clipped = (norm > threshold) & finite
@@ -140,7 +143,7 @@ class TrainingSignals:
     def record_loss(self, loss: Tensor) -> None:
         """Takes in one step's losses, shape (num_runs,), and closes the step."""
         loss = loss.to(self._sums.dtype)
-        finite = torch.isfinite(loss)
+        finite = loss.abs() < self._absurd
         self._loss_shift = torch.where(
             torch.isnan(self._loss_shift) & finite, loss, self._loss_shift
         )

@@ -19,7 +19,7 @@ from pacesetter.agent.callbacks import CHECKPOINT, POLICY, VALIDATION, _validati
 from pacesetter.agent.config import TrainConfig
 from pacesetter.agent.policy import load_policy
 from pacesetter.agent.ppo import make_learner, train
-from pacesetter.agent.validation import ValidationSuite, run_constant, run_policy
+from pacesetter.agent.validation import FIRST_SEED, ValidationSuite, run_constant, run_policy
 from pacesetter.envs.actions import ControlConfig
 from pacesetter.envs.features import FEATURE_NAMES
 from pacesetter.envs.schedule_env import action_space, observation_space
@@ -200,7 +200,7 @@ def test_rollouts_are_whole_episodes_with_undiscounted_returns():
 
 def test_validation_compares_with_adamw_from_the_same_weights():
     task = fixed_task("teacher-mlp", 0)
-    seeded = [task.with_seed(s) for s in range(2)]
+    seeded = [task.with_seed(FIRST_SEED + i) for i in range(2)]
     reference = run_constant(seeded, 1e-3)
     for loss, t in zip(reference, seeded, strict=True):
         twin = ReferenceRun(t)
