@@ -49,7 +49,7 @@ def make_learner(config: TrainConfig, env: ScheduleVecEnv, *, seed: int) -> PPO:
     )
     # Left to learn, the noise shrinks until siblings are alike; their spread then sinks under the
     # reward's floor, and the learning signal with it.
-    model.policy.log_std.requires_grad_(requires_grad=False)
+    model.policy.log_std.requires_grad_(False)
     return model
 
 

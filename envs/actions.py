@@ -167,9 +167,10 @@ class ActionCodec:
     @property
     def clip_ratio(self) -> FloatArray:
         """(num_runs,), clip threshold over the running mean of gradient norms."""
-        return np.exp(self.log_clip_ratio)
+        ratio: FloatArray = np.exp(self.log_clip_ratio)
+        return ratio
 
-    def apply(self, actions: ArrayLike, *, lr_cut: ArrayLike = 0.0) -> None:
+    def apply(self, actions: ArrayLike, *, lr_cut: FloatArray | float = 0.0) -> None:
         """Takes one decision for every run.
 
         Args:
@@ -207,7 +208,8 @@ class ActionCodec:
         ramp = np.array(
             [c.ramp_start + (1 - c.ramp_start) * min(1.0, s / self.ends[0]) for s in steps]
         )
-        factors = np.clip(np.exp(self.lr_offset) * decay[:, None], *c.lr_bounds) * ramp[:, None]
+        bounded = np.clip(np.exp(self.lr_offset) * decay[:, None], *c.lr_bounds)
+        factors: FloatArray = bounded * ramp[:, None]
         if self.momentum_scales_lr:
             factors *= np.exp(self.log_one_minus_momentum - self._start)
         return factors

@@ -92,7 +92,8 @@ def squash(value: FloatArray) -> FloatArray:
     [0.0, 1.0, -709.783, 0.0]
     """
     value = np.nan_to_num(value, nan=0.0)
-    return np.sign(value) * np.log1p(np.abs(value))
+    squashed: FloatArray = np.sign(value) * np.log1p(np.abs(value))
+    return squashed
 
 
 def ratio(top: FloatArray, bottom: FloatArray) -> FloatArray:
@@ -104,7 +105,8 @@ def ratio(top: FloatArray, bottom: FloatArray) -> FloatArray:
     safe = bottom > 0
     with np.errstate(over="ignore", invalid="ignore"):
         value = np.where(safe, top / np.where(safe, bottom, 1.0), np.sign(top) * 1e6)
-    return np.clip(np.nan_to_num(value, nan=0.0), -1e6, 1e6)
+    bounded: FloatArray = np.clip(np.nan_to_num(value, nan=0.0), -1e6, 1e6)
+    return bounded
 
 
 def log_ratio(top: FloatArray, bottom: FloatArray) -> FloatArray:
@@ -114,7 +116,8 @@ def log_ratio(top: FloatArray, bottom: FloatArray) -> FloatArray:
     [0.693, 0.0]
     """
     known = (top > 0) & (bottom > 0) & np.isfinite(top) & np.isfinite(bottom)
-    return np.log(np.where(known, top, 1.0)) - np.log(np.where(known, bottom, 1.0))
+    logs: FloatArray = np.log(np.where(known, top, 1.0)) - np.log(np.where(known, bottom, 1.0))
+    return logs
 
 
 class FeatureEncoder:
@@ -154,7 +157,7 @@ class FeatureEncoder:
         horizon = float(np.clip(codec.total_steps, *HORIZON_RANGE))
         past = self._memory["lr_trend"]
         self._memory["lr_trend"] = SMOOTHING * past + (1 - SMOOTHING) * codec.last_action[:, 0]
-        columns = {
+        columns: dict[str, FloatArray | float] = {
             "progress": interval / count,
             "log_horizon": math.log(horizon),
             "lr_offset": codec.lr_offset,
@@ -172,7 +175,8 @@ class FeatureEncoder:
         raw = np.empty((codec.num_runs, NUM_FEATURES))
         for i, name in enumerate(FEATURE_NAMES):
             raw[:, i] = columns[name]
-        return np.clip((raw - _CENTRE) / _SCALE, -FEATURE_BOUND, FEATURE_BOUND)
+        features: FloatArray = np.clip((raw - _CENTRE) / _SCALE, -FEATURE_BOUND, FEATURE_BOUND)
+        return features
 
     def _loss_features(self, stats: IntervalStatistics) -> dict[str, FloatArray]:
         m = self._memory

@@ -71,7 +71,8 @@ class ScheduledRuns:
     @property
     def lr(self) -> FloatArray:
         """(num_runs,), the learning rate of the next step."""
-        return self._start_lr * self.codec.lr_factors(self.trainer.step_count, 1)[0]
+        lr: FloatArray = self._start_lr * self.codec.lr_factors(self.trainer.step_count, 1)[0]
+        return lr
 
     def begin(self) -> FloatArray:
         """Trains the first interval; returns features of shape (num_runs, NUM_FEATURES)."""

@@ -20,12 +20,12 @@ from pacesetter.inner_models.task import Task, TaskFamily
 Observation = NDArray[np.float32]
 
 
-def observation_space() -> spaces.Box:
+def observation_space() -> Any:
     """The observation space of both environments."""
     return spaces.Box(-FEATURE_BOUND, FEATURE_BOUND, (NUM_FEATURES,), np.float32)
 
 
-def action_space() -> spaces.Box:
+def action_space() -> Any:
     """The action space of both environments."""
     return spaces.Box(-1.0, 1.0, (NUM_ACTIONS,), np.float32)
 

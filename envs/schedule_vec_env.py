@@ -198,9 +198,9 @@ class ScheduleVecEnv(VecEnv):
         return [method(*args, **kwargs) for _ in self._rows(indices)]
 
     def env_is_wrapped(
-        self, wrapper_class: type[gymnasium.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
+        self,
+        wrapper_class: type[gymnasium.Wrapper[Any, Any, Any, Any]],
+        indices: VecEnvIndices = None,
     ) -> list[bool]:
         """No row is wrapped."""
         return [False for _ in self._rows(indices)]
-
-

@@ -35,7 +35,7 @@ table.txt and report.html.
 examples:
   pacesetter compare --out runs/compare                 the shipped policy
   pacesetter compare --policy runs/laptop/policy.safetensors --out runs/mine \\
-      --start-lr 3e-4 --start-lr 1e-3 --start-lr 1e-2
+      --start-lr 3e-4 1e-3 1e-2
   pacesetter compare --out runs/quick --quick
   pacesetter compare --out runs/compare --resume        go on after a stop
 """,
@@ -68,7 +68,7 @@ class _Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaults
     """Keeps the examples as they are, and says every default."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in (None, False):
+        if action.default is None or action.default is False:
             return action.help
         return super()._get_help_string(action)
 
@@ -103,7 +103,10 @@ def make_parser() -> argparse.ArgumentParser:
 
     compare = command("compare", "hold a policy against AdamW and its rivals")
     compare.add_argument(
-        "--policy", default="default", metavar="FILE", help="policy file; default: the shipped one"
+        "--policy",
+        default="default",
+        metavar="FILE",
+        help="policy file; the word default means the shipped one",
     )
     compare.add_argument(
         "--tasks",
@@ -116,9 +119,10 @@ def make_parser() -> argparse.ArgumentParser:
     compare.add_argument(
         "--start-lr",
         type=float,
-        action="append",
+        nargs="+",
+        action="extend",
         metavar="LR",
-        help="learning rate from which the policy starts; may be given again (default: 0.001)",
+        help="learning rates from which the policy starts (default: 0.001)",
     )
     compare.add_argument("--quick", action="store_true", help="fewer tasks and seeds")
     compare.add_argument("--resume", action="store_true", help="go on with the run in DIR")

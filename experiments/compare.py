@@ -132,8 +132,8 @@ def compare(
     check_device(config.device)
     bar_type = require("tqdm", extra="compare").tqdm
     require("matplotlib.figure", extra="compare")
-    plan = _plan(config, policy or load_policy(config.policy), baselines)
     tasks = [named_task(name) for name in config.tasks] if tasks is None else list(tasks)
+    plan = _plan(config, policy or load_policy(config.policy), baselines)
     slugs = _slugs(tasks)
     settings = {
         **asdict(config),

@@ -23,7 +23,7 @@ from pacesetter.experiments.plots import (
 )
 from pacesetter.experiments.records import Entry, RunRecord
 from pacesetter.experiments.summary import Summary, capital, verdict
-from pacesetter.experiments.tables import difference_cells, entry_cells, footnote
+from pacesetter.experiments.tables import difference_cells, entry_cells, extent, footnote
 
 FINAL_SEED = 0
 """Of the bootstrap behind the intervals of single tasks."""
@@ -105,7 +105,7 @@ def render(report: Report) -> str:
     sections = [
         f"<h1>{escape(report.title)}</h1>",
         f'<div class="verdict">{_paragraphs(verdict(summary))}</div>',
-        f'<p class="note">{len(summary.tasks)} tasks, {len(summary.seeds)} seeds each.</p>',
+        f'<p class="note">{extent(summary)}.</p>',
         "<h2>All arms</h2>",
         f'<div class="panels">{_figure("Further left is better", scores)}</div>',
         _table(entry_cells(summary), left=1),

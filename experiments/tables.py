@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import fill
 
 from pacesetter.experiments.summary import EntrySummary, Summary, signed_interval, verdict
 
+WIDTH = 100
+"""Columns at which running text is broken."""
 FOOTNOTE = (
     "Scores: mean over tasks of log(final loss / {reference}'s), paired by seed; below zero is "
     "better. In brackets: 95 % bootstrap intervals over seeds within tasks; they speak of these "
@@ -91,9 +94,15 @@ def footnote(summary: Summary) -> str:
 
 def format_summary(summary: Summary) -> str:
     """Everything that a comparison found, as text for a terminal."""
-    head = f"{len(summary.tasks)} tasks, {len(summary.seeds)} seeds each"
+    head = extent(summary)
     parts = [head, align(entry_cells(summary))]
     if summary.differences:
         parts.append(align(difference_cells(summary), left=2))
-        parts.append("\n".join(verdict(summary)))
-    return "\n\n".join([*parts, footnote(summary)])
+        parts.append("\n".join(fill(sentence, WIDTH) for sentence in verdict(summary)))
+    return "\n\n".join([*parts, fill(footnote(summary), WIDTH)])
+
+
+def extent(summary: Summary) -> str:
+    """How much was run."""
+    tasks, seeds = len(summary.tasks), len(summary.seeds)
+    return f"{tasks} task{'s' * (tasks > 1)}, {seeds} seed{'s' * (seeds > 1)} each"

@@ -91,7 +91,8 @@ def mean_squared_error(model: nn.Module, batch: Batch) -> Tensor:
     """Mean squared error; batch is (inputs, targets)."""
     inputs, targets = batch
     # Not functional.mse_loss: its vmap rule does not broadcast targets that siblings share.
-    return (model(inputs) - targets).square().mean()
+    error: Tensor = model(inputs) - targets
+    return error.square().mean()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +165,7 @@ class Draw:
 
     def log_uniform(self, low: float, high: float) -> float:
         """Uniform in the logarithm."""
-        return low * (high / low) ** self.unit()
+        return float(low * (high / low) ** self.unit())
 
     def log_integer(self, low: int, high: int) -> int:
         """Log-uniform, rounded."""

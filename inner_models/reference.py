@@ -77,7 +77,7 @@ class ReferenceRun:
         batch = tuple(t[rows] for t in self._train)
         loss = self.task.loss(self.model, batch)
         self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         grads = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = float(nn.utils.get_total_norm(grads))
         threshold = clip_ratio * self._norm_mean if self._norm_count else math.inf

@@ -107,15 +107,15 @@ class ModuleTask:
 
     Attributes:
         build_model: makes a freshly initialised module. It is called with torch's global generator
-            seeded from `seed` (and restored afterwards), so that ordinary initialisation code works.
+            seeded from `seed` (and restored afterwards): ordinary initialisation code works.
         loss: ``loss(model, batch)``, one number.
         splits: the data.
         horizon: inner steps of a run.
         batch_size: rows per inner step, at most the rows of ``splits.train``.
         optimizer: the base optimizer.
         name: how tables call the task.
-        seed: fixes initial weights, batch order and dropout masks. None: each episode draws its own.
-        valid_every: the agent observes the loss on ``inner_valid`` every so many intervals; 0: never.
+        seed: fixes initial weights, batch order and dropout masks. None: drawn per episode.
+        valid_every: intervals between losses on ``inner_valid`` that the agent observes; 0: none.
 
     Raises:
         ValueError: a setting is out of its range.
@@ -154,7 +154,7 @@ class ModuleTask:
 
 
 Task = ModuleTask
-"""Every task is a module task; signatures say `Task`, those who bring their own say `ModuleTask`."""
+"""Every task is a module task: signatures say `Task`, who brings a task says `ModuleTask`."""
 
 
 class TaskFamily(ABC):

@@ -107,7 +107,7 @@ class InnerTrainer:
         """The split of every task, stacked: (num_tasks, rows, ...)."""
         batches = [getattr(task.splits, name) for task in self.tasks]
 
-        def stack(tensors: Sequence[Tensor]) -> Tensor:
+        def stack(tensors: tuple[Tensor, ...]) -> Tensor:
             first = tensors[0]
             same = all(t is first for t in tensors)
             whole = first[None].expand(len(tensors), *first.shape) if same else torch.stack(tensors)
@@ -118,7 +118,9 @@ class InnerTrainer:
     def _build_runs(self) -> None:
         models = [build_model(task) for task in self.tasks]
         self._loss_module = _LossModule(models[0], self.tasks[0].loss)
-        self._random = any(isinstance(m, nn.modules.dropout._DropoutNd) for m in models[0].modules())
+        self._random = any(
+            isinstance(m, nn.modules.dropout._DropoutNd) for m in models[0].modules()
+        )
         trained = {n for n, p in self._loss_module.named_parameters() if p.requires_grad}
         if not trained:
             raise ValueError(f"the model of task {self.tasks[0].name!r} has nothing to train")
@@ -166,7 +168,7 @@ class InnerTrainer:
         return loss
 
     def _losses(self, batch: Batch) -> Tensor:
-        """Losses of all runs, shape (num_tasks, siblings), on batches of shape (num_tasks, rows)."""
+        """Losses of all runs, (num_tasks, siblings), on batches of shape (num_tasks, rows, ...)."""
         while True:
             try:
                 return self._forms[0](batch)
@@ -259,7 +261,9 @@ class InnerTrainer:
             self._steps(rates, mu=mu, ratio=ratio, rows=rows, window=window)
         return self.signals.fetch()
 
-    def _steps(self, rates: Tensor, *, mu: Tensor, ratio: Tensor, rows: Tensor, window: int) -> None:
+    def _steps(
+        self, rates: Tensor, *, mu: Tensor, ratio: Tensor, rows: Tensor, window: int
+    ) -> None:
         for i in range(len(rates)):
             batch = tuple(column[self._task_rows, rows[i]] for column in self._data["train"])
             self._step(batch, lr=rates[i], momentum=mu, ratio=ratio, in_window=i >= window)

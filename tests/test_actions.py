@@ -44,9 +44,7 @@ def test_the_decay_lies_between_its_ends(step, final):
     assert final <= base_decay(step / 40, final) <= 1 + 1e-12
 
 
-actions = st.lists(
-    st.tuples(*[st.floats(-1e6, 1e6)] * 3), min_size=1, max_size=60
-)
+actions = st.lists(st.tuples(*[st.floats(-1e6, 1e6)] * 3), min_size=1, max_size=60)
 
 
 @given(actions, st.floats(0.001, 0.999), st.booleans())

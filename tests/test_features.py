@@ -17,7 +17,10 @@ NAMES = [f.name for f in fields(IntervalStatistics)]
 
 def make_codec(runs=1):
     return ActionCodec(
-        ControlConfig(), total_steps=400, momentum_start=np.full(runs, 0.9), momentum_scales_lr=False
+        ControlConfig(),
+        total_steps=400,
+        momentum_start=np.full(runs, 0.9),
+        momentum_scales_lr=False,
     )
 
 
@@ -56,7 +59,9 @@ anything = st.one_of(
 )
 
 
-@given(st.lists(st.lists(anything, min_size=len(NAMES), max_size=len(NAMES)), min_size=1, max_size=6))
+@given(
+    st.lists(st.lists(anything, min_size=len(NAMES), max_size=len(NAMES)), min_size=1, max_size=6)
+)
 def test_whatever_the_statistics_features_are_finite_and_bounded(table):
     sequence = [
         IntervalStatistics(**{n: np.array([v]) for n, v in zip(NAMES, row, strict=True)})
@@ -162,7 +167,11 @@ def test_validation_that_is_not_finite_is_none_and_none_is_all_zero():
 def test_state_round_trip():
     sequence, valid = run_of_losses()
     whole = encode_all(sequence, valid)
-    codec, one, two = make_codec(), FeatureEncoder(1, adaptive=True), FeatureEncoder(1, adaptive=True)
+    codec, one, two = (
+        make_codec(),
+        FeatureEncoder(1, adaptive=True),
+        FeatureEncoder(1, adaptive=True),
+    )
     for k, stats in enumerate(sequence):
         encoder = one if k < 4 else two
         if k == 4:

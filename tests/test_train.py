@@ -1,4 +1,4 @@
-"""Meta-training: it learns what can be learned, and a killed run ends as if nothing had happened."""
+"""Meta-training: it learns what can be learned, and a killed run ends as if it had not been."""
 
 import csv
 import json
@@ -61,9 +61,9 @@ def test_a_folder_with_a_run_is_refused_and_resuming_another_run_too(tmp_path):
     out = tmp_path / "run"
     train(TINY, out, progress=False)
     before = (out / POLICY).read_bytes()
-    with pytest.raises(FileExistsError, match="already holds files.*--resume"):
+    with pytest.raises(FileExistsError, match=r"already holds files.*--resume"):
         train(TINY, out, progress=False)
-    with pytest.raises(ValueError, match="other settings.*seed: 0 then, 1 now"):
+    with pytest.raises(ValueError, match=r"other settings.*seed: 0 then, 1 now"):
         train(TINY, out, seed=1, resume=True, progress=False)
     with pytest.raises(FileNotFoundError, match="cannot resume"):
         train(TINY, tmp_path / "new", resume=True, progress=False)

@@ -256,9 +256,7 @@ def test_frozen_parameters_stay_and_the_rest_learns():
         return model
 
     inputs = torch.randn(24, 4, generator=torch.Generator().manual_seed(0))
-    task = module_task(
-        build, inputs, inputs[:, :1], lambda m, b: (m(b[0]) - b[1]).square().mean()
-    )
+    task = module_task(build, inputs, inputs[:, :1], lambda m, b: (m(b[0]) - b[1]).square().mean())
     trainer = InnerTrainer([task], siblings=2)
     before = trainer.evaluate("train")
     trainer.run(np.full((20, 2), 3e-2), momentum=np.full(2, 0.9))
@@ -276,8 +274,6 @@ def test_bad_input_is_refused_with_what_came():
         InnerTrainer([task, broken_task(optimizer=OptimizerConfig(name="sgd"))])
     with pytest.raises(ValueError, match=r"lr must have shape \(steps, 1\), but got \(3, 2\)"):
         InnerTrainer([task]).run(np.ones((3, 2)), momentum=np.ones(1))
-    bad = ModuleTask(
-        task.build_model, lambda m, b: m(b[0]).sum(1), task.splits, horizon=5, seed=0
-    )
+    bad = ModuleTask(task.build_model, lambda m, b: m(b[0]).sum(1), task.splits, horizon=5, seed=0)
     with pytest.raises(ValueError, match=r"must be one number.*shape \(32,\)"):
         InnerTrainer([bad]).run(np.ones((1, 1)), momentum=np.ones(1))

@@ -1,0 +1,263 @@
+"""The command line: help that is enough, errors without tracebacks, exit codes, the demo."""
+
+import json
+import re
+import sys
+
+import numpy as np
+import pytest
+
+from pacesetter.agent.policy import Policy, PolicyInfo, save_policy
+from pacesetter.agent.run_folder import claim_folder
+from pacesetter.envs.actions import ControlConfig
+from pacesetter.envs.features import NUM_FEATURES
+from pacesetter.experiments import cli, compare, demo
+from pacesetter.experiments.demo import DemoConfig, digits_records, run_demo
+from pacesetter.experiments.records import Entry
+
+COMMANDS = ("train", "compare", "inspect", "export", "demo")
+
+
+def a_policy():
+    info = PolicyInfo(families=("teacher-mlp",), preset="smoke", seed=3, decisions=1234)
+    layer = (np.zeros((3, NUM_FEATURES)), np.array([0.5, 0.0, 0.0]))
+    return Policy([layer], control=ControlConfig(num_intervals=5), info=info)
+
+
+@pytest.fixture
+def policy_file(tmp_path):
+    return save_policy(a_policy(), tmp_path / "policy.safetensors")
+
+
+def failure(capsys, *argv):
+    """The message of a command that has to fail as a user's error."""
+    assert cli.main([str(a) for a in argv]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("pacesetter: error: ")
+    assert "Traceback" not in said.err
+    assert said.out == ""
+    return said.err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_is_enough(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert text.index("examples:") < text.index("options:")
+    assert f"pacesetter {command} " in text
+    _, options = text.split("options:")
+    # Every option is explained on its own line or the next.
+    for entry in re.split(r"\n  (?=-)", options)[1:]:
+        assert len(entry.split()) > 3, entry
+
+
+def test_help_names_all_commands(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    text = capsys.readouterr().out
+    assert all(f"    {command} " in text for command in COMMANDS)
+
+
+def test_examples_in_help_can_be_parsed():
+    parser = cli.make_parser()
+    for text in cli._EXAMPLES.values():
+        lines = re.findall(r"^  pacesetter (.*)$", text.replace("\\\n", ""), flags=re.MULTILINE)
+        assert lines
+        for line in lines:
+            parser.parse_args(re.split(r"\s{3,}(?!-)", line)[0].split())
+
+
+@pytest.mark.parametrize(
+    "argv", [[], ["fly"], ["train"], ["compare", "--seeds", "x", "--out", "y"]]
+)
+def test_wrong_arguments_exit_with_2(argv, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(argv)
+    assert stop.value.code == 2
+    assert "usage: pacesetter" in capsys.readouterr().err
+
+
+def test_user_errors(capsys, tmp_path, policy_file):
+    out = tmp_path / "out"
+    assert "did you mean 'laptop'" in failure(capsys, "train", "--preset", "laptpo", "--out", out)
+    assert "device 'warp'" in failure(
+        capsys, "train", "--preset", "smoke", "--device", "warp", "--out", out
+    )
+    given = ("compare", "--policy", policy_file, "--out", out)
+    assert "digits-mlp" in failure(capsys, *given, "--tasks", "digit-mlp")
+    assert "nearest: adamw-cosine" in failure(capsys, *given, "--arms", "adamw-cosin")
+    assert "num_seeds" in failure(capsys, *given, "--seeds", 0)
+    assert "start_lrs" in failure(capsys, *given, "--start-lr", -1)
+    assert "--resume" in failure(capsys, *given, "--resume")
+    missing = tmp_path / "none.safetensors"
+    assert str(missing) in failure(capsys, "compare", "--policy", missing, "--out", out)
+    assert not out.exists()
+    assert "already holds files" in failure(
+        capsys, "compare", "--policy", policy_file, "--out", tmp_path
+    )
+    policy_file.write_bytes(policy_file.read_bytes()[:100])
+    failure(capsys, "inspect", policy_file)
+
+
+def test_debug_shows_where(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        cli.main(["inspect", str(tmp_path / "none"), "--debug"])
+
+
+@pytest.mark.parametrize(
+    ("module", "extra", "argv"),
+    [
+        ("stable_baselines3", "train", ["train", "--preset", "smoke"]),
+        ("sklearn", "compare", ["compare"]),
+        ("matplotlib", "compare", ["compare"]),
+    ],
+)
+def test_missing_extra_names_the_line_that_installs_it(
+    module, extra, argv, capsys, tmp_path, monkeypatch
+):
+    for name in [n for n in sys.modules if n.partition(".")[0] == module]:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, module, None)
+    message = failure(capsys, *argv, "--out", tmp_path / "out")
+    assert module in message
+    assert f"pip install 'pacesetter[{extra}]'" in message
+
+
+def test_inspect(capsys, policy_file):
+    assert cli.main(["inspect", str(policy_file)]) == 0
+    text = capsys.readouterr().out
+    assert a_policy().digest in text
+    assert "1,234 decisions" in text
+    assert re.search(r"num intervals\s+5", text)
+    assert cli.main(["inspect", str(policy_file), "--json"]) == 0
+    header = json.loads(capsys.readouterr().out)
+    assert header["control"]["num_intervals"] == 5
+    assert header["layer_sizes"] == [NUM_FEATURES, 3]
+    assert header["sha256"] == a_policy().digest
+
+
+def test_export(capsys, tmp_path, policy_file):
+    from pacesetter.agent.callbacks import POLICY
+
+    assert cli.POLICY_FILE == POLICY
+    target = tmp_path / "own" / "mine.safetensors"
+    assert cli.main(["export", str(tmp_path), "--out", str(target)]) == 0
+    assert target.read_bytes() == policy_file.read_bytes()
+    capsys.readouterr()
+    assert "--force" in failure(capsys, "export", tmp_path, "--out", target)
+    assert cli.main(["export", str(tmp_path), "--out", str(target), "--force"]) == 0
+    capsys.readouterr()
+    assert "no policy yet" in failure(capsys, "export", target.parent, "--out", tmp_path / "x")
+    assert "not a folder" in failure(capsys, "export", tmp_path / "none", "--out", tmp_path / "x")
+    assert "is a folder" in failure(capsys, "export", tmp_path, "--out", target.parent)
+    policy_file.write_bytes(b"junk" * 100)
+    failure(capsys, "export", tmp_path, "--out", tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_train_passes_on_what_was_asked_for(capsys, tmp_path, monkeypatch):
+    from pacesetter.agent import ppo
+    from pacesetter.experiments.presets import get_preset
+
+    calls = []
+
+    def train(config, out, **options):
+        calls.append((config, out, options))
+        return out / "policy.safetensors"
+
+    monkeypatch.setattr(ppo, "train", train)
+    given = ["train", "--preset", "smoke", "--out", str(tmp_path), "--seed", "7", "--resume"]
+    assert cli.main(given) == 0
+    ((config, out, options),) = calls
+    assert config == get_preset("smoke")
+    assert out == tmp_path
+    assert (options["seed"], options["resume"], options["preset"]) == (7, True, "smoke")
+    assert str(options["device"]) == "cpu"
+    assert "pacesetter compare --policy" in capsys.readouterr().out
+
+
+def test_compare_end_to_end(capsys, tmp_path, policy_file):
+    out = tmp_path / "out"
+    argv = ["compare", "--policy", str(policy_file), "--out", str(out), "--quiet"]
+    argv += ["--tasks", "digits-mlp/2", "--seeds", "1", "--start-lr", "3e-3"]
+    argv += ["--arms", "policy", "do-nothing", "adamw-cosine-calibrated"]
+    assert cli.main(argv) == 0
+    text = capsys.readouterr().out
+    assert "policy from 0.003" in text
+    assert "calibrated AdamW cosine" in text
+    assert "digits-mlp/2" in (out / "results.csv").read_text()
+    assert "--start-lr 3e-3" in (out / "report.html").read_text()
+
+
+def test_ctrl_c_says_how_to_go_on(capsys, tmp_path, policy_file, monkeypatch):
+    def stopped(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare, "compare", stopped)
+    argv = ["compare", "--policy", str(policy_file), "--out", str(tmp_path / "out")]
+    assert cli.main(argv) == 130
+    assert "stopped" in capsys.readouterr().err
+    claim_folder(tmp_path / "out", kind="compare", settings={}, resume=False)
+    assert cli.main(argv) == 130
+    assert f"pacesetter {' '.join(argv)} --resume" in capsys.readouterr().err
+
+
+def test_digits_job_is_paired_and_honest():
+    config = DemoConfig(steps=50, num_seeds=2, lrs=(1e-3, 1e-2))
+    records = digits_records(config, {demo.TRAINED: a_policy()})
+    assert {r.entry for r in records} == {
+        Entry("demo-policy", 1e-3),
+        Entry("adamw-default"),
+        Entry("adamw-cosine"),
+    }
+    for seed in (0, 1):
+        rows = [r for r in records if r.seed == seed]
+        assert len({r.untrained for r in rows}) == 1
+    cosine = next(r for r in records if r.arm == "adamw-cosine")
+    assert cosine.lr == 1e-2
+    assert cosine.trials == 2
+    assert cosine.inner_steps == 50 * (1 + 4)
+    assert cosine.lrs[0] > 50 * cosine.lrs[-1]
+    policy = next(r for r in records if r.arm == "demo-policy")
+    assert policy.losses["test"] < policy.untrained
+    assert np.isfinite(policy.clip_thresholds[-1])
+    again = digits_records(config, {demo.TRAINED: a_policy()})
+    assert [r.losses for r in again] == [r.losses for r in records]
+
+
+def test_demo_from_start_to_report(capsys, tmp_path, monkeypatch):
+    from pacesetter.agent import ppo
+
+    def train(config, out, **options):
+        return save_policy(a_policy(), out / "policy.safetensors")
+
+    def small(**settings):
+        return DemoConfig(steps=20, num_seeds=2, lrs=(1e-2,), **settings)
+
+    monkeypatch.setattr(ppo, "train", train)
+    monkeypatch.setattr(demo, "DemoConfig", small)
+    out = tmp_path / "demo"
+    assert cli.main(["demo", "--out", str(out), "--quiet"]) == 0
+    text = capsys.readouterr().out
+    assert "policy just trained" in text
+    assert "tuned AdamW cosine" in text
+    page = (out / "report.html").read_text()
+    assert "pacesetter demo --out" in page
+    assert "validation family" in page
+    assert not re.search(r"https?:", page)
+    assert "already holds files" in failure_of_demo(capsys, out)
+    assert cli.main(["demo", "--out", str(out), "--quiet", "--force"]) == 0
+
+
+def failure_of_demo(capsys, out):
+    assert cli.main(["demo", "--out", str(out), "--quiet"]) == 2
+    return capsys.readouterr().err
+
+
+def test_force_spares_what_is_no_demonstration(tmp_path):
+    claim_folder(tmp_path / "own", kind="train", settings={}, resume=False)
+    with pytest.raises(FileExistsError):
+        run_demo(DemoConfig(), tmp_path / "own", say=print, force=True)
+    assert (tmp_path / "own" / "run.json").is_file()
