@@ -135,7 +135,7 @@ def _read_network(policy: Any) -> tuple[list[Layer], str]:
 
 
 def _numbers(tensor: Tensor) -> NDArray[np.float32]:
-    return np.array(tensor.detach().cpu().numpy(), dtype=np.float32)
+    return np.asarray(tensor.detach().cpu().numpy(), dtype=np.float32)
 
 
 def _control_of(model: Any) -> ControlConfig:

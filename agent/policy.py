@@ -94,7 +94,7 @@ class Policy:
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation must be one of {ACTIVATIONS}, but got {activation!r}")
         self.layers = tuple(
-            (np.asarray(w, dtype=np.float32), np.asarray(b, dtype=np.float32)) for w, b in layers
+            (np.array(w, dtype=np.float32), np.array(b, dtype=np.float32)) for w, b in layers
         )
         _check_layers(self.layers)
         self.activation = activation

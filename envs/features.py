@@ -25,6 +25,8 @@ SMOOTHING = 0.7
 """Weight of the past in averages over intervals."""
 HORIZON_RANGE = (50.0, 5000.0)
 """Horizons beyond this range look like its ends, so that no policy has to extrapolate."""
+ABSURD = 1e150
+"""Beyond this a loss counts as infinite: differences and squares would overflow."""
 
 
 @dataclass(frozen=True)
@@ -138,9 +140,10 @@ class FeatureEncoder:
     def observe_validation(self, losses: FloatArray) -> None:
         """Takes in validation losses, shape (num_runs,), for the next observation.
 
-        Where a loss is not finite there is none.
+        Where a loss is not finite, or absurdly large, there is none.
         """
-        self._validation = np.where(np.isfinite(losses), losses, self._validation)
+        known = np.abs(losses) < ABSURD
+        self._validation = np.where(known, losses, self._validation)
 
     def encode(self, stats: IntervalStatistics, codec: ActionCodec, *, interval: int) -> FloatArray:
         """The observation after an interval.

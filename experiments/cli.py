@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -152,6 +153,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit code: 0; 2 after an error that the user can mend; 130 after Ctrl-C.
     """
+    # OpenMP's threads otherwise spin while they wait, and another busy process on the same cores
+    # slows inner training down several times. It is read when torch is first imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     argv = sys.argv[1:] if argv is None else list(argv)
     args = make_parser().parse_args(argv)
     line = shlex.join(["pacesetter", *argv])

@@ -109,7 +109,7 @@ def compare(
     families: Sequence[TaskFamily] | None = None,
     baselines: Sequence[Baseline] = BASELINES,
 ) -> Comparison:
-    """Runs the comparison; writes ``results.csv``, ``table.txt`` and ``report.html``.
+    """Runs the comparison; writes ``results.csv``, ``table.txt``, ``report.html``, ``scores.svg``.
 
     Args:
         config: what to compare.

@@ -85,22 +85,30 @@ class Report:
 
 
 def write_report(path: Path, report: Report) -> None:
-    """Writes the report, whole or not at all."""
+    """Writes the report, and beside it its first figure as ``scores.svg``."""
     write_text(path, render(report))
+    svg = scores_figure(report.summary, report.ours)
+    named = svg.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
+    write_text(path.with_name("scores.svg"), named + "\n")
+
+
+def scores_figure(summary: Summary, ours: Sequence[str] = (POLICY.name,)) -> str:
+    """Every arm's score with its interval, as SVG for an HTML page."""
+    unit = "mean over tasks of log(test loss / reference's)"
+    return draw_intervals(
+        score_data(summary),
+        labels=summary.labels,
+        colour=colours(summary, shown_entries(summary, ours)),
+        xlabel=unit if summary.relative else "score on test",
+        zero=summary.labels[summary.reference],
+    )
 
 
 def render(report: Report) -> str:
     """The report as an HTML document."""
     summary = report.summary
     colour = colours(summary, shown_entries(summary, report.ours))
-    unit = "mean over tasks of log(test loss / reference's)"
-    scores = draw_intervals(
-        score_data(summary),
-        labels=summary.labels,
-        colour=colour,
-        xlabel=unit if summary.relative else "score on test",
-        zero=summary.labels[summary.reference],
-    )
+    scores = scores_figure(summary, report.ours)
     generator = np.random.default_rng(FINAL_SEED)
     sections = [
         f"<h1>{escape(report.title)}</h1>",

@@ -88,10 +88,11 @@ def test_exported_policy_is_a_copy():
     model = make_model()
     policy = policy_from_model(model)
     x = np.ones((1, NUM_FEATURES))
-    before = policy.act(x)
+    before, file = policy.act(x), policy.to_bytes()
     for p in model.policy.parameters():
         p.data.add_(1.0)
     assert np.array_equal(policy.act(x), before)
+    assert policy.to_bytes() == file
 
 
 def test_other_actor_critics_with_the_same_network_work():

@@ -341,6 +341,22 @@ def test_sparse_gradients():
     assert max(d.features[FEATURE_NAMES.index("clipped_share")] for d in scheduler.history) > 0
 
 
+def test_repeated_rows_of_a_sparse_gradient_are_added_before_the_norm():
+    embedding = nn.Embedding(5, 4, sparse=True)
+    optimizer = SGD(embedding.parameters(), lr=0.5)
+    policy = Policy.do_nothing(ControlConfig(clip_ratio_start=0.5))
+    scheduler = LearnedScheduler(optimizer, 50, policy=policy)
+    for _ in range(2):
+        optimizer.zero_grad()
+        embedding(torch.tensor([1, 1])).sum().backward()
+        optimizer.step()
+        scheduler.step(0.0)
+    assert scheduler.last_clip_norm == pytest.approx(0.5 * math.sqrt(4 * 2**2))
+    expected = torch.zeros(5, 4)
+    expected[1] = 2 * 0.5
+    torch.testing.assert_close(embedding.weight.grad.to_dense(), expected)
+
+
 def test_maximising_the_negative_is_minimising():
     down, up = Job(), Job(maximize=True)
     one = LearnedScheduler(down.optimizer, 80, policy=reactive())
