@@ -85,6 +85,10 @@ class InnerTrainer:
         self.signals = TrainingSignals(self.num_runs, device=self.device)
         self._task_rows = torch.arange(self.num_tasks, device=self.device)[:, None]
         self._momentum: Tensor | None = None
+        # As in a job: torch's SGD keeps nothing that tells a direction when it has no momentum.
+        self._has_direction = all(
+            t.optimizer.name != "sgd" or t.optimizer.momentum > 0 for t in tasks
+        )
 
     # -- set-up -------------------------------------------------------------------------------
 
@@ -292,7 +296,7 @@ class InnerTrainer:
 
     def _record_window(self, lr: Tensor, norm: Tensor) -> None:
         directions = None
-        if self._momentum is not None:
+        if self._momentum is not None and self._has_direction:
             buffer, grads = self.optimizer.buffer, self._grads
             update = self.optimizer.update_direction(self._momentum)
             update_sq = _row_dot(update, update)

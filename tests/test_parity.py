@@ -44,7 +44,7 @@ def loss_fn(model, batch):
     return (out - targets).square().mean() + 0.1 * breaking.mean()
 
 
-def make_task(optimizer, *, horizon=200, valid_every=2, broken=()):
+def make_task(optimizer, *, horizon=200, valid_every=2, broken=(), momentum=0.9):
     g = torch.Generator().manual_seed(3)
     inputs = torch.randn(ROWS, 6, generator=g)
     targets = inputs[:, :2].sin() + 0.1 * torch.randn(ROWS, 2, generator=g)
@@ -62,7 +62,7 @@ def make_task(optimizer, *, horizon=200, valid_every=2, broken=()):
         Splits(train, clean, clean, clean),
         horizon=horizon,
         batch_size=4,
-        optimizer=OptimizerConfig(name=optimizer, lr=start, weight_decay=0.02),
+        optimizer=OptimizerConfig(name=optimizer, lr=start, momentum=momentum, weight_decay=0.02),
         seed=11,
         valid_every=valid_every,
     )
@@ -148,6 +148,17 @@ def test_job_meets_what_the_environment_showed(optimizer, dtype, tolerance, brok
     assert sum(r["clipped"] for r in expected) > 0
     assert (sum(r["broken"] for r in expected) > 0) == (scheduler.skipped_steps > 0) == bool(broken)
     assert len(set(rates)) > 150
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_user_without_momentum_meets_the_same(optimizer):
+    task = make_task(optimizer, momentum=0.0)
+    policy = random_policy()
+    expected, _ = environment(task, policy, torch.float64)
+    _, scheduler, _ = plain_job(task, policy, torch.float64)
+    for seen, wanted in zip(scheduler.history, expected, strict=True):
+        np.testing.assert_allclose(seen.features, wanted["features"], atol=1e-9)
+        assert wanted["momentum"] == 0
 
 
 @pytest.mark.parametrize("horizon", [1, 3, 4, 7, 79, 81, 1003])
