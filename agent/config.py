@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pacesetter.envs.actions import ControlConfig
+from pacesetter.envs.rewards import SPREAD_FLOOR
 from pacesetter.inner_models.registry import META_TRAIN, VALIDATION, make_family
 
 
@@ -21,6 +22,7 @@ class TrainConfig:
         tasks_per_group: tasks per group.
         siblings: runs per task.
         control: intervals, bounds and step sizes.
+        spread_floor: floor under the siblings' spread in the reward.
         hidden: widths of the policy's and of the critic's hidden layers.
         learning_rate: of PPO, falling linearly to zero.
         epochs: passes over a rollout.
@@ -42,7 +44,8 @@ class TrainConfig:
     siblings: int = 8
     control: ControlConfig = field(default_factory=ControlConfig)
     hidden: tuple[int, ...] = (64, 64)
-    learning_rate: float = 1e-3
+    spread_floor: float = SPREAD_FLOOR
+    learning_rate: float = 5e-4
     epochs: int = 5
     minibatches: int = 4
     clip_range: float = 0.2

@@ -96,6 +96,7 @@ def train(
         device=device,
         seed=seed,
         control=config.control,
+        spread_floor=config.spread_floor,
     )
     model = make_learner(config, env, seed=seed)
     extra: dict[str, Any] = {}

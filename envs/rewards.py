@@ -42,13 +42,14 @@ def comparable(losses: FloatArray) -> FloatArray:
     return np.where(finite, np.where(positive, logs, scaled), np.nan)
 
 
-def sibling_scores(losses: FloatArray) -> FloatArray:
+def sibling_scores(losses: FloatArray, *, spread_floor: float = SPREAD_FLOOR) -> FloatArray:
     """Minus the z-score of each run's loss among its surviving siblings, clipped.
 
     A run that diverged gets the worst score, ``-CLIP``; with a single survivor that one gets 0.
 
     Args:
         losses: (num_tasks, siblings), outer-valid losses, not finite where a run diverged.
+        spread_floor: least spread of log losses to divide by.
 
     Returns:
         (num_tasks, siblings), within [-CLIP, CLIP]; higher is better.
@@ -63,7 +64,7 @@ def sibling_scores(losses: FloatArray) -> FloatArray:
     mean = filled.sum(axis=1, keepdims=True) / count
     deviation = np.where(alive, values - mean, 0.0)
     spread = np.sqrt((deviation**2).sum(axis=1, keepdims=True) / count)
-    scores = np.clip(-deviation / np.maximum(spread, SPREAD_FLOOR), -CLIP, CLIP)
+    scores = np.clip(-deviation / np.maximum(spread, spread_floor), -CLIP, CLIP)
     return np.where(alive, scores, -CLIP)
 
 

@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
 from pacesetter.envs.actions import NUM_ACTIONS, ControlConfig
-from pacesetter.envs.rewards import sibling_scores
+from pacesetter.envs.rewards import SPREAD_FLOOR, sibling_scores
 from pacesetter.envs.runs import ScheduledRuns
 from pacesetter.envs.schedule_env import action_space, observation_space
 from pacesetter.inner_models.registry import make_family
@@ -54,6 +54,7 @@ class ScheduleVecEnv(VecEnv):
         device: where the inner runs live.
         seed: decides all tasks.
         control: bounds and step sizes of the control.
+        spread_floor: floor under the siblings' spread in the reward.
         dtype: of the inner runs' parameters and data.
 
     Raises:
@@ -74,6 +75,7 @@ class ScheduleVecEnv(VecEnv):
         device: torch.device | str = "cpu",
         seed: int = 0,
         control: ControlConfig | None = None,
+        spread_floor: float = SPREAD_FLOOR,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         if isinstance(families, str) or not families:
@@ -93,6 +95,7 @@ class ScheduleVecEnv(VecEnv):
         self._layout = (num_groups, tasks_per_group, siblings)
         self._device = torch.device(device)
         self._dtype = dtype
+        self._spread_floor = spread_floor
         self._groups: list[ScheduledRuns] = []
         self._actions = np.zeros((0, NUM_ACTIONS))
         num_envs = num_groups * tasks_per_group * siblings
@@ -152,7 +155,8 @@ class ScheduleVecEnv(VecEnv):
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         if done:
             losses = [runs.final_losses() for runs in self._groups]
-            rewards = np.concatenate([sibling_scores(g).ravel() for g in losses]).astype(np.float32)
+            scores = [sibling_scores(g, spread_floor=self._spread_floor) for g in losses]
+            rewards = np.concatenate([s.ravel() for s in scores]).astype(np.float32)
             flat = np.concatenate([g.ravel() for g in losses])
             infos = [
                 {

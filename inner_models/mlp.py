@@ -9,7 +9,7 @@ the agent does not see.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
@@ -115,12 +115,13 @@ class TeacherRanges:
         start_factor: factor by which the start of the learning rate is off.
         sgd_share: share of tasks trained with SGD-momentum.
         regression_share: share of regression tasks.
-        work: most parameters times batch size times horizon; it caps the horizon.
+        work: most parameters times batch size times horizon; it caps the horizon and, where the
+            shortest would still be too much, the batch size.
         eval_rows: rows of each of the three other splits.
     """
 
     inputs: tuple[int, int] = (4, 64)
-    hidden: tuple[int, int] = (8, 64)
+    hidden: tuple[int, int] = (8, 128)
     depth: tuple[int, int] = (0, 4)
     classes: tuple[int, int] = (2, 10)
     outputs: tuple[int, int] = (1, 4)
@@ -208,24 +209,27 @@ class TeacherMLP(TaskFamily):
         widths = (draw.log_integer(*r.inputs), *[width] * depth, outputs)
         num_train = draw.log_integer(*r.num_train)
         low, high = (int(math.log2(b)) for b in r.batch_size)
-        batch_size = min(2 ** draw.integer(low, high), num_train)
-        shape = partial(
-            MLPShape,
+        shape = MLPShape(
             widths=widths,
             activation=draw.choice(tuple(_ACTIVATIONS)),  # type: ignore[arg-type]
             layer_norm=depth > 0 and draw.chance(0.3),
             classification=classification,
             num_train=num_train,
-            batch_size=batch_size,
+            batch_size=min(2 ** draw.integer(low, high), num_train),
+            horizon=r.horizon[0],
             optimizer="sgd" if draw.chance(r.sgd_share) else "adamw",
             weight_decay=(0.0, 0.01, 0.1)[draw.integer(0, 2)],
             # Of the shape, and not of the task: to evaluate one run is to evaluate its group.
             valid_every=draw.integer(1, 8) if draw.chance(0.5) else 0,
         )
         # Small matrices cost their kernel launches, not their arithmetic: hence the constant.
-        cost = (shape(horizon=1).num_params + 1000) * batch_size
-        longest = min(r.horizon[1], max(r.horizon[0], r.work / cost))
-        return shape(horizon=round(draw.equal_cost(r.horizon[0], longest)))
+        cost = shape.num_params + 1000
+        while (
+            cost * shape.batch_size * r.horizon[0] > r.work and shape.batch_size > r.batch_size[0]
+        ):
+            shape = replace(shape, batch_size=max(r.batch_size[0], shape.batch_size // 2))
+        longest = min(r.horizon[1], max(r.horizon[0], r.work / (cost * shape.batch_size)))
+        return replace(shape, horizon=round(draw.equal_cost(r.horizon[0], longest)))
 
     def build(self, shape: MLPShape, generator: torch.Generator) -> Task:
         """Builds one task: teacher, data, noise, and the start of the learning rate."""
