@@ -65,6 +65,8 @@ class MetaTraining(BaseCallback):
             self.best = parse_policy(best.numpy().tobytes(), source="the checkpoint's policy")
         self._best_score = float(extra.get("best_score", float("inf")))
         self._due = _validation_points(config)
+        self._finished = int(extra.get("rollout", 0))
+        self._average: dict[str, Tensor] = extra.get("average", {})
         self._bar: Any = None
 
     @property
@@ -91,28 +93,32 @@ class MetaTraining(BaseCallback):
         return True
 
     def _on_rollout_start(self) -> None:
-        rollout = self.num_timesteps // self._config.rollout
-        if rollout:
-            self._between(rollout)
+        self._between(self.num_timesteps // self._config.rollout)
 
     def _on_training_end(self) -> None:
         self._between(self._config.rollouts)
         self._bar.close()
 
     def _between(self, rollout: int) -> None:
-        if rollout in self._due and all(r != rollout for r, _, _ in self.history):
+        if rollout <= self._finished:  # a resumed run begins where this was done
+            return
+        self._finished = rollout
+        self._take_average(rollout)
+        if rollout in self._due:
             self._validate(rollout)
         if rollout % self._config.checkpoint_every == 0 or rollout == self._config.rollouts:
             extra = {
+                "rollout": rollout,
                 "history": [list(row) for row in self.history],
                 "best": None if self.best is None else _as_tensor(self.best.to_bytes()),
                 "best_score": self._best_score,
+                "average": self._average,
             }
             save_checkpoint(self._out / CHECKPOINT, self._learner, self._env, extra)
 
     def _validate(self, rollout: int) -> None:
         started = time.perf_counter()
-        policy = self._snapshot(self._learner)
+        policy = self._averaged_policy()
         score = self._suite.score(policy.act).mean
         self.history.append((rollout, self.num_timesteps, score))
         if score < self._best_score:
@@ -127,6 +133,23 @@ class MetaTraining(BaseCallback):
         writer.writerows(self.history)
         write_text(self._out / VALIDATION, table.getvalue())
         self._show()
+
+    def _take_average(self, rollout: int) -> None:
+        # The past counts less at first, when the weights still move far.
+        past = min(self._config.averaging, rollout / (rollout + 9))
+        for name, now in self._learner.policy.state_dict().items():
+            old = self._average.get(name, now)
+            self._average[name] = past * old + (1 - past) * now
+
+    def _averaged_policy(self) -> Policy:
+        """A policy of the averaged weights; the learner keeps its own."""
+        network = self._learner.policy
+        own = {name: value.clone() for name, value in network.state_dict().items()}
+        network.load_state_dict(self._average)
+        try:
+            return self._snapshot(self._learner)
+        finally:
+            network.load_state_dict(own)
 
     def _show(self) -> None:
         if self.history:

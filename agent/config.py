@@ -28,7 +28,10 @@ class TrainConfig:
         epochs: passes over a rollout.
         minibatches: per pass.
         clip_range: of PPO's ratio.
-        log_std: log of the actions' standard deviation, held fixed.
+        log_std: log of the actions' standard deviation at the start.
+        learn_noise: whether that is learned, or held fixed.
+        averaging: weight of the past in the running average of the policy's weights over rollouts;
+            the average is what is validated and shipped.
         validations: how often the policy is validated, evenly spaced, the end included.
         validation_tasks: fixed tasks per validation family.
         validation_seeds: seeds per validation task.
@@ -49,7 +52,9 @@ class TrainConfig:
     epochs: int = 5
     minibatches: int = 4
     clip_range: float = 0.2
-    log_std: float = -0.8
+    log_std: float = -0.7
+    learn_noise: bool = True
+    averaging: float = 0.95
     validations: int = 12
     validation_tasks: int = 8
     validation_seeds: int = 2

@@ -47,9 +47,7 @@ def make_learner(config: TrainConfig, env: ScheduleVecEnv, *, seed: int) -> PPO:
         seed=seed,
         device="cpu",  # the networks are small: a GPU would wait for its launches
     )
-    # Left to learn, the noise shrinks until siblings are alike; their spread then sinks under the
-    # reward's floor, and the learning signal with it.
-    model.policy.log_std.requires_grad_(False)
+    model.policy.log_std.requires_grad_(config.learn_noise)
     return model
 
 
@@ -107,6 +105,7 @@ def train(
     commit = _commit()
 
     def snapshot(learner: PPO) -> Policy:
+        """The learner's policy as it stands."""
         info = PolicyInfo(
             families=config.families,
             preset=preset,

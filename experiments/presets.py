@@ -24,14 +24,13 @@ PRESETS: dict[str, TrainConfig] = {
     # About two minutes on two cores, for `pacesetter demo`.
     "demo": TrainConfig(
         decisions=250_000,
-        learning_rate=2e-3,
+        learning_rate=1e-3,
         validations=3,
         validation_tasks=2,
         validation_seeds=1,
-        checkpoint_every=5,
     ),
     # About half an hour on two cores; made the shipped policy.
-    "laptop": TrainConfig(decisions=2_000_000),
+    "laptop": TrainConfig(decisions=1_500_000),
 }
 
 

@@ -112,7 +112,9 @@ class TeacherRanges:
         label_noise: share of wrong labels, or noise over the spread of targets; half have none.
         gain: factor on the initial weights.
         input_scale: factor on the inputs.
-        start_factor: factor by which the start of the learning rate is off.
+        adamw_lr: a sensible learning rate of AdamW, centred on what is best in this family.
+        sgd_lr: the same for SGD.
+        start_factor: factor by which the start of the learning rate is off from that.
         sgd_share: share of tasks trained with SGD-momentum.
         regression_share: share of regression tasks.
         work: most parameters times batch size times horizon; it caps the horizon and, where the
@@ -132,6 +134,8 @@ class TeacherRanges:
     label_noise: tuple[float, float] = (0.01, 0.3)
     gain: tuple[float, float] = (0.5, 2.0)
     input_scale: tuple[float, float] = (0.5, 2.0)
+    adamw_lr: tuple[float, float] = (3e-3, 3e-2)
+    sgd_lr: tuple[float, float] = (0.03, 0.3)
     start_factor: tuple[float, float] = (0.1, 10.0)
     sgd_share: float = 0.2
     regression_share: float = 0.35
@@ -191,8 +195,8 @@ class TeacherMLP(TaskFamily):
     """MLP students of random teachers, classification and regression.
 
     The targets are those of a random tanh network on Gaussian inputs of a random condition number.
-    `TeacherRanges` is the table of what is drawn; the base learning rate is 2e-3 (AdamW) or 0.05
-    (SGD), times a factor that the agent does not see. Half of the shapes show the agent their
+    `TeacherRanges` is the table of what is drawn; the learning rate starts from a sensible one times
+    a factor that the agent does not see, too low as often as too high. Half of the shapes show the agent their
     validation loss, every 1 to 8 intervals.
     """
 
@@ -237,7 +241,7 @@ class TeacherMLP(TaskFamily):
         inputs, targets = self._data(shape, draw)
         sizes = [shape.num_train] + [r.eval_rows] * 3
         parts = zip(inputs.split(sizes), targets.split(sizes), strict=True)
-        base = 2e-3 if shape.optimizer == "adamw" else 0.05
+        base = draw.log_uniform(*(r.adamw_lr if shape.optimizer == "adamw" else r.sgd_lr))
         return Task(
             partial(build_mlp, shape, draw.log_uniform(*r.gain)),
             cross_entropy if shape.classification else mean_squared_error,

@@ -91,14 +91,17 @@ def test_kill_9_and_resume_gives_the_same_policy_bit_for_bit(tmp_path):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    checkpoint = killed / CHECKPOINT
-    while not checkpoint.exists() and process.poll() is None:
+    checkpoint, rollout = killed / CHECKPOINT, PRESETS["smoke"].rollout
+    while process.poll() is None and not (
+        checkpoint.exists()
+        and torch.load(checkpoint, weights_only=True)["num_timesteps"] >= 4 * rollout
+    ):
         time.sleep(0.01)
-    time.sleep(0.3)  # into the middle of a rollout
+    time.sleep(0.1)  # into the middle of a rollout
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
     done = torch.load(checkpoint, weights_only=True)["num_timesteps"]
-    assert 0 < done < PRESETS["smoke"].rollouts * PRESETS["smoke"].rollout
+    assert 4 * rollout <= done < PRESETS["smoke"].rollouts * PRESETS["smoke"].rollout
     subprocess.run(command(killed, "--resume"), check=True, env=environment, capture_output=True)
     for name in (POLICY, VALIDATION):
         assert (killed / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
