@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pacesetter.envs.actions import ControlConfig
-from pacesetter.envs.rewards import SPREAD_FLOOR
 from pacesetter.inner_models.registry import META_TRAIN, VALIDATION, make_family
 
 
@@ -47,8 +46,8 @@ class TrainConfig:
     siblings: int = 8
     control: ControlConfig = field(default_factory=ControlConfig)
     hidden: tuple[int, ...] = (64, 64)
-    spread_floor: float = SPREAD_FLOOR
-    learning_rate: float = 5e-4
+    spread_floor: float = 0.1
+    learning_rate: float = 7e-4
     epochs: int = 5
     minibatches: int = 4
     clip_range: float = 0.2
@@ -68,6 +67,8 @@ class TrainConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive, but got {getattr(self, name)}")
+        if not 0 <= self.averaging < 1:
+            raise ValueError(f"averaging must lie in [0, 1), but got {self.averaging}")
         for name in (*self.families, *self.validation_families):
             make_family(name)
         if self.control.num_intervals < 2:

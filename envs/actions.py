@@ -5,7 +5,10 @@ One codec serves the environments (many runs) and the plug-in (one run). Actions
 
     lr(step) = start lr * ramp(step) * clamp(exp(offset) * decay(step / total), bounds)
 
-with a cosine decay to 1 % and, in the first interval, a linear ramp from 1 %.
+with a cosine decay to 1 % and, in the first interval, a linear ramp from 1 %. Late in a run the
+learning rate may be held, but not raised above its earlier peak: by then there is nothing left to
+recover from, and on a training set that is learned by heart a rate that keeps rising is rewarded
+by nothing until it wrecks the run.
 """
 
 from __future__ import annotations
@@ -38,6 +41,7 @@ class ControlConfig:
         clip_ratio_bounds: its range.
         ramp_start: the first learning rate over its start.
         final_decay: where the decay ends, over its start.
+        peak_until: share of the run after which lr stays at or below its peak so far.
     """
 
     num_intervals: int = 40
@@ -50,6 +54,7 @@ class ControlConfig:
     clip_ratio_bounds: tuple[float, float] = (0.5, 20.0)
     ramp_start: float = 0.01
     final_decay: float = 0.01
+    peak_until: float = 0.4
 
     def __post_init__(self) -> None:
         if self.num_intervals < 1:
@@ -62,7 +67,7 @@ class ControlConfig:
             value = getattr(self, name)
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be zero or positive, but got {value}")
-        for name in ("ramp_start", "final_decay"):
+        for name in ("ramp_start", "final_decay", "peak_until"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], but got {value}")
@@ -124,6 +129,7 @@ class ActionCodec:
         log_one_minus_momentum: (num_runs,).
         log_clip_ratio: (num_runs,).
         last_action: (num_runs, 3), the latest action, clipped to [-1, 1]; zeros at first.
+        decisions: how many were taken.
     """
 
     def __init__(
@@ -152,6 +158,9 @@ class ActionCodec:
         self.log_one_minus_momentum = self._start.copy()
         self.log_clip_ratio = np.full(num_runs, math.log(config.clip_ratio_start))
         self.last_action = np.zeros((num_runs, NUM_ACTIONS))
+        self.decisions = 0
+        # Log of the greatest factor so far, decay included; the start itself is one.
+        self._log_peak = np.zeros(num_runs)
 
     @property
     def num_runs(self) -> int:
@@ -190,7 +199,14 @@ class ActionCodec:
         action = np.clip(raw, -1.0, 1.0)
         c = self.config
         low, high = (math.log(b) for b in c.lr_bounds)
-        self.lr_offset = np.clip(self.lr_offset + action[:, 0] * c.lr_step + lr_cut, low, high)
+        offset = np.clip(self.lr_offset + action[:, 0] * c.lr_step + lr_cut, low, high)
+        progress = self.ends[min(self.decisions, len(self.ends) - 1)] / self.total_steps
+        log_decay = math.log(max(base_decay(progress, c.final_decay), 1e-300))
+        if progress > c.peak_until:
+            offset = np.minimum(offset, self._log_peak - log_decay)
+        self._log_peak = np.maximum(self._log_peak, offset + log_decay)
+        self.lr_offset = offset
+        self.decisions += 1
         self.log_one_minus_momentum = np.clip(
             self.log_one_minus_momentum + action[:, 1] * c.momentum_step,
             self._momentum_low,
@@ -216,12 +232,14 @@ class ActionCodec:
 
     def state_dict(self) -> dict[str, Any]:
         """The state as plain lists."""
-        return {name: getattr(self, name).tolist() for name in _STATE}
+        state = {name: getattr(self, name).tolist() for name in _STATE}
+        return {**state, "decisions": self.decisions}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` returned."""
         for name in _STATE:
             setattr(self, name, np.asarray(state[name], dtype=np.float64))
+        self.decisions = int(state["decisions"])
 
 
-_STATE = ("lr_offset", "log_one_minus_momentum", "log_clip_ratio", "last_action")
+_STATE = ("lr_offset", "log_one_minus_momentum", "log_clip_ratio", "last_action", "_log_peak")

@@ -30,7 +30,7 @@ PRESETS: dict[str, TrainConfig] = {
         validation_seeds=1,
     ),
     # About half an hour on two cores; made the shipped policy.
-    "laptop": TrainConfig(decisions=1_500_000),
+    "laptop": TrainConfig(decisions=1_200_000),
 }
 
 

@@ -110,6 +110,9 @@ class TeacherRanges:
         horizon: inner steps; long ones are rarer, so that each decade costs about the same.
         condition: condition number of the inputs' covariance.
         label_noise: share of wrong labels, or noise over the spread of targets; half have none.
+        cluster_share: share of classification tasks whose classes are clusters of points, which a
+            network soon learns by heart, rather than the answers of a teacher network.
+        separation: distance of the clusters' centres over the spread of points.
         gain: factor on the initial weights.
         input_scale: factor on the inputs.
         adamw_lr: a sensible learning rate of AdamW, centred on what is best in this family.
@@ -132,6 +135,8 @@ class TeacherRanges:
     horizon: tuple[int, int] = (80, 2000)
     condition: tuple[float, float] = (1.0, 1e3)
     label_noise: tuple[float, float] = (0.01, 0.3)
+    cluster_share: float = 0.4
+    separation: tuple[float, float] = (2.0, 8.0)
     gain: tuple[float, float] = (0.5, 2.0)
     input_scale: tuple[float, float] = (0.5, 2.0)
     adamw_lr: tuple[float, float] = (3e-3, 3e-2)
@@ -194,10 +199,11 @@ class Draw:
 class TeacherMLP(TaskFamily):
     """MLP students of random teachers, classification and regression.
 
-    The targets are those of a random tanh network on Gaussian inputs of a random condition number.
-    `TeacherRanges` is the table of what is drawn; the learning rate starts from a sensible one times
-    a factor that the agent does not see, too low as often as too high. Half of the shapes show the agent their
-    validation loss, every 1 to 8 intervals.
+    Inputs are Gaussian with a random condition number; targets are those of a random tanh network
+    or, for some of the classification tasks, the cluster that a point was drawn from.
+    `TeacherRanges` is the table of what is drawn; the learning rate starts from a sensible one
+    times a factor that the agent does not see, too low as often as too high. Half of the shapes
+    show the agent their validation loss, every 1 to 8 intervals.
     """
 
     ranges: TeacherRanges = field(default_factory=TeacherRanges)
@@ -267,6 +273,13 @@ class TeacherMLP(TaskFamily):
         scales = torch.exp(-decay * torch.linspace(0, 1, width))
         rotation = torch.linalg.qr(torch.randn(width, width, generator=g))[0]
         mixed = white * (scales / scales.square().mean().sqrt()) @ rotation
+        noise = draw.log_uniform(*r.label_noise) if draw.chance(0.5) else 0.0
+        scale = draw.log_uniform(*r.input_scale)
+        if shape.classification and draw.chance(r.cluster_share):
+            labels = torch.randint(outputs, (rows,), generator=g)
+            centres = torch.randn(outputs, width, generator=g) / math.sqrt(2 * width)
+            inputs = (mixed + centres[labels] * draw.log_uniform(*r.separation)) * scale
+            return inputs, _with_noise(labels, outputs, noise, g)
         hidden, sharpness = 32, draw.log_uniform(0.5, 3.0)
         first = torch.randn(width, hidden, generator=g) * sharpness / math.sqrt(width)
         second = torch.randn(hidden, outputs, generator=g)
@@ -274,11 +287,12 @@ class TeacherMLP(TaskFamily):
         seen = white if draw.chance(0.5) else mixed
         scores = torch.tanh(seen @ first) @ second
         scores = (scores - scores.mean(0)) / scores.std(0).clamp(min=1e-6)
-        noise = draw.log_uniform(*r.label_noise) if draw.chance(0.5) else 0.0
-        inputs = mixed * draw.log_uniform(*r.input_scale)
         if not shape.classification:
-            return inputs, scores + noise * torch.randn(rows, outputs, generator=g)
-        labels = scores.argmax(1)
-        wrong = torch.rand(rows, generator=g) < noise
-        random = torch.randint(outputs, (rows,), generator=g)
-        return inputs, torch.where(wrong, random, labels)
+            return mixed * scale, scores + noise * torch.randn(rows, outputs, generator=g)
+        return mixed * scale, _with_noise(scores.argmax(1), outputs, noise, g)
+
+
+def _with_noise(labels: Tensor, classes: int, share: float, generator: torch.Generator) -> Tensor:
+    """Labels of which a share is replaced by random ones."""
+    wrong = torch.rand(len(labels), generator=generator) < share
+    return torch.where(wrong, torch.randint(classes, labels.shape, generator=generator), labels)

@@ -171,6 +171,8 @@ def test_sibling_scores_by_hand():
     assert sibling_scores(losses)[1] == pytest.approx([1 / spread, 0, -1 / spread, 0])
     half = np.log(1.01) / 2
     assert sibling_scores(losses)[2] == pytest.approx(np.array([1, -1, 1, -1]) * half / 0.02)
+    wide = sibling_scores(losses, spread_floor=0.1)[2]
+    assert wide == pytest.approx(np.array([1, -1, 1, -1]) * half / 0.1)
 
 
 def test_bad_input_is_refused_with_what_came():

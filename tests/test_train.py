@@ -74,6 +74,19 @@ def test_a_folder_with_a_run_is_refused_and_resuming_another_run_too(tmp_path):
         train(TINY, out, resume=True, progress=False)
 
 
+def test_the_policy_is_an_average_of_weights_over_rollouts(tmp_path):
+    ends = []
+    for past in (0.0, 0.95):
+        out = tmp_path / str(past)
+        train(replace(TINY, averaging=past), out, progress=False)
+        ends.append(torch.load(out / CHECKPOINT, weights_only=True))
+    for name, now in ends[0]["policy"].items():
+        assert torch.equal(ends[0]["extra"]["average"][name], now)
+        assert torch.equal(ends[1]["policy"][name], now)  # averaging does not touch the learner
+    name = "action_net.weight"
+    assert not torch.allclose(ends[1]["extra"]["average"][name], ends[1]["policy"][name])
+
+
 def command(out, *more):
     return [
         *(sys.executable, "-m", "pacesetter.experiments.cli", "train"),
@@ -228,6 +241,8 @@ def test_presets_and_bad_settings():
         get_preset("labtop")
     with pytest.raises(ValueError, match="epochs must be positive, but got 0"):
         TrainConfig(decisions=10, epochs=0)
+    with pytest.raises(ValueError, match=r"averaging must lie in \[0, 1\), but got 1"):
+        TrainConfig(decisions=10, averaging=1)
     with pytest.raises(ValueError, match="unknown task family"):
         TrainConfig(decisions=10, families=("nothing",))
     with pytest.raises(ValueError, match="at least 2 intervals"):
