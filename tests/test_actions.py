@@ -104,10 +104,35 @@ def test_the_guard_cuts_on_top_of_the_action():
     assert c.lr_offset == pytest.approx([0.35 - math.log(2), 0.35])
 
 
+def test_late_in_a_run_the_rate_may_be_held_but_not_raised_above_its_peak():
+    c = codec(runs=2)
+    starts = [0, *c.ends[:-1]]
+    levels = []
+    for k, start in enumerate(starts):
+        levels.append(c.lr_factors(start + 9, 1)[0])  # the last step of each interval
+        # The first run always raises; the second lowers at first, and then raises.
+        c.apply([[1, 0, 0], [-1 if k < 10 else 1, 0, 0]])
+    levels = np.array(levels)
+    early = np.array(starts) <= 0.4 * 400
+    # Until then nothing is in the way: a start that is a hundred times too low can recover.
+    assert levels[early][-1, 0] > 100
+    assert levels[early][-1, 0] == levels[early][:, 0].max()
+    peaks = np.maximum(levels[early].max(axis=0), 1.0)  # the start counts
+    assert (levels[~early] <= peaks * 1.001).all()
+    # Held against the decay, as far as the bounds of the offset go.
+    assert levels[-1, 0] > 0.5 * levels[early][:, 0].max()
+    # A run that went down may come back to where it was, its start.
+    assert 0.8 < levels[~early][:, 1].max() <= 1.001
+
+
 def test_state_round_trip():
     one, two = codec(), codec()
-    one.apply([[0.3, -0.2, 0.1]])
+    for _ in range(20):
+        one.apply([[0.9, -0.2, 0.1]])
     two.load_state_dict(one.state_dict())
+    assert two.decisions == 20
+    for c in (one, two):
+        c.apply([[1.0, 0.0, 0.0]])
     assert np.array_equal(one.lr_factors(0, 400), two.lr_factors(0, 400))
     assert np.array_equal(one.momentum, two.momentum)
     assert np.array_equal(one.last_action, two.last_action)
