@@ -3,9 +3,10 @@
     python benchmarks/throughput.py --out benchmarks/results/throughput.json
 
 First table: inner steps a second of N runs of a 64-32-32-10 MLP (AdamW, batch 64, clipping and all
-statistics of the environment on), batched against the sequential reference, which is an ordinary
-loop with `torch.optim` that takes one run after another. The two take turns within each repeat, and
-the ratio is taken repeat by repeat. Second table: what a decision of meta-training costs, within
+statistics of the environment on), batched against the sequential reference, which is a loop with
+`torch.optim` that does the same for one run after another (`ReferenceRun`). A bare loop, which only
+trains and clips, stands beside it. They take turns within each repeat, and ratios are taken repeat
+by repeat. Second table: what a decision of meta-training costs, within
 and outside of inner training.
 """
 
@@ -17,6 +18,7 @@ import os
 import platform
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ import torch
 from pacesetter.agent.config import TrainConfig
 from pacesetter.agent.ppo import make_learner
 from pacesetter.envs.schedule_vec_env import ScheduleVecEnv
+from pacesetter.inner_models.batching import build_model
 from pacesetter.inner_models.mlp import MLPShape, TeacherMLP
 from pacesetter.inner_models.reference import ReferenceRun
 from pacesetter.inner_models.task import Task
@@ -49,6 +52,11 @@ def sample_tasks(count: int) -> list[Task]:
     generator = torch.Generator().manual_seed(0)
     family = TeacherMLP()
     return [family.build(SHAPE, generator) for _ in range(count)]
+
+
+def library_loss(model: torch.nn.Module, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """Cross-entropy as a user writes it."""
+    return torch.nn.functional.cross_entropy(model(batch[0]), batch[1])
 
 
 def timed(call: Callable[[], Any]) -> float:
@@ -80,6 +88,28 @@ def sequential_rate(run: ReferenceRun, seconds: float) -> float:
     return steps / spent
 
 
+def bare_rate(seconds: float, device: str) -> float:
+    """Inner steps a second of a loop that trains and clips and looks at nothing."""
+    task = sample_tasks(1)[0]
+    model = build_model(task).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    inputs, labels = (t.to(device) for t in task.splits.train)
+    rows = torch.randint(len(labels), (INTERVAL, task.batch_size), device=device)
+
+    def interval() -> None:
+        for row in rows:
+            optimizer.zero_grad()
+            library_loss(model, (inputs[row], labels[row])).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+
+    steps, spent = 0, 0.0
+    while spent < seconds:
+        spent += timed(interval)
+        steps += INTERVAL
+    return steps / spent
+
+
 def inner_training(
     sizes: list[int], *, siblings: int, repeats: int, seconds: float, device: str
 ) -> list[dict[str, Any]]:
@@ -88,25 +118,33 @@ def inner_training(
     for num_runs in sizes:
         each = min(siblings, num_runs)
         trainer = InnerTrainer(sample_tasks(num_runs // each), siblings=each, device=device)
-        single = ReferenceRun(sample_tasks(1)[0], device=device)
+        # torch's own cross-entropy is the faster one for a single run.
+        single = ReferenceRun(replace(sample_tasks(1)[0], loss=library_loss), device=device)
         batched_rate(trainer, 0.2)
         sequential_rate(single, 0.2)
-        pairs = [
-            (batched_rate(trainer, seconds), sequential_rate(single, seconds))
+        turns = [
+            (
+                batched_rate(trainer, seconds),
+                sequential_rate(single, seconds),
+                bare_rate(seconds, device),
+            )
             for _ in range(repeats)
         ]
-        batched, sequential = np.array(pairs).T
+        batched, sequential, bare = np.array(turns).T
         row = {
             "runs": num_runs,
             "tasks": num_runs // each,
             "batched": spread(batched),
             "sequential": spread(sequential),
+            "bare": spread(bare),
             "ratio": spread(batched / sequential),
+            "ratio_to_bare": spread(batched / bare),
         }
         rows.append(row)
         print(
             f"{num_runs:6d} runs   batched {show(row['batched'], '8,.0f')}   "
-            f"sequential {show(row['sequential'], '6,.0f')}   ratio {show(row['ratio'], '5.1f')}",
+            f"sequential {show(row['sequential'], '6,.0f')}   ratio {show(row['ratio'], '5.1f')}   "
+            f"bare loop {show(row['bare'], '6,.0f')}   ratio {show(row['ratio_to_bare'], '5.1f')}",
             flush=True,
         )
     return rows

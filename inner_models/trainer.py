@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from pacesetter.inner_models.allocator import keep_freed_memory
 from pacesetter.inner_models.batching import batch_stream, build_model, task_seeds
 from pacesetter.inner_models.optimizers import make_optimizer
 from pacesetter.inner_models.signals import (
@@ -75,6 +76,8 @@ class InnerTrainer:
         self.num_runs = self.num_tasks * siblings
         self.horizon = tasks[0].horizon
         self.device = torch.device(device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.dtype = dtype
         self.step_count = 0
         self._check_shapes()

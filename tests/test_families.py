@@ -7,7 +7,7 @@ import torch
 from pacesetter.inner_models import registry
 from pacesetter.inner_models.digits import digits_splits
 from pacesetter.inner_models.extras import require
-from pacesetter.inner_models.mlp import Draw, TeacherRanges
+from pacesetter.inner_models.mlp import Draw, TeacherRanges, cross_entropy
 from pacesetter.inner_models.reference import ReferenceRun
 from pacesetter.inner_models.task import ModuleTask, OptimizerConfig, Splits
 from pacesetter.inner_models.trainer import InnerTrainer
@@ -100,6 +100,18 @@ def test_teacher_tasks_differ_in_what_the_docstring_says():
     starts = [t.optimizer.lr for t in tasks if t.optimizer.name == "adamw"]
     assert 3e-4 <= min(starts) < 2e-3 < 5e-2 < max(starts) <= 0.3
     assert {t.valid_every > 0 for t in tasks} == {True, False}
+
+
+def test_our_cross_entropy_is_that_of_torch():
+    generator = torch.Generator().manual_seed(0)
+    logits = 200 * torch.randn(50, 7, generator=generator, dtype=torch.float64)
+    logits.requires_grad_()
+    labels = torch.randint(7, (50,), generator=generator)
+    ours = cross_entropy(torch.nn.Identity(), (logits, labels))
+    theirs = torch.nn.functional.cross_entropy(logits, labels)
+    assert torch.allclose(ours, theirs, rtol=1e-12)
+    grads = [torch.autograd.grad(loss, logits)[0] for loss in (ours, theirs)]
+    assert torch.allclose(*grads, rtol=1e-10, atol=1e-15)
 
 
 def test_digits_are_split_without_overlap():
