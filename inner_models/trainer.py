@@ -19,6 +19,7 @@ from torch.func import functional_call, vmap
 
 from pacesetter.inner_models.allocator import keep_freed_memory
 from pacesetter.inner_models.batching import batch_stream, build_model, task_seeds
+from pacesetter.inner_models.functional import LossModule, state_of
 from pacesetter.inner_models.optimizers import make_optimizer
 from pacesetter.inner_models.signals import (
     FloatArray,
@@ -26,22 +27,10 @@ from pacesetter.inner_models.signals import (
     TrainingSignals,
     window_length,
 )
-from pacesetter.inner_models.task import Batch, LossFn, SplitName, Task
+from pacesetter.inner_models.task import Batch, SplitName, Task
 
 EVAL_ELEMENTS = 2**22
 """Evaluation goes through a split in chunks of about this many rows times runs."""
-
-
-class _LossModule(nn.Module):
-    """A model and its loss as one module, so that `functional_call` can swap the parameters."""
-
-    def __init__(self, model: nn.Module, loss: LossFn) -> None:
-        super().__init__()
-        self.model = model
-        self.loss_fn = loss
-
-    def forward(self, *batch: Tensor) -> Tensor:
-        return self.loss_fn(self.model, batch)
 
 
 class InnerTrainer:
@@ -124,14 +113,14 @@ class InnerTrainer:
 
     def _build_runs(self) -> None:
         models = [build_model(task) for task in self.tasks]
-        self._loss_module = _LossModule(models[0], self.tasks[0].loss)
+        self._loss_module = LossModule(models[0], self.tasks[0].loss)
         self._random = any(
             isinstance(m, nn.modules.dropout._DropoutNd) for m in models[0].modules()
         )
         trained = {n for n, p in self._loss_module.named_parameters() if p.requires_grad}
         if not trained:
             raise ValueError(f"the model of task {self.tasks[0].name!r} has nothing to train")
-        states = [self._state_of(model) for model in models]
+        states = [state_of(model) for model in models]
         stacked = {name: torch.stack([state[name] for state in states]) for name in states[0]}
         stacked = {
             name: t.to(self.device, self.dtype if t.is_floating_point() else t.dtype)
@@ -155,11 +144,6 @@ class InnerTrainer:
             if name not in self._shapes
         }
         self._forms = [self._shared_batch, self._batch_each, self._one_by_one]
-
-    @staticmethod
-    def _state_of(model: nn.Module) -> dict[str, Tensor]:
-        named = {f"model.{n}": p.detach() for n, p in model.named_parameters()}
-        return {**named, **{f"model.{n}": b for n, b in model.named_buffers()}}
 
     # -- losses -------------------------------------------------------------------------------
 

@@ -127,11 +127,11 @@ def test_a_policy_moves_learning_rate_and_momentum(name):
     group = job.optimizer.param_groups[0]
     start_lr = group["lr"]
     start = group["betas"][0] if "betas" in group else group["momentum"]
-    scheduler = LearnedScheduler(job.optimizer, 80, policy=always(0.5, 1.0, -1.0))
+    scheduler = LearnedScheduler(job.optimizer, 80, policy=always(-0.2, 1.0, -1.0))
     for step in range(80):
         decisions = step // 2
         one_minus = min((1 - start) * math.exp(0.15 * decisions), 0.7) if start else 1.0
-        lr = start_lr * base_schedule(step, 80) * math.exp(0.175 * decisions)
+        lr = start_lr * base_schedule(step, 80) * math.exp(-0.07 * decisions)
         if name.startswith(("SGD", "RMSprop")) and start:
             lr *= one_minus / (1 - start)
         assert group["lr"] == pytest.approx(lr, rel=1e-9)
