@@ -127,11 +127,11 @@ def test_a_policy_moves_learning_rate_and_momentum(name):
     group = job.optimizer.param_groups[0]
     start_lr = group["lr"]
     start = group["betas"][0] if "betas" in group else group["momentum"]
-    scheduler = LearnedScheduler(job.optimizer, 80, policy=always(-0.2, 1.0, -1.0))
+    scheduler = LearnedScheduler(job.optimizer, 80, policy=always(-0.25, 1.0, -1.0))
     for step in range(80):
         decisions = step // 2
         one_minus = min((1 - start) * math.exp(0.15 * decisions), 0.7) if start else 1.0
-        lr = start_lr * base_schedule(step, 80) * math.exp(-0.07 * decisions)
+        lr = start_lr * base_schedule(step, 80) * math.exp(-0.0875 * decisions)
         if name.startswith(("SGD", "RMSprop")) and start:
             lr *= one_minus / (1 - start)
         assert group["lr"] == pytest.approx(lr, rel=1e-9)
@@ -140,7 +140,7 @@ def test_a_policy_moves_learning_rate_and_momentum(name):
         job.update(scheduler, scale=1e-3)
     last = scheduler.history[-1]
     assert last.step == 78
-    assert last.action == (0.5, 1.0, -1.0)
+    assert last.action == (-0.25, 1.0, -1.0)
     assert last.momentum == (pytest.approx(0.3) if start else None)
     assert last.features[FEATURE_NAMES.index("adaptive")] == (-1.0 if "SGD" in name else 1.0)
     unknown = -FEATURE["cos_momentum"].centre / FEATURE["cos_momentum"].scale
