@@ -25,7 +25,7 @@ checkpoints, validation.csv and TensorBoard logs.
 
 examples:
   pacesetter train --preset smoke --out runs/smoke      see that it works, in seconds
-  pacesetter train --preset laptop --out runs/laptop    half an hour on two cores
+  pacesetter train --preset laptop --out runs/laptop    about a quarter of an hour
   pacesetter train --preset laptop --out runs/laptop --resume
 """,
     "compare": """\
@@ -54,7 +54,7 @@ examples:
   pacesetter export runs/laptop --out my-policy.safetensors
 """,
     "demo": """\
-Meta-train a small agent (about two minutes on two cores), put it and the shipped policy into an
+Meta-train a small agent (two to three minutes on two cores), put it and the shipped policy into an
 ordinary PyTorch job on handwritten digits, and compare both with AdamW. Prints a table and writes
 results.csv, table.txt and report.html.
 

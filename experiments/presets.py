@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
-
 from pacesetter.agent.config import TrainConfig
 from pacesetter.envs.actions import ControlConfig
+from pacesetter.inner_models.names import check_name
 
 PRESETS: dict[str, TrainConfig] = {
     # Seconds: shows that the whole path works, learns nothing to speak of.
@@ -21,7 +20,7 @@ PRESETS: dict[str, TrainConfig] = {
         validation_starts=(1e-3,),
         checkpoint_every=1,
     ),
-    # About two minutes on two cores, for `pacesetter demo`.
+    # Two to three minutes on two cores, for `pacesetter demo`.
     "demo": TrainConfig(
         decisions=250_000,
         learning_rate=1e-3,
@@ -29,7 +28,7 @@ PRESETS: dict[str, TrainConfig] = {
         validation_tasks=2,
         validation_seeds=1,
     ),
-    # About half an hour on two cores; made the shipped policy.
+    # About a quarter of an hour; made the shipped policy.
     "laptop": TrainConfig(decisions=1_200_000),
 }
 
@@ -40,10 +39,5 @@ def get_preset(name: str) -> TrainConfig:
     Raises:
         ValueError: there is no such preset; the message has the nearest names.
     """
-    if name not in PRESETS:
-        near = difflib.get_close_matches(name, PRESETS, cutoff=0.4) or list(PRESETS)
-        raise ValueError(
-            f"unknown preset {name!r}; did you mean {' or '.join(map(repr, near))}? "
-            f"There are: {', '.join(PRESETS)}"
-        )
+    check_name(name, PRESETS, kind="preset")
     return PRESETS[name]

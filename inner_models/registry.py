@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +11,7 @@ import torch
 
 from pacesetter.inner_models.digits import DigitsMLP
 from pacesetter.inner_models.mlp import TeacherMLP
+from pacesetter.inner_models.names import check_name
 from pacesetter.inner_models.task import Task, TaskFamily
 
 META_TRAIN: tuple[str, ...] = ("teacher-mlp",)
@@ -38,12 +38,7 @@ def make_family(name: str) -> TaskFamily:
     Raises:
         ValueError: there is no such family; the message has the nearest names.
     """
-    if name not in _FAMILIES:
-        near = difflib.get_close_matches(name, _FAMILIES, cutoff=0.4) or list(_FAMILIES)
-        raise ValueError(
-            f"unknown task family {name!r}; did you mean {' or '.join(map(repr, near))}? "
-            f"There are: {', '.join(_FAMILIES)}"
-        )
+    check_name(name, _FAMILIES, kind="task family")
     return _FAMILIES[name]()
 
 
