@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from pacesetter.envs.actions import NUM_ACTIONS, ActionCodec, ControlConfig
+from pacesetter.envs.actions import ActionCodec, ControlConfig
 from pacesetter.envs.features import FeatureEncoder
 from pacesetter.inner_models.guard import is_lost, lr_cut
 from pacesetter.inner_models.signals import IntervalStatistics
@@ -91,10 +91,6 @@ class ScheduledRuns:
             raise RuntimeError("decide() needs a run that has begun and is not over: call begin()")
         self.codec.apply(actions, lr_cut=lr_cut(self.stats.nonfinite_share))
         return self._next_interval()
-
-    def carry_on(self) -> FloatArray:
-        """The decision that changes nothing."""
-        return self.decide(np.zeros((self.num_runs, NUM_ACTIONS)))
 
     @property
     def done(self) -> bool:

@@ -1,8 +1,7 @@
 """Keeps glibc from handing memory back between inner steps.
 
 Every inner step makes and frees the same megabytes of activations. By default glibc returns blocks
-of that size to the kernel at once, and the next step pays for fresh, zeroed pages: about a sixth of
-the time of 128 small runs on two cores.
+of that size to the kernel at once, and the next step pays for fresh, zeroed pages.
 """
 
 from __future__ import annotations

@@ -167,16 +167,18 @@ class InnerTrainer:
                 raise
             except (RuntimeError, NotImplementedError) as error:
                 # A form that torch.func cannot batch gives way to the next; what the last one
-                # raises is the user's own error.
+                # raises is the user's own error, and needs no warning about batching.
                 if len(self._forms) == 1:
                     raise
                 del self._forms[0]
                 if len(self._forms) == 1:
+                    losses = self._forms[0](batch)
                     warnings.warn(
                         f"task {self.tasks[0].name!r}: torch.func.vmap cannot batch its model or "
                         f"loss, so runs go one after another ({str(error).splitlines()[0]})",
                         stacklevel=2,
                     )
+                    return losses
 
     def _shared_batch(self, batch: Batch) -> Tensor:
         """Siblings see one batch, so that the first layer needs no copies of it."""

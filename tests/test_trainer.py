@@ -277,3 +277,13 @@ def test_bad_input_is_refused_with_what_came():
     bad = ModuleTask(task.build_model, lambda m, b: m(b[0]).sum(1), task.splits, horizon=5, seed=0)
     with pytest.raises(ValueError, match=r"must be one number.*shape \(32,\)"):
         InnerTrainer([bad]).run(np.ones((1, 1)), momentum=np.ones(1))
+
+
+def test_an_error_in_the_users_loss_is_raised_as_it_is_and_without_a_warning_on_batching():
+    inputs = torch.randn(24, 4, generator=torch.Generator().manual_seed(0))
+    task = module_task(
+        lambda: nn.Linear(4, 3), inputs, inputs[:, :1], lambda m, b: m(b[0]) @ b[0].sum()
+    )
+    # Warnings are errors here, so a warning would come first.
+    with pytest.raises(RuntimeError, match="both arguments to matmul"):
+        InnerTrainer([task], siblings=2).evaluate("train")
