@@ -13,7 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
@@ -68,6 +70,7 @@ class MetaTraining(BaseCallback):
         self._finished = int(extra.get("rollout", 0))
         self._average: dict[str, Tensor] = extra.get("average", {})
         self._bar: Any = None
+        self._idle: list[NDArray[np.bool_]] = []
 
     @property
     def _learner(self) -> PPO:
@@ -90,9 +93,18 @@ class MetaTraining(BaseCallback):
 
     def _on_step(self) -> bool:
         self._bar.update(self._config.num_envs)
+        self._idle.append(self._env.idle)
         return True
 
+    def _on_rollout_end(self) -> None:
+        # What rows do after the end of a short run says nothing: no gradient comes from it.
+        buffer = self._learner.rollout_buffer
+        idle = np.stack(self._idle)
+        buffer.advantages[1:][idle[:-1]] = 0.0
+        buffer.returns[1:][idle[:-1]] = buffer.values[1:][idle[:-1]]
+
     def _on_rollout_start(self) -> None:
+        self._idle.clear()
         self._between(self.num_timesteps // self._config.rollout)
 
     def _on_training_end(self) -> None:

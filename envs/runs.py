@@ -45,12 +45,14 @@ class ScheduledRuns:
         self.trainer = InnerTrainer(tasks, siblings=siblings, device=device, dtype=dtype)
         self.tasks = self.trainer.tasks
         self.siblings = siblings
-        adaptive = tasks[0].optimizer.name == "adamw"
+        kind = tasks[0].optimizer.name
+        adaptive = kind != "sgd"
         self.codec = ActionCodec(
             control or ControlConfig(),
             total_steps=self.trainer.horizon,
             momentum_start=np.repeat([t.optimizer.momentum for t in tasks], siblings),
-            momentum_scales_lr=not adaptive,
+            # Their momentum buffer is a plain sum.
+            momentum_scales_lr=kind in ("sgd", "rmsprop"),
         )
         self.encoder = FeatureEncoder(self.trainer.num_runs, adaptive=adaptive)
         self._start_lr = np.repeat([t.optimizer.lr for t in tasks], siblings)

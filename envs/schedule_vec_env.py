@@ -26,10 +26,9 @@ class ScheduleVecEnv(VecEnv):
     ## Description
     Rows are runs: ``num_groups`` groups of ``tasks_per_group`` tasks of ``siblings`` runs. Tasks of
     a group share a shape, drawn from one of the families, and are trained as one tensor program;
-    siblings share data, initial weights and batch order and differ only in their actions. All
-    episodes have the same number of decisions, so all rows end together and the next groups are
-    drawn at once. Group g of episode e depends on ``(seed, e, g)`` alone: a run is resumed by
-    setting `next_episode`.
+    siblings share data, initial weights and batch order and differ only in their actions. When all
+    rows are at their end the next groups are drawn. Group g of episode e depends on ``(seed, e,
+    g)`` alone: a run is resumed by setting `next_episode`.
 
     ## Action Space, Observation Space
     As in `ScheduleEnv`, one row per run.
@@ -42,9 +41,12 @@ class ScheduleVecEnv(VecEnv):
     The observations after each run's first interval.
 
     ## Episode End
-    At the horizon, for all rows together. A run that diverges stays in its group, its updates
-    skipped, until the group ends. The info of a row then has ``terminal_observation``,
-    ``outer_valid_loss`` (NaN if diverged) and ``task`` (the family's name).
+    At the horizon. A run that diverges stays in its group, its updates skipped, until the group
+    ends. The info of a row then has ``terminal_observation``, ``outer_valid_loss`` (NaN if
+    diverged) and ``task`` (the family's name). A horizon of fewer than 2 K steps has fewer
+    decisions than K - 1; rows that are over while others are not are idle: observations and
+    rewards are zero, actions without effect, each step is an episode of its own, and the info
+    has ``idle``. `idle` tells a learner which rows to leave out.
 
     Args:
         families: task families or names of bundled ones; each group draws one of them.
@@ -58,8 +60,8 @@ class ScheduleVecEnv(VecEnv):
         dtype: of the inner runs' parameters and data.
 
     Raises:
-        ValueError: a number is out of range, a family unknown, or a family's horizon too short for
-            ``control.num_intervals`` intervals of two steps.
+        ValueError: a number is out of range, a family unknown, or (when it is drawn) a family's
+            horizon too short for a decision.
 
     ## Version History
     * v0: initial version.
@@ -97,6 +99,7 @@ class ScheduleVecEnv(VecEnv):
         self._dtype = dtype
         self._spread_floor = spread_floor
         self._groups: list[ScheduledRuns] = []
+        self._decision = 0
         self._actions = np.zeros((0, NUM_ACTIONS))
         num_envs = num_groups * tasks_per_group * siblings
         super().__init__(num_envs, observation_space(), action_space())
@@ -120,11 +123,10 @@ class ScheduleVecEnv(VecEnv):
         runs = ScheduledRuns(
             tasks, siblings=siblings, control=self.control, device=self._device, dtype=self._dtype
         )
-        if runs.num_decisions != self.num_decisions:
+        if not runs.num_decisions:
             raise ValueError(
-                f"family {self.families[pick].name!r} drew a horizon of {runs.trainer.horizon}, "
-                f"too short for {self.control.num_intervals} intervals of two steps: raise its "
-                f"horizons to at least {2 * self.control.num_intervals} or lower num_intervals"
+                f"family {self.families[pick].name!r} drew a horizon of {runs.trainer.horizon} "
+                "steps, too short for a decision: raise its horizons to at least 4"
             )
         return runs
 
@@ -132,6 +134,7 @@ class ScheduleVecEnv(VecEnv):
         """Draws the next episode's groups and trains their first intervals."""
         self._groups = [self._draw_group(g) for g in range(self._layout[0])]
         self.next_episode += 1
+        self._decision = 0
         self._reset_seeds()
         self._reset_options()
         features = np.concatenate([runs.begin() for runs in self._groups])
@@ -142,33 +145,57 @@ class ScheduleVecEnv(VecEnv):
         """Holds the actions, (num_envs, 3), for `step_wait`."""
         self._actions = np.asarray(actions, dtype=np.float64)
 
+    @property
+    def idle(self) -> NDArray[np.bool_]:
+        """(num_envs,), rows whose run is over while others go on."""
+        over = [runs.done for runs in self._groups]
+        return np.repeat(over, self.num_envs // max(1, len(over)))
+
     def step_wait(self) -> VecEnvStepReturn:
         """Takes one decision in every run and trains its next interval."""
         if not self._groups:
             raise gymnasium.error.ResetNeeded("call reset() before step()")
+        self._decision += 1
         parts = np.split(self._actions, len(self._groups))
-        observations = np.concatenate(
-            [runs.decide(part) for runs, part in zip(self._groups, parts, strict=True)]
-        ).astype(np.float32)
-        rewards = np.zeros(self.num_envs, dtype=np.float32)
-        done = self._groups[0].done
-        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
-        if done:
-            losses = [runs.final_losses() for runs in self._groups]
-            scores = [sibling_scores(g, spread_floor=self._spread_floor) for g in losses]
-            rewards = np.concatenate([s.ravel() for s in scores]).astype(np.float32)
-            flat = np.concatenate([g.ravel() for g in losses])
-            infos = [
-                {
-                    "terminal_observation": observations[row],
-                    "TimeLimit.truncated": False,
-                    "outer_valid_loss": float(flat[row]),
-                    "task": task.name,
-                }
-                for row, task in enumerate(self.tasks)
-            ]
+        turns = [self._turn(runs, part) for runs, part in zip(self._groups, parts, strict=True)]
+        features, scores, over, notes = zip(*turns, strict=True)
+        observations = np.concatenate(features).astype(np.float32)
+        rewards, dones = np.concatenate(scores).astype(np.float32), np.concatenate(over)
+        infos = [info for group in notes for info in group]
+        for row in np.flatnonzero(dones):
+            infos[row] |= {
+                "terminal_observation": observations[row].copy(),
+                "TimeLimit.truncated": False,
+            }
+        if self._decision == self.num_decisions:
             observations = self.reset()
-        return observations, rewards, np.full(self.num_envs, done), infos
+        else:
+            observations[dones] = 0.0
+        return observations, rewards, dones, infos
+
+    def _turn(
+        self, runs: ScheduledRuns, actions: NDArray[Any]
+    ) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.bool_], list[dict[str, Any]]]:
+        """One decision of one group: features, rewards, which rows are over, and infos."""
+        rows = runs.num_runs
+        zeros = np.zeros(rows)
+        was_over: bool = runs.done
+        if was_over:
+            idle = [{"idle": True} for _ in range(rows)]
+            width = self.observation_space.shape
+            assert width is not None
+            return np.zeros((rows, *width)), zeros, np.ones(rows, dtype=bool), idle
+        features = runs.decide(actions)
+        if not runs.done:
+            return features, zeros, np.zeros(rows, dtype=bool), [{} for _ in range(rows)]
+        losses = runs.final_losses()
+        scores = sibling_scores(losses, spread_floor=self._spread_floor).ravel()
+        names = [task.name for task in runs.tasks for _ in range(runs.siblings)]
+        infos: list[dict[str, Any]] = [
+            {"outer_valid_loss": float(loss), "task": name}
+            for loss, name in zip(losses.ravel(), names, strict=True)
+        ]
+        return features, scores, np.ones(rows, dtype=bool), infos
 
     def close(self) -> None:
         """Lets the runs go."""

@@ -38,6 +38,7 @@ examples:
   pacesetter compare --policy runs/laptop/policy.safetensors --out runs/mine \\
       --start-lr 3e-4 1e-3 1e-2
   pacesetter compare --out runs/quick --quick
+  pacesetter compare --out runs/mnist --tasks mnist-convnet --data ~/datasets
   pacesetter compare --out runs/compare --resume        go on after a stop
 """,
     "inspect": """\
@@ -115,6 +116,13 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="TASK",
         help="tasks such as digits-mlp/0, or families (default: all validation families)",
     )
+    compare.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="folder with files of MNIST, Fashion-MNIST or CIFAR-10, for tasks such as mnist-mlp; "
+        "without --tasks, all that it has are added (default: $PACESETTER_DATA, without adding)",
+    )
     compare.add_argument("--arms", nargs="+", metavar="ARM", help="names of arms (default: all)")
     compare.add_argument("--seeds", type=int, help="runs per task and arm (default: 5; quick: 3)")
     compare.add_argument(
@@ -184,7 +192,7 @@ def _after_stop(args: argparse.Namespace, line: str) -> str:
 def _train(args: argparse.Namespace, line: str) -> None:
     from pacesetter.inner_models.extras import require
 
-    for module in ("gymnasium", "stable_baselines3", "tensorboard", "tqdm", "sklearn"):
+    for module in ("gymnasium", "stable_baselines3", "tensorboard", "tqdm", "sklearn", "PIL"):
         require(module, extra="train")
     from pacesetter.agent.ppo import train
     from pacesetter.experiments.environment import check_device
@@ -207,10 +215,15 @@ def _train(args: argparse.Namespace, line: str) -> None:
 def _compare(args: argparse.Namespace, line: str) -> None:
     from pacesetter.inner_models.extras import require
 
-    for module in ("matplotlib", "tqdm", "sklearn"):
+    for module in ("matplotlib", "tqdm", "sklearn", "PIL"):
         require(module, extra="compare")
     from pacesetter.experiments.compare import CompareConfig, compare
-    from pacesetter.experiments.tasks import QUICK_TASKS_PER_FAMILY, TASKS_PER_FAMILY, task_names
+    from pacesetter.experiments.tasks import (
+        QUICK_TASKS_PER_FAMILY,
+        TASKS_PER_FAMILY,
+        families_in,
+        task_names,
+    )
     from pacesetter.inner_models.registry import VALIDATION
 
     given: dict[str, Any] = {"num_seeds": 3, "replay_tasks": 16} if args.quick else {}
@@ -220,12 +233,14 @@ def _compare(args: argparse.Namespace, line: str) -> None:
         given["arms"] = tuple(args.arms)
     if args.start_lr:
         given["start_lrs"] = tuple(args.start_lr)
+    names = args.tasks or (*VALIDATION, *families_in(args.data))
     per_family = QUICK_TASKS_PER_FAMILY if args.quick else TASKS_PER_FAMILY
     config = CompareConfig(
         policy=args.policy,
-        tasks=task_names(args.tasks or VALIDATION, per_family=per_family),
+        tasks=task_names(names, per_family=per_family),
         seed=args.seed,
         device=args.device,
+        data=args.data and str(args.data.resolve()),
         **given,
     )
     progress = not args.quiet

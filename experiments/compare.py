@@ -58,6 +58,8 @@ class CompareConfig:
         replay_tasks: meta-train tasks whose mean schedule the open-loop replay plays back.
         seed: of these tasks and of the bootstrap.
         device: where the runs live.
+        data: folder of the image files that tasks on MNIST, Fashion-MNIST and CIFAR-10 read; None:
+            the one that the environment variable ``PACESETTER_DATA`` names.
     """
 
     policy: str = "default"
@@ -68,6 +70,7 @@ class CompareConfig:
     replay_tasks: int = 64
     seed: int = 0
     device: str = "cpu"
+    data: str | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_seeds <= min(TUNING_SEEDS):
@@ -124,15 +127,19 @@ def compare(
 
     Raises:
         FileExistsError: `out` holds something and `resume` is off.
-        FileNotFoundError: there is no such policy, or nothing to go on with.
+        FileNotFoundError: there is no such policy, nothing to go on with, or image files that
+            tasks need are missing.
         ImportError: a package that comes with the extra `compare` is missing.
-        ValueError: unknown arms, tasks or device, or `out` holds another comparison.
+        ValueError: unknown arms, tasks or device, a damaged image file, or `out` holds another
+            comparison.
     """
     check_arms(config.arms, baselines)
     check_device(config.device)
     bar_type = require("tqdm", extra="compare").tqdm
     require("matplotlib.figure", extra="compare")
-    tasks = [named_task(name) for name in config.tasks] if tasks is None else list(tasks)
+    tasks = (
+        [named_task(name, config.data) for name in config.tasks] if tasks is None else list(tasks)
+    )
     plan = _plan(config, policy or load_policy(config.policy), baselines)
     slugs = _slugs(tasks)
     settings = {

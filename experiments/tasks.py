@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
-from pacesetter.inner_models.registry import VALIDATION, fixed_task
+from pacesetter.inner_models.image_sources import (
+    SOURCES,
+    data_folder,
+    data_sets_in,
+    what_is_missing,
+)
+from pacesetter.inner_models.registry import FROM_FILES, VALIDATION, fixed_task
 from pacesetter.inner_models.task import Task
 
 TASKS_PER_FAMILY = 8
@@ -31,11 +38,36 @@ def task_names(
     return tuple(dict.fromkeys(single))
 
 
-def named_task(name: str) -> Task:
-    """A fixed task by its name, ``family/index``.
+def families_in(data: str | Path | None) -> tuple[str, ...]:
+    """Names of the families in `FROM_FILES` of whose data set a folder holds files.
+
+    Args:
+        data: the folder; None: there are no such families.
 
     Raises:
-        ValueError: the name has another form, or there is no such family.
+        FileNotFoundError: it holds none; the message has the files of all of them.
+    """
+    if data is None:
+        return ()
+    folder = data_folder(Path(data))
+    held = data_sets_in(folder)
+    if not held:
+        lacking = "\n".join(what_is_missing(name, folder) for name in SOURCES)
+        raise FileNotFoundError(f"{folder} holds no image files that are known:\n{lacking}")
+    return tuple(name for name in FROM_FILES if name.rpartition("-")[0] in held)
+
+
+def named_task(name: str, data: str | Path | None = None) -> Task:
+    """A fixed task by its name, ``family/index``.
+
+    Args:
+        name: of the task.
+        data: folder of the image files, for a task of a family in `FROM_FILES`; None: the one that
+            the environment variable ``PACESETTER_DATA`` names.
+
+    Raises:
+        FileNotFoundError: image files are missing.
+        ValueError: the name has another form, there is no such family, or an image file is damaged.
 
     >>> named_task("digits-mlp/x")
     Traceback (most recent call last):
@@ -47,4 +79,6 @@ def named_task(name: str) -> Task:
         raise ValueError(
             f"a task is named family/number, such as {VALIDATION[0]}/0, but got {name!r}"
         )
-    return fixed_task(family, int(index))
+    if data is None or family not in FROM_FILES:
+        return fixed_task(family, int(index))
+    return fixed_task(family, int(index), data=Path(data))

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pacesetter.inner_models.task import Task
+from pacesetter.inner_models.task import Batch, RowsFn, Task
 
 
 class BatchStream:
@@ -39,6 +39,38 @@ class BatchStream:
         return rows[:wanted].view(num_batches, self._batch_size)
 
 
+class FreshStream:
+    """Successive batches of an endless data set: rows that nobody has seen before.
+
+    Args:
+        rows: ``rows(count, generator)``, fresh rows.
+        batch_size: rows of a batch.
+        generator: decides the rows.
+    """
+
+    _BLOCK = 4096
+    """Rows are drawn in blocks of about this many, so that they do not depend on who asks when."""
+
+    def __init__(self, rows: RowsFn, batch_size: int, generator: torch.Generator) -> None:
+        self._rows = rows
+        self._batch_size = batch_size
+        self._generator = generator
+        self._block = max(1, self._BLOCK // batch_size)
+        self._left: Batch = ()
+
+    def take(self, num_batches: int) -> Batch:
+        """The next batches, every tensor (num_batches, batch_size, ...), on the CPU."""
+        chunks = [self._left] if self._left else []
+        have = len(self._left[0]) if self._left else 0
+        while have < num_batches:
+            drawn = self._rows(self._block * self._batch_size, self._generator)
+            chunks.append(tuple(t.view(-1, self._batch_size, *t.shape[1:]) for t in drawn))
+            have += self._block
+        whole = [torch.cat(column) for column in zip(*chunks, strict=True)]
+        self._left = tuple(column[num_batches:] for column in whole)
+        return tuple(column[:num_batches] for column in whole)
+
+
 def task_seeds(task: Task) -> tuple[int, int, int]:
     """Seeds of a task's initial weights, batch order and dropout masks.
 
@@ -51,9 +83,11 @@ def task_seeds(task: Task) -> tuple[int, int, int]:
     return int(init), int(order), int(masks)
 
 
-def batch_stream(task: Task) -> BatchStream:
-    """The task's own order of batches."""
+def batch_stream(task: Task) -> BatchStream | FreshStream:
+    """The task's own order of batches, or its own fresh rows."""
     generator = torch.Generator().manual_seed(task_seeds(task)[1])
+    if task.fresh_rows is not None:
+        return FreshStream(task.fresh_rows, task.batch_size, generator)
     return BatchStream(task.splits.num_rows("train"), task.batch_size, generator)
 
 

@@ -6,14 +6,20 @@ inner-valid, 300 outer-valid and 300 test rows; smaller training sets take the f
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache, partial
 
 import numpy as np
 import torch
+from torch import nn
 
+from pacesetter.inner_models.draw import Draw
 from pacesetter.inner_models.extras import require
-from pacesetter.inner_models.mlp import Draw, MLPShape, build_mlp, cross_entropy
-from pacesetter.inner_models.task import OptimizerConfig, Splits, Task, TaskFamily
+from pacesetter.inner_models.generated import Shape
+from pacesetter.inner_models.job import Job
+from pacesetter.inner_models.losses import cross_entropy
+from pacesetter.inner_models.mlp import MLPShape, build_mlp, draw_mlp
+from pacesetter.inner_models.task import LossFn, OptimizerConfig, Splits, Task, TaskFamily
 
 _SIZES = (1000, 197, 300, 300)
 
@@ -57,30 +63,57 @@ class DigitsMLP(TaskFamily):
 
     name = "digits-mlp"
 
-    def sample_shape(self, generator: torch.Generator) -> MLPShape:
+    def sample_shape(self, generator: torch.Generator) -> Shape[MLPShape]:
         """Draws architecture, training-set size, batch size and horizon."""
         draw = Draw(generator)
-        width = draw.log_integer(16, 128)
-        return MLPShape(
-            widths=(64, *[width] * draw.integer(1, 3), 10),
-            activation=draw.choice(("relu", "tanh", "gelu", "silu")),  # type: ignore[arg-type]
-            layer_norm=draw.chance(0.3),
-            classification=True,
-            num_train=(200, 500, 1000)[draw.integer(0, 2)],
-            batch_size=2 ** draw.integer(4, 7),
-            horizon=draw.log_integer(200, 1500),
+        model = draw_mlp(draw, inputs=64, hidden=(16, 128), depth=(1, 3), outputs=10)
+        return Shape(model, draw_digits_job(draw))
+
+    def build(self, shape: Shape[MLPShape], generator: torch.Generator) -> Task:
+        """Builds one task; tasks of a shape differ in initial weights and batch order."""
+        return digits_task(
+            shape.job,
+            build_model=partial(build_mlp, shape.model),
+            name=self.name,
+            seed=Draw(generator).seed(),
         )
 
-    def build(self, shape: MLPShape, generator: torch.Generator) -> Task:
-        """Builds one task; tasks of a shape differ in initial weights and batch order."""
-        draw = Draw(generator)
-        return Task(
-            partial(build_mlp, shape),
-            cross_entropy,
-            digits_splits(shape.num_train),
-            horizon=shape.horizon,
-            batch_size=shape.batch_size,
-            optimizer=OptimizerConfig(lr=1e-3, weight_decay=shape.weight_decay),
-            name=self.name,
-            seed=draw.seed(),
-        )
+
+def draw_digits_job(draw: Draw) -> Job:
+    """Draws the job around a digits model: rows, batch size and horizon."""
+    return Job(
+        num_train=draw.choice((200, 500, 1000)),
+        batch_size=draw.power_of_two(16, 128),
+        horizon=draw.log_integer(200, 1500),
+    )
+
+
+def digits_task(
+    job: Job,
+    *,
+    build_model: Callable[[], nn.Module],
+    name: str,
+    seed: int,
+    loss: LossFn = cross_entropy,
+    splits: Splits | None = None,
+) -> Task:
+    """A task on the digits, with AdamW at its default.
+
+    Args:
+        job: sizes.
+        build_model: makes the module.
+        name: of the task.
+        seed: of initial weights and batch order.
+        loss: cross-entropy, unless the family has another.
+        splits: the digits, unless the family changes them.
+    """
+    return Task(
+        build_model,
+        loss,
+        splits or digits_splits(job.num_train),
+        horizon=job.horizon,
+        batch_size=job.batch_size,
+        optimizer=OptimizerConfig(lr=1e-3, weight_decay=job.weight_decay),
+        name=name,
+        seed=seed,
+    )

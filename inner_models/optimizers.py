@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from pacesetter.inner_models.task import OptimizerConfig
+from pacesetter.inner_models.task import OptimizerConfig, OptimizerName
 
 
 class BatchedOptimizer(ABC):
@@ -42,6 +42,13 @@ class BatchedOptimizer(ABC):
                 step count untouched. None keeps all.
         """
 
+    def _add_decay(self, grads: Tensor, keep: Tensor | None) -> None:
+        """Adds weight decay to the gradients, as all but AdamW do."""
+        if self.config.weight_decay:
+            # A skipped run's state must not see it; its weights may no longer be finite.
+            decayed = self.params if keep is None else torch.where(keep > 0, self.params, 0.0)
+            grads.add_(decayed, alpha=self.config.weight_decay)
+
     @abstractmethod
     def update_direction(self, momentum: Tensor) -> Tensor:
         """Direction of each run's latest update per unit of learning rate, before weight decay.
@@ -56,8 +63,8 @@ class BatchedOptimizer(ABC):
         """
 
 
-class BatchedAdamW(BatchedOptimizer):
-    """AdamW (Loshchilov & Hutter 2019), equal to `torch.optim.AdamW` run by run."""
+class BatchedAdam(BatchedOptimizer):
+    """Adam (Kingma & Ba 2015), equal to `torch.optim.Adam` run by run."""
 
     def __init__(self, params: Tensor, config: OptimizerConfig) -> None:
         super().__init__(params, config)
@@ -65,6 +72,7 @@ class BatchedAdamW(BatchedOptimizer):
 
     def step(self, grads: Tensor, *, lr: Tensor, momentum: Tensor, keep: Tensor | None) -> None:
         """See `BatchedOptimizer.step`."""
+        self._decay(grads, lr=lr, keep=keep)
         beta2 = self.config.beta2
         if keep is None:
             self.steps += 1
@@ -76,9 +84,10 @@ class BatchedAdamW(BatchedOptimizer):
             self.buffer.lerp_(grads, (1 - momentum) * keep)
             self.second.mul_(1 - (1 - beta2) * keep)
         self.second.addcmul_(grads, grads, value=1 - beta2)
-        if self.config.weight_decay:
-            self.params.mul_(1 - lr * self.config.weight_decay)
         self.params.addcmul_(self.update_direction(momentum), -lr)
+
+    def _decay(self, grads: Tensor, *, lr: Tensor, keep: Tensor | None) -> None:
+        self._add_decay(grads, keep)
 
     def update_direction(self, momentum: Tensor) -> Tensor:
         """See `BatchedOptimizer.update_direction`."""
@@ -90,15 +99,20 @@ class BatchedAdamW(BatchedOptimizer):
         return self._work.mul_(correction2 / (1 - momentum**steps))
 
 
+class BatchedAdamW(BatchedAdam):
+    """AdamW (Loshchilov & Hutter 2019), equal to `torch.optim.AdamW` run by run."""
+
+    def _decay(self, grads: Tensor, *, lr: Tensor, keep: Tensor | None) -> None:
+        if self.config.weight_decay:
+            self.params.mul_(1 - (lr if keep is None else lr * keep) * self.config.weight_decay)
+
+
 class BatchedSGD(BatchedOptimizer):
     """SGD with momentum (dampening 0, no Nesterov), equal to `torch.optim.SGD` run by run."""
 
     def step(self, grads: Tensor, *, lr: Tensor, momentum: Tensor, keep: Tensor | None) -> None:
         """See `BatchedOptimizer.step`."""
-        if self.config.weight_decay:
-            # A skipped run's buffer must not see it; its weights may no longer be finite.
-            decayed = self.params if keep is None else torch.where(keep > 0, self.params, 0.0)
-            grads.add_(decayed, alpha=self.config.weight_decay)
+        self._add_decay(grads, keep)
         if keep is None:
             self.steps += 1
             self.buffer.mul_(momentum)
@@ -114,7 +128,43 @@ class BatchedSGD(BatchedOptimizer):
         return self.buffer
 
 
-_OPTIMIZERS: dict[str, type[BatchedOptimizer]] = {"adamw": BatchedAdamW, "sgd": BatchedSGD}
+class BatchedRMSprop(BatchedOptimizer):
+    """RMSprop with momentum (Tieleman & Hinton 2012), equal to `torch.optim.RMSprop` run by run."""
+
+    def __init__(self, params: Tensor, config: OptimizerConfig) -> None:
+        super().__init__(params, config)
+        self.second = torch.zeros_like(params)
+
+    def step(self, grads: Tensor, *, lr: Tensor, momentum: Tensor, keep: Tensor | None) -> None:
+        """See `BatchedOptimizer.step`."""
+        self._add_decay(grads, keep)
+        alpha = self.config.beta2
+        if keep is None:
+            self.steps += 1
+            self.second.mul_(alpha)
+            self.buffer.mul_(momentum)
+        else:
+            self.steps += keep
+            lr = lr * keep
+            self.second.mul_(1 - (1 - alpha) * keep)
+            self.buffer.mul_(torch.where(keep > 0, momentum, 1.0))
+        self.second.addcmul_(grads, grads, value=1 - alpha)
+        torch.sqrt(self.second, out=self._work).add_(self.config.eps)
+        # Where a row is skipped its gradient is zero: nothing is added to its buffer.
+        self.buffer.addcdiv_(grads, self._work)
+        self.params.addcmul_(self.buffer, -lr)
+
+    def update_direction(self, momentum: Tensor) -> Tensor:
+        """See `BatchedOptimizer.update_direction`."""
+        return self.buffer
+
+
+_OPTIMIZERS: dict[OptimizerName, type[BatchedOptimizer]] = {
+    "adamw": BatchedAdamW,
+    "adam": BatchedAdam,
+    "sgd": BatchedSGD,
+    "rmsprop": BatchedRMSprop,
+}
 
 
 def make_optimizer(params: Tensor, config: OptimizerConfig) -> BatchedOptimizer:

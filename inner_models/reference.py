@@ -7,13 +7,36 @@ and an ordinary loop, and takes the same per-step statistics as the batched trai
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
-from pacesetter.inner_models.batching import batch_stream, build_model
+from pacesetter.inner_models.batching import FreshStream, batch_stream, build_model
 from pacesetter.inner_models.signals import COUNTED_AT_MOST, NORM_RATE
-from pacesetter.inner_models.task import SplitName, Task
+from pacesetter.inner_models.task import Batch, OptimizerConfig, SplitName, Task
+
+
+def make_torch_optimizer(
+    params: Iterable[nn.Parameter], config: OptimizerConfig
+) -> torch.optim.Optimizer:
+    """The optimizer of `torch.optim` that a configuration names."""
+    c = config
+    if c.name == "sgd":
+        return torch.optim.SGD(params, lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay)
+    if c.name == "rmsprop":
+        return torch.optim.RMSprop(
+            params,
+            lr=c.lr,
+            alpha=c.beta2,
+            eps=c.eps,
+            weight_decay=c.weight_decay,
+            momentum=c.momentum,
+        )
+    kind = torch.optim.AdamW if c.name == "adamw" else torch.optim.Adam
+    return kind(
+        params, lr=c.lr, betas=(c.momentum, c.beta2), eps=c.eps, weight_decay=c.weight_decay
+    )
 
 
 class ReferenceRun:
@@ -44,21 +67,8 @@ class ReferenceRun:
         self.model = build_model(task).to(self._device, dtype)
         self._stream = batch_stream(task)
         self._train = self._split("train")
-        c = task.optimizer
         params = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer: torch.optim.Optimizer
-        if c.name == "adamw":
-            self.optimizer = torch.optim.AdamW(
-                params,
-                lr=c.lr,
-                betas=(c.momentum, c.beta2),
-                eps=c.eps,
-                weight_decay=c.weight_decay,
-            )
-        else:
-            self.optimizer = torch.optim.SGD(
-                params, lr=c.lr, momentum=c.momentum, weight_decay=c.weight_decay
-            )
+        self.optimizer = make_torch_optimizer(params, task.optimizer)
         self.losses: list[float] = []
         self.norms: list[float] = []
         self.clipped: list[bool] = []
@@ -67,14 +77,20 @@ class ReferenceRun:
 
     def _split(self, name: SplitName) -> tuple[Tensor, ...]:
         batch: tuple[Tensor, ...] = getattr(self.task.splits, name)
-        return tuple(
-            t.to(self._device, self._dtype if t.is_floating_point() else t.dtype) for t in batch
-        )
+        return tuple(self._moved(t) for t in batch)
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self._device, self._dtype if tensor.is_floating_point() else tensor.dtype)
+
+    def _next_batch(self) -> Batch:
+        if isinstance(self._stream, FreshStream):
+            return tuple(self._moved(column[0]) for column in self._stream.take(1))
+        rows = self._stream.take(1)[0].to(self._device)
+        return tuple(t[rows] for t in self._train)
 
     def step(self, *, lr: float, momentum: float, clip_ratio: float = math.inf) -> float:
         """One inner step with the given hyperparameters; returns the training loss."""
-        rows = self._stream.take(1)[0].to(self._device)
-        batch = tuple(t[rows] for t in self._train)
+        batch = self._next_batch()
         loss = self.task.loss(self.model, batch)
         self.optimizer.zero_grad()
         loss.backward()
@@ -84,7 +100,7 @@ class ReferenceRun:
         clip = math.isfinite(norm) and norm > threshold
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-            if self.task.optimizer.name == "adamw":
+            if "betas" in group:
                 group["betas"] = (momentum, group["betas"][1])
             else:
                 group["momentum"] = momentum

@@ -137,16 +137,15 @@ class TrainingSignals:
         self._norm_count += known
         rows = torch.stack((finite.to(safe.dtype), safe, safe * safe, clipped.to(safe.dtype)))
         self._sums[_ROW["norms"] : _ROW["clipped"] + 1] += rows
-        self._finite = finite
+        self._finite.copy_(finite)
         return scale, threshold, finite
 
     def record_loss(self, loss: Tensor) -> None:
         """Takes in one step's losses, shape (num_runs,), and closes the step."""
         loss = loss.to(self._sums.dtype)
         finite = loss.abs() < self._absurd
-        self._loss_shift = torch.where(
-            torch.isnan(self._loss_shift) & finite, loss, self._loss_shift
-        )
+        unset = torch.isnan(self._loss_shift) & finite
+        self._loss_shift.copy_(torch.where(unset, loss, self._loss_shift))
         shifted = torch.where(finite, loss - self._loss_shift, 0.0)
         broken = ~(finite & self._finite)
         self._sums[: _ROW["loss_sq"] + 1] += torch.stack(
@@ -158,7 +157,7 @@ class TrainingSignals:
                 shifted * shifted,
             )
         )
-        self._finite = torch.ones_like(finite)
+        self._finite.fill_(value=True)
 
     def record_window(
         self,

@@ -11,11 +11,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass, field, fields, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+from pacesetter.inner_models.overlap import check_disjoint
 
 Batch = tuple[Tensor, ...]
 """Tensors that share their first dimension, one row per example."""
@@ -23,7 +25,14 @@ Batch = tuple[Tensor, ...]
 LossFn = Callable[[nn.Module, Batch], Tensor]
 """``loss(model, batch)``, returning one number: the mean over the rows of the batch."""
 
+RowsFn = Callable[[int, torch.Generator], Batch]
+"""``rows(count, generator)``: `count` fresh rows of a task's data."""
+
 SplitName = Literal["train", "inner_valid", "outer_valid", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "inner_valid", "outer_valid", "test")
+
+OptimizerName = Literal["adamw", "adam", "sgd", "rmsprop"]
+OPTIMIZERS: tuple[OptimizerName, ...] = ("adamw", "adam", "sgd", "rmsprop")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,15 +40,16 @@ class OptimizerConfig:
     """The base optimizer of an inner run, as the user's job would have set it up.
 
     Attributes:
-        name: ``"adamw"`` or ``"sgd"`` (with momentum).
+        name: ``"adamw"``, ``"adam"``, ``"sgd"`` or ``"rmsprop"`` (the last two with momentum).
         lr: learning rate at the start, per inner step.
-        momentum: ``betas[0]`` of AdamW, ``momentum`` of SGD.
-        beta2: second-moment decay of AdamW; SGD ignores it.
-        eps: denominator constant of AdamW; SGD ignores it.
-        weight_decay: decoupled for AdamW, added to the gradient for SGD, as in `torch.optim`.
+        momentum: ``betas[0]`` of AdamW and Adam, ``momentum`` of SGD and RMSprop.
+        beta2: second-moment decay, RMSprop's ``alpha``; SGD ignores it.
+        eps: denominator constant; SGD ignores it.
+        weight_decay: decoupled for AdamW, added to the gradient for the others, as in
+            `torch.optim`.
     """
 
-    name: Literal["adamw", "sgd"] = "adamw"
+    name: OptimizerName = "adamw"
     lr: float = 1e-3
     momentum: float = 0.9
     beta2: float = 0.999
@@ -47,8 +57,10 @@ class OptimizerConfig:
     weight_decay: float = 0.01
 
     def __post_init__(self) -> None:
-        if self.name not in ("adamw", "sgd"):
-            raise ValueError(f"optimizer name must be 'adamw' or 'sgd', but got {self.name!r}")
+        if self.name not in OPTIMIZERS:
+            raise ValueError(
+                f"optimizer name must be one of {', '.join(OPTIMIZERS)}, but got {self.name!r}"
+            )
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise ValueError(f"lr must be a positive number, but got {self.lr!r}")
         for name in ("momentum", "beta2"):
@@ -70,30 +82,36 @@ class Splits:
         inner_valid: what the agent may observe while the run goes on.
         outer_valid: the reward, the choice of a policy, the tuning of baselines.
         test: read once, for reported results.
+        allow_overlap: accept splits that share memory or rows: data in which rows recur by nature.
 
     Raises:
-        ValueError: a split is empty, or its tensors differ in their number of rows.
+        ValueError: a split is empty, its tensors differ in their number of rows, or two splits
+            overlap.
     """
 
     train: Batch
     inner_valid: Batch
     outer_valid: Batch
     test: Batch
+    _: KW_ONLY
+    allow_overlap: bool = False
 
     def __post_init__(self) -> None:
-        for f in fields(self):
-            split = getattr(self, f.name)
-            if isinstance(split, Tensor) or not split:
+        for name in SPLITS:
+            split = getattr(self, name)
+            if not isinstance(split, tuple | list) or not split:
                 raise ValueError(
-                    f"split {f.name!r} must be a non-empty tuple of tensors, such as "
+                    f"split {name!r} must be a non-empty tuple of tensors, such as "
                     f"(inputs, targets), but got {type(split).__name__}"
                 )
             rows = [len(t) for t in split]
             if min(rows) == 0 or len(set(rows)) > 1:
                 raise ValueError(
-                    f"every tensor of split {f.name!r} needs the same positive number of rows, "
+                    f"every tensor of split {name!r} needs the same positive number of rows, "
                     f"but got {rows}"
                 )
+        if not self.allow_overlap:
+            check_disjoint({name: getattr(self, name) for name in SPLITS})
 
     def num_rows(self, split: SplitName) -> int:
         """Number of examples in a split."""
@@ -116,6 +134,10 @@ class ModuleTask:
         name: how tables call the task.
         seed: fixes initial weights, batch order and dropout masks. None: drawn per episode.
         valid_every: intervals between losses on ``inner_valid`` that the agent observes; 0: none.
+        fresh_rows: draws training rows anew for every step, so that none is seen twice; the train
+            split is then only for evaluation. None: batches are drawn from the train split.
+        optimum: least possible expected loss on new data, where it is known; excess losses are
+            measured from it.
 
     Raises:
         ValueError: a setting is out of its range.
@@ -131,6 +153,8 @@ class ModuleTask:
     name: str = "task"
     seed: int | None = None
     valid_every: int = 0
+    fresh_rows: RowsFn | None = None
+    optimum: float | None = None
 
     def __post_init__(self) -> None:
         rows = self.splits.num_rows("train")

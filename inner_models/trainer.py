@@ -1,36 +1,40 @@
 """Trains N inner runs of equal shape as one tensor program.
 
 Rows are task-major: run ``t * siblings + s`` is sibling s of task t. The parameters of all runs
-are one (num_runs, num_params) buffer; the forward pass is `torch.func.vmap` over tasks and, within
-a task, over siblings, and since runs share no parameter, one backward pass of the summed losses
-gives every run its own gradient.
+are one (num_runs, num_params) buffer (`RunStack`); losses and gradients of all runs are one program
+(`LossProgram`), as are the update (`optimizers`) and the statistics (`signals`).
 """
 
 from __future__ import annotations
 
-import math
-import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
 
 from pacesetter.inner_models.allocator import keep_freed_memory
-from pacesetter.inner_models.batching import batch_stream, build_model, task_seeds
-from pacesetter.inner_models.functional import LossModule, state_of
+from pacesetter.inner_models.batch_source import BatchSource
+from pacesetter.inner_models.batching import task_seeds
+from pacesetter.inner_models.graphed_steps import GraphedSteps, Step
+from pacesetter.inner_models.loss_program import LossProgram
+from pacesetter.inner_models.memory import is_out_of_memory, out_of_memory
 from pacesetter.inner_models.optimizers import make_optimizer
+from pacesetter.inner_models.run_stack import RunStack
 from pacesetter.inner_models.signals import (
     FloatArray,
     IntervalStatistics,
     TrainingSignals,
     window_length,
 )
-from pacesetter.inner_models.task import Batch, SplitName, Task
+from pacesetter.inner_models.task import SPLITS, Batch, SplitName, Task
+from pacesetter.inner_models.tracing import TRACE_FROM
 
 EVAL_ELEMENTS = 2**22
 """Evaluation goes through a split in chunks of about this many rows times runs."""
+
+Result = TypeVar("Result")
 
 
 class InnerTrainer:
@@ -42,9 +46,16 @@ class InnerTrainer:
         siblings: runs per task.
         device: where everything lives.
         dtype: of parameters and floating-point data.
+        traced: whether the program of an inner step is traced, which is faster; None: where the
+            horizon is long enough to pay for it. Turn it off for a model with randomness or
+            counters of Python's own, which a trace cannot see.
+        graphs: whether inner steps run as CUDA graphs; None: on CUDA. True without CUDA goes
+            through the same motions, for tests.
 
     Raises:
         ValueError: no task, no sibling, or tasks that differ in shape.
+        torch.OutOfMemoryError: they do not fit; the message says how many would. `run` and
+            `evaluate` raise it too, and the trainer is of no use then.
     """
 
     def __init__(
@@ -54,170 +65,94 @@ class InnerTrainer:
         siblings: int = 1,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        traced: bool | None = None,
+        graphs: bool | None = None,
     ) -> None:
         if not tasks or siblings < 1:
             raise ValueError(
                 f"need at least one task and one sibling, but got {len(tasks)} and {siblings}"
             )
+        _check_shapes(tasks)
         self.tasks = list(tasks)
         self.siblings = siblings
         self.num_tasks = len(tasks)
         self.num_runs = self.num_tasks * siblings
         self.horizon = tasks[0].horizon
         self.device = torch.device(device)
-        if self.device.type == "cpu":
-            keep_freed_memory()
         self.dtype = dtype
         self.step_count = 0
-        self._check_shapes()
-        self._data = {name: self._stack_split(name) for name in _SPLITS}
-        self._streams = [batch_stream(task) for task in tasks]
-        self._build_runs()
-        self.optimizer = make_optimizer(self._params, tasks[0].optimizer)
-        self.signals = TrainingSignals(self.num_runs, device=self.device)
-        self._task_rows = torch.arange(self.num_tasks, device=self.device)[:, None]
-        self._momentum: Tensor | None = None
-        # As in a job: torch's SGD keeps nothing that tells a direction when it has no momentum.
-        self._has_direction = all(
-            t.optimizer.name != "sgd" or t.optimizer.momentum > 0 for t in tasks
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        self._traced = self.horizon >= TRACE_FROM if traced is None else traced
+        self._fits(self._build)
+        graphs = self.device.type == "cuda" if graphs is None else graphs
+        self._graphs = GraphedSteps(self._step, device=self.device) if graphs else None
+
+    def _build(self) -> None:
+        task = self.tasks[0]
+        self._source = BatchSource(self.tasks, device=self.device, dtype=self.dtype)
+        self._stack = RunStack(
+            self.tasks, siblings=self.siblings, device=self.device, dtype=self.dtype
         )
-
-    # -- set-up -------------------------------------------------------------------------------
-
-    def _check_shapes(self) -> None:
-        def shape(task: Task) -> tuple[object, ...]:
-            rows = tuple(task.splits.num_rows(name) for name in _SPLITS)
-            o = task.optimizer
-            kind = (o.name, o.beta2, o.eps, o.weight_decay)
-            return (task.horizon, task.batch_size, rows, kind)
-
-        first = shape(self.tasks[0])
-        for task in self.tasks[1:]:
-            if shape(task) != first:
-                raise ValueError(
-                    "tasks trained together must agree in (horizon, batch size, rows of splits, "
-                    f"optimizer), but got {first} and {shape(task)}"
-                )
-
-    def _stack_split(self, name: SplitName) -> Batch:
-        """The split of every task, stacked: (num_tasks, rows, ...)."""
-        batches = [getattr(task.splits, name) for task in self.tasks]
-
-        def stack(tensors: tuple[Tensor, ...]) -> Tensor:
-            first = tensors[0]
-            same = all(t is first for t in tensors)
-            whole = first[None].expand(len(tensors), *first.shape) if same else torch.stack(tensors)
-            return whole.to(self.device, self.dtype if first.is_floating_point() else first.dtype)
-
-        return tuple(stack(column) for column in zip(*batches, strict=True))
-
-    def _build_runs(self) -> None:
-        models = [build_model(task) for task in self.tasks]
-        self._loss_module = LossModule(models[0], self.tasks[0].loss)
+        self._program = LossProgram(task, self._stack, traced=self._traced)
         self._random = any(
-            isinstance(m, nn.modules.dropout._DropoutNd) for m in models[0].modules()
+            isinstance(m, nn.modules.dropout._DropoutNd) or getattr(m, "dropout", 0)
+            for m in self._stack.model.modules()
         )
-        trained = {n for n, p in self._loss_module.named_parameters() if p.requires_grad}
-        if not trained:
-            raise ValueError(f"the model of task {self.tasks[0].name!r} has nothing to train")
-        states = [state_of(model) for model in models]
-        stacked = {name: torch.stack([state[name] for state in states]) for name in states[0]}
-        stacked = {
-            name: t.to(self.device, self.dtype if t.is_floating_point() else t.dtype)
-            for name, t in stacked.items()
-        }
-        self._shapes = {name: stacked[name].shape[1:] for name in stacked if name in trained}
-        flat = torch.cat([stacked[name].flatten(1) for name in self._shapes], dim=1)
-        self._params = flat.repeat_interleave(self.siblings, dim=0)
-        self._grads = torch.empty_like(self._params)
-        grid = self._params.view(self.num_tasks, self.siblings, -1)
-        sizes = [math.prod(shape) for shape in self._shapes.values()]
-        self._leaves = {
-            name: part.view(self.num_tasks, self.siblings, *shape).detach().requires_grad_()
-            for (name, shape), part in zip(
-                self._shapes.items(), grid.split(sizes, dim=2), strict=True
-            )
-        }
-        self._fixed = {
-            name: t[:, None].expand(-1, self.siblings, *t.shape[1:]).contiguous()
-            for name, t in stacked.items()
-            if name not in self._shapes
-        }
-        self._forms = [self._shared_batch, self._batch_each, self._one_by_one]
+        self.optimizer = make_optimizer(self._stack.params, task.optimizer)
+        self.signals = TrainingSignals(self.num_runs, device=self.device)
+        self._last_lr = self._stack.params.new_zeros(self.num_runs)
+        self._momentum = self._stack.params.new_zeros(self.num_runs, 1)
+        # As in a job: a plain sum that has no momentum keeps nothing that tells a direction.
+        self._has_direction = task.optimizer.name in ("adamw", "adam") or all(
+            t.optimizer.momentum > 0 for t in self.tasks
+        )
 
-    # -- losses -------------------------------------------------------------------------------
-
-    def _one_loss(
-        self, params: dict[str, Tensor], fixed: dict[str, Tensor], batch: Batch
-    ) -> Tensor:
-        loss: Tensor = functional_call(self._loss_module, (params, fixed), batch)
-        if loss.ndim:
-            raise ValueError(
-                f"the loss of task {self.tasks[0].name!r} must be one number, the mean over the "
-                f"batch, but got a tensor of shape {tuple(loss.shape)}"
-            )
-        return loss
-
-    def _losses(self, batch: Batch) -> Tensor:
-        """Losses of all runs, (num_tasks, siblings), on batches of shape (num_tasks, rows, ...)."""
-        while True:
-            try:
-                return self._forms[0](batch)
-            except torch.OutOfMemoryError:
+    def _fits(self, work: Callable[[], Result]) -> Result:
+        """Does the work, or says how many runs would fit in the memory."""
+        try:
+            return work()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
                 raise
-            except (RuntimeError, NotImplementedError) as error:
-                # A form that torch.func cannot batch gives way to the next; what the last one
-                # raises is the user's own error, and needs no warning about batching.
-                if len(self._forms) == 1:
-                    raise
-                del self._forms[0]
-                if len(self._forms) == 1:
-                    losses = self._forms[0](batch)
-                    warnings.warn(
-                        f"task {self.tasks[0].name!r}: torch.func.vmap cannot batch its model or "
-                        f"loss, so runs go one after another ({str(error).splitlines()[0]})",
-                        stacklevel=2,
-                    )
-                    return losses
+            for name in ("_source", "_stack", "_program", "optimizer", "_graphs"):
+                self.__dict__.pop(name, None)
+            raise out_of_memory(error, num_runs=self.num_runs, attempt=self._attempt) from None
 
-    def _shared_batch(self, batch: Batch) -> Tensor:
-        """Siblings see one batch, so that the first layer needs no copies of it."""
-        inner = vmap(self._one_loss, in_dims=(0, 0, None), randomness="same")
-        return vmap(inner, randomness="different")(self._leaves, self._fixed, batch)
-
-    def _batch_each(self, batch: Batch) -> Tensor:
-        """Each sibling sees its own view of the batch, which some batching rules insist on."""
-        each = tuple(c[:, None].expand(-1, self.siblings, *c.shape[1:]) for c in batch)
-        inner = vmap(self._one_loss, randomness="same")
-        return vmap(inner, randomness="different")(self._leaves, self._fixed, each)
-
-    def _one_by_one(self, batch: Batch) -> Tensor:
-        rows = []
-        for t in range(self.num_tasks):
-            own = tuple(column[t] for column in batch)
-            for s in range(self.siblings):
-                params = {name: leaf[t, s] for name, leaf in self._leaves.items()}
-                fixed = {name: value[t, s] for name, value in self._fixed.items()}
-                rows.append(self._one_loss(params, fixed, own))
-        return torch.stack(rows).view(self.num_tasks, self.siblings)
+    def _attempt(self, num_runs: int) -> None:
+        """Trains fewer runs like these for one step; raises whatever it meets."""
+        siblings = min(self.siblings, num_runs)
+        trial = object.__new__(InnerTrainer)
+        trial.__dict__.update(self.__dict__)
+        trial.tasks = self.tasks[: -(-num_runs // siblings)]
+        trial.siblings, trial.num_tasks = siblings, len(trial.tasks)
+        trial.num_runs = trial.num_tasks * siblings
+        trial._fits = lambda work: work()  # type: ignore[method-assign]
+        trial._traced, trial._graphs = False, None
+        trial._build()
+        ones = np.ones(trial.num_runs)
+        trial.run(1e-3 * ones[None], momentum=0.9 * ones, clip_ratio=ones)
+        for split in SPLITS:
+            trial.evaluate(split)
 
     @torch.no_grad()
     def evaluate(self, split: SplitName) -> FloatArray:
         """Mean loss of every run on a whole split, in evaluation mode: shape (num_runs,)."""
-        data = self._data[split]
+        return self._fits(lambda: self._evaluate(self._source.split(split)))
+
+    def _evaluate(self, data: Batch) -> FloatArray:
         rows = data[0].shape[1]
         chunk = max(1, min(rows, EVAL_ELEMENTS // (self.num_runs * 16)))
         total = torch.zeros(self.num_tasks, self.siblings, device=self.device, dtype=torch.float64)
-        self._loss_module.eval()
+        self._program.train(False)
         try:
             for start in range(0, rows, chunk):
                 batch = tuple(column[:, start : start + chunk] for column in data)
-                total += self._losses(batch).double() * batch[0].shape[1]
+                total += self._program.losses(batch).double() * batch[0].shape[1]
         finally:
-            self._loss_module.train()
-        return (total / rows).flatten().cpu().numpy()
-
-    # -- training -----------------------------------------------------------------------------
+            self._program.train()
+        means: FloatArray = (total / rows).flatten().cpu().numpy()
+        return means
 
     def run(
         self, lr: FloatArray, *, momentum: FloatArray, clip_ratio: FloatArray | None = None
@@ -242,51 +177,59 @@ class InnerTrainer:
             np.full(self.num_runs, np.inf) if clip_ratio is None else clip_ratio,
             device=self.device,
         )
-        rows = torch.stack([stream.take(steps) for stream in self._streams], dim=1).to(self.device)
-        window = steps - window_length(steps)
         if self._random:
             # Dropout draws from the global generator, as it does in a user's job: lend it ours.
-            seed = task_seeds(self.tasks[0])[2] + self.step_count
             with torch.random.fork_rng():
-                torch.manual_seed(seed)
-                self._steps(rates, mu=mu, ratio=ratio, rows=rows, window=window)
+                torch.manual_seed(task_seeds(self.tasks[0])[2] + self.step_count)
+                self._fits(lambda: self._interval(rates, momentum=mu, ratio=ratio))
         else:
-            self._steps(rates, mu=mu, ratio=ratio, rows=rows, window=window)
+            self._fits(lambda: self._interval(rates, momentum=mu, ratio=ratio))
         return self.signals.fetch()
 
-    def _steps(
-        self, rates: Tensor, *, mu: Tensor, ratio: Tensor, rows: Tensor, window: int
-    ) -> None:
-        for i in range(len(rates)):
-            batch = tuple(column[self._task_rows, rows[i]] for column in self._data["train"])
-            self._step(batch, lr=rates[i], momentum=mu, ratio=ratio, in_window=i >= window)
+    def _interval(self, rates: Tensor, *, momentum: Tensor, ratio: Tensor) -> None:
+        steps = len(rates)
+        columns = self._source.load(steps)
+        window = steps - window_length(steps)
+        # The first interval is not captured: it settles which form the program takes.
+        step: Step = self._step
+        if self._graphs is not None and self.step_count and self._program.batched:
+            step = self._graphs.begin(rates, columns, constants=(momentum, ratio))
+        for i in range(steps):
+            known = self.step_count > 0 and i >= window
+            step(rates[i], [c[i] for c in columns], momentum, ratio, i >= window, known)
+            self.step_count += 1
 
     def _step(
-        self, batch: Batch, *, lr: Tensor, momentum: Tensor, ratio: Tensor, in_window: bool
+        self,
+        lr: Tensor,
+        columns: Sequence[Tensor],
+        momentum: Tensor,
+        ratio: Tensor,
+        in_window: bool,
+        has_history: bool,
     ) -> None:
-        losses = self._losses(batch)
-        parts = torch.autograd.grad(losses.sum(), list(self._leaves.values()))
-        torch.cat([p.reshape(self.num_runs, -1) for p in parts], dim=1, out=self._grads)
-        norm = torch.linalg.vector_norm(self._grads, dim=1)
+        losses = self._program.gradients(self._source.batch(columns))
+        grads = self._stack.grads
+        norm = torch.linalg.vector_norm(grads, dim=1)
         scale, _, finite = self.signals.record_gradient(norm, ratio)
         if in_window:
-            self._record_window(lr, norm)
+            self._record_window(norm, has_history=has_history)
         keep = None
         # On a CPU, looking is free and saves two passes over memory; elsewhere it would wait.
         if self.device.type != "cpu" or not bool(finite.all()):
-            self._grads.masked_fill_(~finite[:, None], 0.0)
+            grads.masked_fill_(~finite[:, None], 0.0)
             keep = finite[:, None].to(self.dtype)
         if self.device.type != "cpu" or bool((scale != 1).any()):
-            self._grads.mul_(scale[:, None].to(self.dtype))
-        self.optimizer.step(self._grads, lr=lr, momentum=momentum, keep=keep)
-        self.signals.record_loss(losses.detach().flatten())
-        self._last_lr, self._momentum = lr, momentum
-        self.step_count += 1
+            grads.mul_(scale[:, None].to(self.dtype))
+        self.optimizer.step(grads, lr=lr, momentum=momentum, keep=keep)
+        self.signals.record_loss(losses.flatten())
+        self._last_lr.copy_(lr[:, 0])
+        self._momentum.copy_(momentum)
 
-    def _record_window(self, lr: Tensor, norm: Tensor) -> None:
+    def _record_window(self, norm: Tensor, *, has_history: bool) -> None:
         directions = None
-        if self._momentum is not None and self._has_direction:
-            buffer, grads = self.optimizer.buffer, self._grads
+        if has_history and self._has_direction:
+            buffer, grads = self.optimizer.buffer, self._stack.grads
             update = self.optimizer.update_direction(self._momentum)
             update_sq = _row_dot(update, update)
             directions = (
@@ -294,26 +237,46 @@ class InnerTrainer:
                 _row_dot(buffer, buffer),
                 _row_dot(grads, update),
                 update_sq,
-                update_sq.sqrt() * self._last_lr[:, 0],
+                update_sq.sqrt() * self._last_lr,
             )
-        params = self._params
+        params = self._stack.params
         self.signals.record_window(
             param_sq=_row_dot(params, params), grad_sq=norm * norm, directions=directions
         )
 
-    # -- looking in ---------------------------------------------------------------------------
-
     def parameters(self, run: int) -> dict[str, Tensor]:
         """A copy of one run's trained parameters by name, each with the shape the module has."""
-        flat = self._params[run]
-        sizes = [math.prod(shape) for shape in self._shapes.values()]
+        return self._stack.parameters(run)
+
+    def buffers(self, run: int) -> dict[str, Tensor]:
+        """A copy of one run's buffers and frozen parameters by name."""
+        task, sibling = divmod(run, self.siblings)
         return {
-            name.removeprefix("model."): part.view(shape).clone()
-            for (name, shape), part in zip(self._shapes.items(), flat.split(sizes), strict=True)
+            name.removeprefix("model."): value[task, sibling].clone()
+            for name, value in self._stack.fixed.items()
         }
 
 
-_SPLITS: tuple[SplitName, ...] = ("train", "inner_valid", "outer_valid", "test")
+def _check_shapes(tasks: Sequence[Task]) -> None:
+    def shape(task: Task) -> tuple[object, ...]:
+        rows = tuple(task.splits.num_rows(name) for name in SPLITS)
+        o = task.optimizer
+        endless = task.fresh_rows is not None
+        return (
+            task.horizon,
+            task.batch_size,
+            rows,
+            (o.name, o.beta2, o.eps, o.weight_decay),
+            endless,
+        )
+
+    first = shape(tasks[0])
+    for task in tasks[1:]:
+        if shape(task) != first:
+            raise ValueError(
+                "tasks trained together must agree in (horizon, batch size, rows of splits, "
+                f"optimizer, endless data), but got {first} and {shape(task)}"
+            )
 
 
 def _row_dot(left: Tensor, right: Tensor) -> Tensor:

@@ -12,18 +12,21 @@ from gymnasium.utils.env_checker import check_env as gymnasium_check
 from stable_baselines3.common.env_checker import check_env as sb3_check
 from torch import nn
 
-from pacesetter.envs.actions import ControlConfig
 from pacesetter.envs.features import FEATURE_BOUND, NUM_FEATURES
 from pacesetter.envs.registration import SCHEDULE_ID
 from pacesetter.envs.rewards import CLIP, sibling_scores
 from pacesetter.envs.schedule_env import ScheduleEnv
 from pacesetter.envs.schedule_vec_env import ScheduleVecEnv
-from pacesetter.inner_models.mlp import TeacherMLP, TeacherRanges
 from pacesetter.inner_models.task import ModuleTask, OptimizerConfig, Splits
+from pacesetter.inner_models.teacher import TeacherMLP, TeacherRanges
 
 ID = f"pacesetter.envs.registration:{SCHEDULE_ID}"
+ONLY_SGD = {"adam_share": 0.0, "sgd_share": 1.0, "rmsprop_share": 0.0}
 SMALL = TeacherMLP(TeacherRanges(num_train=(128, 256), horizon=(80, 120), eval_rows=32))
-CALM = TeacherMLP(replace(SMALL.ranges, start_factor=(0.1, 1.0), sgd_share=0.0))
+ONLY_ADAMW = {"adam_share": 0.0, "sgd_share": 0.0, "rmsprop_share": 0.0}
+CALM = TeacherMLP(
+    replace(SMALL.ranges, start_factor=(0.03, 0.3), loss_scale=(1.0, 1.0), **ONLY_ADAMW)
+)
 
 
 def own_task(*, seed=None, horizon=60, scale=1.0, **changes):
@@ -34,7 +37,7 @@ def own_task(*, seed=None, horizon=60, scale=1.0, **changes):
     return ModuleTask(
         lambda: nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1)),
         lambda model, batch: scale * (model(batch[0]) - batch[1]).square().mean() - 100,
-        Splits(part, part, part, part),
+        Splits(part, part, part, part, allow_overlap=True),
         horizon=horizon,
         batch_size=16,
         seed=seed,
@@ -158,9 +161,13 @@ def test_a_diverged_run_gets_the_worst_score_and_stays_masked():
     class Fragile(TeacherMLP):
         def build(self, shape, generator):
             task = super().build(shape, generator)
-            return task.with_optimizer(lr=1e12)
+            return task.with_optimizer(lr=1e25)
 
-    family = Fragile(TeacherRanges(horizon=(80, 90), sgd_share=1.0, eval_rows=32))
+    # A linear map: nothing in it saturates, so that it runs off to infinity.
+    ranges = TeacherRanges(
+        horizon=(80, 90), depth=(0, 0), eval_rows=32, regression_share=1.0, **ONLY_SGD
+    )
+    family = Fragile(ranges)
     venv = ScheduleVecEnv([family], num_groups=1, tasks_per_group=1, siblings=2, seed=0)
     venv.reset()
     for _ in range(venv.num_decisions):
@@ -182,6 +189,33 @@ def test_sibling_scores_by_hand():
     assert wide == pytest.approx(np.array([1, -1, 1, -1]) * half / 0.1)
 
 
+def test_rows_whose_run_is_over_are_idle_until_all_are():
+    short = TeacherMLP(replace(CALM.ranges, horizon=(20, 20)), name="short")
+    long = TeacherMLP(replace(CALM.ranges, horizon=(80, 80)), name="long")
+    for seed in range(50):
+        venv = ScheduleVecEnv([short, long], num_groups=2, tasks_per_group=1, siblings=2, seed=seed)
+        venv.reset()
+        names = [task.name for task in venv.tasks]
+        if names == ["short", "short", "long", "long"]:
+            break
+    ends, idle = np.zeros((39, 4), bool), np.zeros((39, 4), bool)
+    rewards = np.zeros((39, 4))
+    for k in range(39):
+        observations, rewards[k], ends[k], infos = venv.step(np.full((4, 3), 0.1 * (k % 2)))
+        idle[k] = [info.get("idle", False) for info in infos]
+        assert (observations[ends[k] & (k < 38)] == 0).all()
+        if k < 38:
+            assert (venv.idle == (np.arange(4) < 2) * (k >= 8)).all()
+    # 20 steps are 10 intervals and so 9 decisions.
+    assert (ends[:, :2] == (np.arange(39) >= 8)[:, None]).all()
+    assert (idle[:, :2] == (np.arange(39) >= 9)[:, None]).all()
+    assert not idle[:, 2:].any()
+    assert (ends[:, 2:] == (np.arange(39) == 38)[:, None]).all()
+    assert (rewards[idle] == 0).all()
+    assert not venv.idle.any()
+    assert observations.any(axis=1).all()
+
+
 def test_bad_input_is_refused_with_what_came():
     with pytest.raises(ValueError, match="did you mean 'teacher-mlp'"):
         ScheduleEnv("teacher-mpl")
@@ -201,10 +235,8 @@ def test_bad_input_is_refused_with_what_came():
         ScheduleVecEnv([SMALL], siblings=1)
     with pytest.raises(ValueError, match="non-empty list"):
         ScheduleVecEnv("teacher-mlp")
-    short = ScheduleVecEnv(
-        [TeacherMLP(TeacherRanges(horizon=(80, 80)))], control=ControlConfig(num_intervals=50)
-    )
-    with pytest.raises(ValueError, match="too short for 50 intervals"):
+    short = ScheduleVecEnv([TeacherMLP(TeacherRanges(horizon=(3, 3)))])
+    with pytest.raises(ValueError, match="'teacher-mlp' drew a horizon of 3 steps, too short"):
         short.reset()
 
 

@@ -59,7 +59,7 @@ def make_task(optimizer, *, horizon=200, valid_every=2, broken=(), momentum=0.9)
     return ModuleTask(
         build,
         loss_fn,
-        Splits(train, clean, clean, clean),
+        Splits(train, clean, clean, clean, allow_overlap=True),
         horizon=horizon,
         batch_size=4,
         optimizer=OptimizerConfig(name=optimizer, lr=start, momentum=momentum, weight_decay=0.02),
