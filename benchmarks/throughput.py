@@ -2,12 +2,15 @@
 
     python benchmarks/throughput.py --out benchmarks/results/throughput.json
 
-First table: inner steps a second of N runs of a 64-32-32-10 MLP (AdamW, batch 64, clipping and all
-statistics of the environment on), batched against the sequential reference, which is a loop with
-`torch.optim` that does the same for one run after another (`ReferenceRun`). A bare loop, which only
-trains and clips, stands beside it. They take turns within each repeat, and ratios are taken repeat
-by repeat. Second table: what a decision of meta-training costs, within
-and outside of inner training.
+Four tables. (1) Inner steps a second of N runs of three models (`measures.model_task`; AdamW, with
+clipping and all statistics of the environment on): batched, against the sequential reference, a
+loop with `torch.optim` that does the same for one run after another (`ReferenceRun`), and against
+the time of the bare matrix products of the same shapes, which is the limit. A bare loop, which only
+trains and clips, stands beside it. All take turns within each repeat, and ratios are taken repeat
+by repeat. Peak memory of a run is measured apart. (2) The same against the reference for a drawn
+task of every family. (3) Decisions a second of the vectorised environment against SB3's
+`DummyVecEnv` and `SubprocVecEnv` over environments of one run. (4) What a decision of meta-training
+costs, within and outside of inner training.
 """
 
 from __future__ import annotations
@@ -16,138 +19,182 @@ import argparse
 import json
 import os
 import platform
-import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import measures
 import numpy as np
 import torch
+from measures import INTERVAL, show, spread
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 from pacesetter.agent.config import TrainConfig
 from pacesetter.agent.ppo import make_learner
+from pacesetter.envs.actions import NUM_ACTIONS
+from pacesetter.envs.schedule_env import ScheduleEnv
 from pacesetter.envs.schedule_vec_env import ScheduleVecEnv
-from pacesetter.inner_models.batching import build_model
-from pacesetter.inner_models.mlp import MLPShape, TeacherMLP
-from pacesetter.inner_models.reference import ReferenceRun
-from pacesetter.inner_models.task import Task
+from pacesetter.inner_models.registry import FROM_FILES, family_names, make_family
+from pacesetter.inner_models.task import Task, TaskFamily
 from pacesetter.inner_models.trainer import InnerTrainer
 
-SHAPE = MLPShape(
-    widths=(64, 32, 32, 10),
-    activation="relu",
-    layer_norm=False,
-    classification=True,
-    num_train=1024,
-    batch_size=64,
-    horizon=10_000,
-)
-INTERVAL = 10
-"""Inner steps between decisions; about the mean of a horizon of 400 in 40 intervals."""
-
-
-def sample_tasks(count: int) -> list[Task]:
-    """`count` tasks of the benchmark's shape, each with data and weights of its own."""
-    generator = torch.Generator().manual_seed(0)
-    family = TeacherMLP()
-    return [family.build(SHAPE, generator) for _ in range(count)]
-
-
-def library_loss(model: torch.nn.Module, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """Cross-entropy as a user writes it."""
-    return torch.nn.functional.cross_entropy(model(batch[0]), batch[1])
-
-
-def timed(call: Callable[[], Any]) -> float:
-    """Seconds that a call takes."""
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-def batched_rate(trainer: InnerTrainer, seconds: float) -> float:
-    """Inner steps a second, all runs together, over about `seconds`."""
-    lr = np.full((INTERVAL, trainer.num_runs), 1e-3)
-    momentum, ratio = np.full(trainer.num_runs, 0.9), np.full(trainer.num_runs, 4.0)
-    steps, spent = 0, 0.0
-    while spent < seconds:
-        spent += timed(lambda: trainer.run(lr, momentum=momentum, clip_ratio=ratio))
-        steps += INTERVAL * trainer.num_runs
-    return steps / spent
-
-
-def sequential_rate(run: ReferenceRun, seconds: float) -> float:
-    """Inner steps a second of the plain loop, over about `seconds`."""
-    steps, spent = 0, 0.0
-    while spent < seconds:
-        spent += timed(
-            lambda: [run.step(lr=1e-3, momentum=0.9, clip_ratio=4.0) for _ in range(INTERVAL)]
-        )
-        steps += INTERVAL
-    return steps / spent
-
-
-def bare_rate(seconds: float, device: str) -> float:
-    """Inner steps a second of a loop that trains and clips and looks at nothing."""
-    task = sample_tasks(1)[0]
-    model = build_model(task).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    inputs, labels = (t.to(device) for t in task.splits.train)
-    rows = torch.randint(len(labels), (INTERVAL, task.batch_size), device=device)
-
-    def interval() -> None:
-        for row in rows:
-            optimizer.zero_grad()
-            library_loss(model, (inputs[row], labels[row])).backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-
-    steps, spent = 0, 0.0
-    while spent < seconds:
-        spent += timed(interval)
-        steps += INTERVAL
-    return steps / spent
+MODELS = ("mlp", "convnet", "transformer")
 
 
 def inner_training(
-    sizes: list[int], *, siblings: int, repeats: int, seconds: float, device: str
+    model: str, sizes: list[int], *, siblings: int, repeats: int, seconds: float, device: str
 ) -> list[dict[str, Any]]:
     """One row per number of runs, with the median, least and greatest of every figure."""
-    rows = []
+    rows: list[dict[str, Any]] = []
+    measure = partial(measures.rate, seconds=seconds, device=device)
     for num_runs in sizes:
         each = min(siblings, num_runs)
-        trainer = InnerTrainer(sample_tasks(num_runs // each), siblings=each, device=device)
-        # torch's own cross-entropy is the faster one for a single run.
-        single = ReferenceRun(replace(sample_tasks(1)[0], loss=library_loss), device=device)
-        batched_rate(trainer, 0.2)
-        sequential_rate(single, 0.2)
+        tasks = [measures.model_task(model, seed) for seed in range(num_runs // each)]
+        calls = {
+            "batched": (measures.batched(InnerTrainer(tasks, siblings=each, device=device)), 1),
+            "products": (measures.products(tasks[0], num_runs, device=device), 1),
+            "sequential": (_plain(measures.sequential, tasks[0], device), 0),
+            "bare": (_plain(measures.bare_loop, tasks[0], device), 0),
+        }
+        for call, _ in calls.values():
+            call()
         turns = [
-            (
-                batched_rate(trainer, seconds),
-                sequential_rate(single, seconds),
-                bare_rate(seconds, device),
-            )
+            [
+                measure(call, steps=(num_runs if many else 1) * _interval(name))
+                for name, (call, many) in calls.items()
+            ]
             for _ in range(repeats)
         ]
-        batched, sequential, bare = np.array(turns).T
+        found = dict(zip(calls, np.array(turns).T, strict=True))
         row = {
+            "model": model,
             "runs": num_runs,
-            "tasks": num_runs // each,
-            "batched": spread(batched),
-            "sequential": spread(sequential),
-            "bare": spread(bare),
-            "ratio": spread(batched / sequential),
-            "ratio_to_bare": spread(batched / bare),
+            "tasks": len(tasks),
+            **{name: spread(values) for name, values in found.items()},
+            "ratio": spread(found["batched"] / found["sequential"]),
+            "ratio_to_bare": spread(found["batched"] / found["bare"]),
+            "share_of_products": spread(found["batched"] / found["products"]),
+            "bytes_per_run": measures.peak_memory(model, num_runs, each, device=device),
         }
         rows.append(row)
+        mebibytes = row["bytes_per_run"] / 2**20
         print(
-            f"{num_runs:6d} runs   batched {show(row['batched'], '8,.0f')}   "
-            f"sequential {show(row['sequential'], '6,.0f')}   ratio {show(row['ratio'], '5.1f')}   "
-            f"bare loop {show(row['bare'], '6,.0f')}   ratio {show(row['ratio_to_bare'], '5.1f')}",
+            f"{model:11s} {num_runs:5d} runs  batched {show(row['batched'], '8,.0f')}  sequential "
+            f"{show(row['sequential'], '6,.0f')}  ratio {show(row['ratio'], '5.1f')}  to the bare "
+            f"loop {show(row['ratio_to_bare'], '5.1f')}  share of bare products "
+            f"{show(row['share_of_products'], '.2f')}  {mebibytes:.2f} MiB a run",
             flush=True,
         )
     return rows
+
+
+def _interval(name: str) -> int:
+    return 1 if name == "products" else INTERVAL
+
+
+def _plain(make: Callable[..., Callable[[], Any]], task: Task, device: str) -> Callable[[], Any]:
+    # torch's own cross-entropy is the faster one for a single run.
+    return make(replace(task, loss=measures.library_loss), device=device)
+
+
+def every_family(
+    *, num_runs: int, siblings: int, repeats: int, seconds: float, device: str
+) -> list[dict[str, Any]]:
+    """The first task of each family: batched rate over the rate of the reference."""
+    rows = []
+    for name in family_names():
+        if name in FROM_FILES:
+            continue
+        generator = torch.Generator().manual_seed(0)
+        tasks = make_family(name).sample_group(num_runs // siblings, generator)
+        trainer = InnerTrainer(tasks, siblings=siblings, device=device)
+        calls = measures.batched(trainer), measures.sequential(tasks[0], device=device)
+        for call in calls:
+            call()
+        measure = partial(measures.rate, seconds=seconds, device=device)
+        turns = [
+            (
+                measure(calls[0], steps=num_runs * INTERVAL),
+                measure(calls[1], steps=INTERVAL),
+            )
+            for _ in range(repeats)
+        ]
+        many, one = np.array(turns).T
+        row = {
+            "family": name,
+            "runs": num_runs,
+            "batch_size": tasks[0].batch_size,
+            "params": trainer.num_params,
+            "batched": spread(many),
+            "sequential": spread(one),
+            "ratio": spread(many / one),
+        }
+        rows.append(row)
+        print(
+            f"{name:24s} {row['params']:7,d} parameters, batch {row['batch_size']:3d}  batched "
+            f"{show(row['batched'], '8,.0f')}  sequential {show(row['sequential'], '6,.0f')}  "
+            f"ratio {show(row['ratio'], '5.1f')}",
+            flush=True,
+        )
+    return rows
+
+
+class OneShape(TaskFamily):
+    """Tasks of the benchmark's MLP, 400 steps each: every environment does the same work."""
+
+    name = "one-shape"
+
+    def sample_shape(self, generator: torch.Generator) -> None:
+        """There is one."""
+
+    def build(self, shape: None, generator: torch.Generator) -> Task:
+        """A task with data of its own."""
+        seed = int(torch.randint(2**31, (), generator=generator))
+        return replace(measures.model_task("mlp", seed), horizon=400)
+
+
+def environments(num_envs: int, *, repeats: int, device: str) -> dict[str, Any]:
+    """Decisions a second of whole episodes, zero actions, ours against SB3's over one-run ones.
+
+    `ScheduleEnv` trains a sibling beside its run for the reward, as its users' runs do.
+    """
+    family = OneShape()
+    makers: dict[str, Callable[[], Any]] = {
+        "ScheduleVecEnv": lambda: ScheduleVecEnv(
+            [family], num_groups=4, tasks_per_group=num_envs // 32, siblings=8, device=device
+        ),
+        "DummyVecEnv": lambda: DummyVecEnv([partial(ScheduleEnv, family)] * num_envs),
+        "SubprocVecEnv": lambda: SubprocVecEnv(
+            [partial(ScheduleEnv, family)] * num_envs, start_method="fork"
+        ),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in makers}
+    actions = np.zeros((num_envs, NUM_ACTIONS), dtype=np.float32)
+    for _ in range(repeats):
+        for name, make in makers.items():
+            env = make()
+            env.reset()
+
+            def episode(env: Any = env) -> None:
+                for _ in range(39):
+                    env.step(actions)
+
+            spent = measures.timed(episode, device=device)
+            rates[name].append(39 * num_envs / spent)
+            env.close()
+    ours = np.array(rates["ScheduleVecEnv"])
+    result: dict[str, Any] = {"runs": num_envs}
+    for name, values in rates.items():
+        result[name] = spread(values)
+        result[f"ratio_to_{name}"] = spread(ours / np.array(values))
+        print(
+            f"{name:15s} of {num_envs} runs: {show(result[name], ',.0f')} decisions a second; "
+            f"ours is {show(result[f'ratio_to_{name}'], '.1f')} times that",
+            flush=True,
+        )
+    return result
 
 
 def meta_training(rollouts: int, *, device: str) -> dict[str, Any]:
@@ -162,11 +209,11 @@ def meta_training(rollouts: int, *, device: str) -> dict[str, Any]:
         original = getattr(owner, name)
 
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            start = time.perf_counter()
-            try:
-                return original(*args, **kwargs)
-            finally:
-                clock[label] += time.perf_counter() - start
+            result: list[Any] = []
+            clock[label] += measures.timed(
+                lambda: result.append(original(*args, **kwargs)), device=device
+            )
+            return result[0]
 
         setattr(owner, name, wrapper)
         return lambda: setattr(owner, name, original)
@@ -179,7 +226,9 @@ def meta_training(rollouts: int, *, device: str) -> dict[str, Any]:
     rows = []
     for _ in range(rollouts):
         clock.update(inner=0.0, drawing=0.0)
-        wall = timed(lambda: model.learn(config.rollout, reset_num_timesteps=False))
+        wall = measures.timed(
+            lambda: model.learn(config.rollout, reset_num_timesteps=False), device=device
+        )
         per = 1e6 / config.rollout
         rows.append(
             (clock["inner"] * per, clock["drawing"] * per, (wall - sum(clock.values())) * per)
@@ -190,6 +239,7 @@ def meta_training(rollouts: int, *, device: str) -> dict[str, Any]:
     total = inner + drawing + outside
     result = {
         "runs": config.num_envs,
+        "families": list(config.families),
         "inner_us": spread(inner),
         "drawing_tasks_us": spread(drawing),
         "outside_us": spread(drawing + outside),
@@ -205,50 +255,47 @@ def meta_training(rollouts: int, *, device: str) -> dict[str, Any]:
     return result
 
 
-def spread(values: Any) -> list[float]:
-    """Median, least and greatest."""
-    return [float(np.median(values)), float(np.min(values)), float(np.max(values))]
-
-
-def show(figure: list[float], form: str) -> str:
-    """A median with its range."""
-    median, low, high = (format(v, form).strip() for v in figure)
-    return f"{median} ({low} to {high})"
-
-
 def main() -> None:
-    """Runs both parts and writes the results."""
+    """Runs all parts and writes the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--runs", type=int, nargs="+", default=[1, 8, 32, 128, 512])
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
+    parser.add_argument("--runs", type=int, nargs="+", help="1 to 512; on CUDA up to 8,192")
     parser.add_argument("--siblings", type=int, default=8, help="runs per task (default: 8)")
-    parser.add_argument("--repeats", type=int, default=7, help="paired repeats (default: 7)")
+    parser.add_argument("--repeats", type=int, default=5, help="paired repeats (default: 5)")
     parser.add_argument("--seconds", type=float, default=1.0, help="per measurement (default: 1)")
     parser.add_argument("--rollouts", type=int, default=8, help="of meta-training (default: 8)")
+    parser.add_argument("--only", choices=("models", "families", "environments", "meta"))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
     args = parser.parse_args()
-    machine = {
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "device": args.device,
+    on_cuda = args.device.startswith("cuda")
+    result: dict[str, Any] = {
+        "machine": {
+            "machine": platform.machine(),
+            "cores": os.cpu_count(),
+            "torch_threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "device": torch.cuda.get_device_name(args.device) if on_cuda else args.device,
+        }
     }
-    print("inner steps a second: median (least to greatest);", machine)
-    inner = inner_training(
-        args.runs,
-        siblings=args.siblings,
-        repeats=args.repeats,
-        seconds=args.seconds,
-        device=args.device,
-    )
-    meta = meta_training(args.rollouts, device=args.device)
+    print("inner steps a second: median (least to greatest);", result["machine"])
+    shared = {"repeats": args.repeats, "device": args.device}
+    paced = {"siblings": args.siblings, "seconds": args.seconds, **shared}
+    sizes = args.runs or [1, 8, 32, 128, 512, *([2048, 4096, 8192] if on_cuda else [])]
+    if args.only in (None, "models"):
+        rows = [row for name in args.models for row in inner_training(name, sizes, **paced)]
+        result["inner_training"] = rows
+    if args.only in (None, "families"):
+        result["families"] = every_family(num_runs=128, **paced)
+    if args.only in (None, "environments"):
+        result["environments"] = environments(32, **shared)
+    if args.only in (None, "meta"):
+        result["meta_training"] = meta_training(args.rollouts, device=args.device)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        result = {"machine": machine, "inner_training": inner, "meta_training": meta}
         args.out.write_text(json.dumps(result, indent=2) + "\n")
 
 

@@ -60,9 +60,9 @@ class AutoencoderRanges(JobRanges):
     input_scale: tuple[float, float] = (0.5, 2.0)
     tied_share: float = 0.4
     denoise_share: float = 0.5
-    # Centred on the rates that survey best in this family.
+    # About the quartiles of the best rates that benchmarks/family_survey.py finds.
     adam_lr: tuple[float, float] = (0.03, 0.1)
-    sgd_lr: tuple[float, float] = (0.1, 0.6)
+    sgd_lr: tuple[float, float] = (0.18, 1.0)
     rmsprop_lr: tuple[float, float] = (3e-4, 1e-3)
 
 

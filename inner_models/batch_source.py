@@ -28,7 +28,8 @@ class BatchSource:
         self._fresh = isinstance(self._streams[0], FreshStream)
         self._splits = {name: self._stack(tasks, name) for name in SPLITS}
         # A data set that all tasks share is kept once.
-        self._shared = all(t.splits.train[0] is tasks[0].splits.train[0] for t in tasks)
+        columns = zip(*(task.splits.train for task in tasks), strict=True)
+        self._shared = all(t is column[0] for column in columns for t in column)
         train = self._splits["train"]
         self._flat = [c[0] if self._shared else c.flatten(0, 1) for c in train]
         rows = torch.arange(self._num_tasks) * len(train[0][0])

@@ -54,9 +54,9 @@ class DistillationRanges(JobRanges):
     spread: tuple[float, float] = (1.0, 6.0)
     condition: tuple[float, float] = (1.0, 1e3)
     input_scale: tuple[float, float] = (0.5, 2.0)
-    # Centred on the rates that survey best in this family.
-    adam_lr: tuple[float, float] = (0.03, 0.18)
-    sgd_lr: tuple[float, float] = (0.5, 3.2)
+    # About the quartiles of the best rates that benchmarks/family_survey.py finds.
+    adam_lr: tuple[float, float] = (0.02, 0.3)
+    sgd_lr: tuple[float, float] = (0.5, 5.0)
     rmsprop_lr: tuple[float, float] = (3e-4, 3e-3)
 
 

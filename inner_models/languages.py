@@ -141,7 +141,7 @@ class LanguageRanges(JobRanges):
     Attributes:
         vocabulary: number of symbols.
         context: tokens that a model sees; a row has one more.
-        width: of the residual stream, a power of two.
+        width: of the residual stream, a multiple of 4.
         layers: blocks of a transformer.
         sharpness: spread of the logarithms of a chain's transition probabilities.
         noise: share of a chain's symbols that follow nothing.
@@ -154,8 +154,8 @@ class LanguageRanges(JobRanges):
     """
 
     vocabulary: tuple[int, int] = (4, 24)
-    context: tuple[int, int] = (8, 24)
-    width: tuple[int, int] = (8, 32)
+    context: tuple[int, int] = (6, 20)
+    width: tuple[int, int] = (8, 24)
     layers: tuple[int, int] = (1, 2)
     sharpness: tuple[float, float] = (0.7, 5.0)
     noise: tuple[float, float] = (0.01, 0.2)
@@ -166,7 +166,20 @@ class LanguageRanges(JobRanges):
     second_order_share: float = 0.5
     post_norm_share: float = 0.3
     batch_size: tuple[int, int] = (8, 256)
-    work: float = 5e8
+    adam_lr: tuple[float, float] = (6e-3, 3e-2)
+    sgd_lr: tuple[float, float] = (0.1, 0.3)
+    rmsprop_lr: tuple[float, float] = (8e-5, 4e-4)
+    work: float = 8e8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # A bracket language has a pair of brackets and a letter; four heads need a width of four.
+        least = {"vocabulary": 3, "context": 1, "width": 4, "layers": 1, "kinds": 1, "depth": 1}
+        for name, size in least.items():
+            if getattr(self, name)[0] < size:
+                raise ValueError(
+                    f"{name} must start at {size} or more, but got {getattr(self, name)}"
+                )
 
 
 @dataclass(frozen=True)
@@ -176,8 +189,8 @@ class LanguageTransformer(GeneratedFamily[TransformerShape]):
     | drawn | range |
     |---|---|
     | symbols | 4 to 24 |
-    | context | 8 to 24 tokens |
-    | layers, width | 1 or 2, 8 to 32 |
+    | context | 6 to 20 tokens |
+    | layers, width | 1 or 2, 8 to 24 |
     | heads, expansion | 1, 2 or 4; 2 or 4 |
     | activation, LayerNorm | relu, tanh, gelu, silu; before the parts, on 30 % after the sums |
     | brackets instead of a Markov chain | 40 % |
@@ -195,7 +208,7 @@ class LanguageTransformer(GeneratedFamily[TransformerShape]):
         return TransformerShape(
             vocabulary=draw.log_integer(*r.vocabulary),
             context=draw.log_integer(*r.context),
-            width=draw.power_of_two(*r.width),
+            width=4 * draw.log_integer(r.width[0] // 4, r.width[1] // 4),
             heads=draw.choice((1, 2, 4)),
             layers=draw.integer(*r.layers),
             expansion=draw.choice((2, 4)),

@@ -52,9 +52,9 @@ class RatingsRanges(JobRanges):
     skew: tuple[float, float] = (0.0, 1.5)
     seen: tuple[float, float] = (0.5, 0.9)
     mean_share: float = 0.5
-    # Centred on the rates that survey best in this family.
-    adam_lr: tuple[float, float] = (0.05, 0.2)
-    sgd_lr: tuple[float, float] = (0.15, 1.5)
+    # About the quartiles of the best rates that benchmarks/family_survey.py finds.
+    adam_lr: tuple[float, float] = (0.05, 0.16)
+    sgd_lr: tuple[float, float] = (0.06, 0.6)
     rmsprop_lr: tuple[float, float] = (5e-4, 2e-3)
 
 

@@ -130,6 +130,16 @@ class SequenceRanges(JobRanges):
     noise: tuple[float, float] = (0.05, 0.5)
     symbol_noise: tuple[float, float] = (0.01, 0.2)
     lstm_share: float = 0.4
+    batch_size: tuple[int, int] = (8, 256)
+    work: float = 8e8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, size in {"hidden": 1, "length": 2, "symbols": 2, "items": 1, "waves": 1}.items():
+            if getattr(self, name)[0] < size:
+                raise ValueError(
+                    f"{name} must start at {size} or more, but got {getattr(self, name)}"
+                )
 
 
 @dataclass(frozen=True)
@@ -149,6 +159,7 @@ class SequenceRNN(GeneratedFamily[SequenceShape]):
     | recall: keys and values, pairs | 2 to 8, 1 to 4 |
     | series: sinusoids, period | 1 to 3, 2.5 to 24 steps |
     | noise of sums and series, of symbols | 0.05 to 0.5, 0.01 to 0.2 |
+    | batch size | 8 to 256 rows |
     """
 
     ranges: SequenceRanges = field(default_factory=SequenceRanges)

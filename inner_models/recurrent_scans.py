@@ -168,12 +168,15 @@ class LSTMScan(_Scan):
         """Keeps what the backward pass needs."""
         ctx.save_for_backward(*inputs[:3], *output)
         ctx.mark_non_differentiable(*output[2:])
+        ctx.set_materialize_grads(False)
         ctx.reverse = inputs[-1]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, grad_cells: Tensor, *_: Any) -> Grads:
+    def backward(ctx: Any, grad: Tensor | None, grad_cells: Tensor | None, *_: Any) -> Grads:
         """Gradients of all arguments."""
         x, w_in, w_hidden, *saved = ctx.saved_tensors
+        none = w_in.new_zeros(()).expand_as(saved[0])
+        grad, grad_cells = (none if g is None else g for g in (grad, grad_cells))
         grad, grad_cells, states, cells, gates, shown = (
             _inside(t) for t in (grad, grad_cells, *saved)
         )

@@ -21,6 +21,7 @@ from pacesetter.inner_models.graphed_steps import GraphedSteps, Step
 from pacesetter.inner_models.loss_program import LossProgram
 from pacesetter.inner_models.memory import is_out_of_memory, out_of_memory
 from pacesetter.inner_models.optimizers import make_optimizer
+from pacesetter.inner_models.rounding import round_alike
 from pacesetter.inner_models.run_stack import RunStack
 from pacesetter.inner_models.signals import (
     FloatArray,
@@ -30,6 +31,8 @@ from pacesetter.inner_models.signals import (
 )
 from pacesetter.inner_models.task import SPLITS, Batch, SplitName, Task
 from pacesetter.inner_models.tracing import TRACE_FROM
+
+round_alike()
 
 EVAL_ELEMENTS = 2**22
 """Evaluation goes through a split in chunks of about this many rows times runs."""
@@ -107,6 +110,11 @@ class InnerTrainer:
         self._has_direction = task.optimizer.name in ("adamw", "adam") or all(
             t.optimizer.momentum > 0 for t in self.tasks
         )
+
+    @property
+    def num_params(self) -> int:
+        """Trained numbers of one run."""
+        return self._stack.params.shape[1]
 
     def _fits(self, work: Callable[[], Result]) -> Result:
         """Does the work, or says how many runs would fit in the memory."""
