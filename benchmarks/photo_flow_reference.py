@@ -55,7 +55,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--sides", type=int, nargs="+", default=[3, 4])
-    parser.add_argument("--lrs", type=float, nargs="+", default=[1e-3, 3e-3, 1e-2])
+    parser.add_argument("--lrs", type=float, nargs="+", default=[5e-4, 1e-3, 3e-3, 1e-2])
     parser.add_argument("--steps", type=int, default=20_000)
     args = parser.parse_args()
     for side in args.sides:

@@ -1,8 +1,6 @@
-"""A task family of your own: what is drawn, and the job around it comes by itself.
+"""A task family of your own, and an environment that trains on it."""
 
-    python examples/own_family.py
-"""
-
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -10,44 +8,38 @@ import torch
 from torch import nn
 
 from pacesetter.envs.schedule_vec_env import ScheduleVecEnv
-from pacesetter.inner_models.generated import GeneratedFamily, Problem
-from pacesetter.inner_models.job import JobRanges
+from pacesetter.inner_models import Draw, GeneratedFamily, JobRanges, Problem, Shape
 from pacesetter.inner_models.losses import mean_squared_error
 
 
-def build(width):
-    """Any module; runs of one width are trained side by side."""
+def build(width: int) -> nn.Module:
     return nn.Sequential(nn.Linear(1, width), nn.Tanh(), nn.Linear(width, 1))
 
 
-def rows(count, generator, *, pitch):
-    """Fresh rows: a sine of this task's pitch."""
-    x = 2 * torch.rand(count, 1, generator=generator) - 1
-    return x, torch.sin(pitch * x) + 0.1 * torch.randn(count, 1, generator=generator)
+def sine_rows(pitch: float) -> Callable[[int, torch.Generator], tuple[torch.Tensor, ...]]:
+    def rows(count: int, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+        x = 2 * torch.rand(count, 1, generator=generator) - 1
+        return x, torch.sin(pitch * x) + 0.1 * torch.randn(count, 1, generator=generator)
+
+    return rows
 
 
 @dataclass(frozen=True)
-class Sines(GeneratedFamily):
-    """Sine waves: | drawn | range | width | 8 to 64 | pitch | 1 to 10 |."""
-
-    ranges: JobRanges = field(default_factory=JobRanges)
+class Sines(GeneratedFamily[int]):
+    ranges: JobRanges = field(default_factory=JobRanges)  # batch sizes, horizons, optimizers, ...
     name: str = "sines"
 
-    def draw_model(self, draw):
-        """What decides the sizes of tensors."""
+    def draw_model(self, draw: Draw) -> int:  # what all tasks of a group share: the hidden width
         return draw.log_integer(8, 64)
 
-    def cost(self, width):
-        """Multiply-adds of a row."""
-        return 2 * width
+    def cost(self, width: int) -> float:  # multiply-adds of a row
+        return 2.0 * width
 
-    def draw_problem(self, shape, draw):
-        """What differs between tasks of one shape."""
-        sampler = partial(rows, pitch=draw.log_uniform(1, 10))
-        return Problem(build_model=partial(build, shape.model), loss=mean_squared_error, rows=sampler)
+    def draw_problem(self, shape: Shape[int], draw: Draw) -> Problem:  # what differs between them
+        rows = sine_rows(pitch=draw.log_uniform(1, 10))
+        return Problem(build_model=partial(build, shape.model), loss=mean_squared_error, rows=rows)
 
 
-venv = ScheduleVecEnv([Sines(), "teacher-mlp"], num_groups=2, tasks_per_group=2, siblings=2)
-print(f"{venv.num_envs} runs of {sorted({task.name for task in venv.tasks} or {'nothing yet'})}")
+venv = ScheduleVecEnv([Sines(), "teacher-mlp"], num_groups=4, tasks_per_group=2, siblings=2)
 venv.reset()
-print(f"{venv.num_envs} runs of {sorted({task.name for task in venv.tasks})}")
+print(venv.num_envs, "runs of", *sorted({task.name for task in venv.tasks}))

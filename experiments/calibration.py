@@ -109,6 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         description="Find the learning rates of calibrated baselines on the meta-train families.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
+    parser.add_argument("--families", nargs="+", default=META_TRAIN, help="to draw tasks from")
     parser.add_argument("--num-tasks", type=int, default=256, help="tasks to draw")
     parser.add_argument("--seed", type=int, default=0, help="of the tasks")
     parser.add_argument("--device", default="cpu", help="where the runs live")
@@ -120,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             continue
         result = calibrate(
             baseline,
-            [make_family(name) for name in META_TRAIN],
+            [make_family(name) for name in args.families],
             num_tasks=args.num_tasks,
             generator=torch.Generator().manual_seed(args.seed),
             device=args.device,
@@ -131,13 +132,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             "mean_log_loss_above_best": {f"{lr:g}": m for lr, m in result.means.items()},
         }
         sys.stdout.write(f"{baseline.name}: {result.lr:g}\n")
-    options = f"--num-tasks {args.num_tasks} --seed {args.seed}"
+    options = (
+        f"--families {' '.join(args.families)} --num-tasks {args.num_tasks} --seed {args.seed}"
+    )
     write_json(
         args.out,
         {
             "baselines": found,
             "command": f"python -m pacesetter.experiments.calibration {options}",
-            "families": list(META_TRAIN),
+            "families": list(args.families),
         },
     )
 

@@ -99,7 +99,7 @@ def make_parser() -> argparse.ArgumentParser:
         sub.add_argument("--quiet", action="store_true", help="no progress bar")
 
     train = command("train", "meta-train an agent")
-    train.add_argument("--preset", default="laptop", help="smoke, demo or laptop")
+    train.add_argument("--preset", default="laptop", help="smoke, demo, laptop or mixed")
     train.add_argument("--resume", action="store_true", help="go on with the run in DIR")
     long_running(train)
 

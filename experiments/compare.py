@@ -41,7 +41,7 @@ from pacesetter.experiments.tables import format_summary
 from pacesetter.experiments.tasks import named_task, task_names
 from pacesetter.experiments.tuning import TUNING_SEEDS, Tuned, read_tuned, tune, write_tuned
 from pacesetter.inner_models.extras import require
-from pacesetter.inner_models.registry import META_TRAIN, make_family
+from pacesetter.inner_models.registry import META_TRAIN, family_names, make_family
 from pacesetter.inner_models.task import Task, TaskFamily
 
 
@@ -114,6 +114,8 @@ def compare(
 ) -> Comparison:
     """Runs the comparison; writes ``results.csv``, ``table.txt``, ``report.html``, ``scores.svg``.
 
+    ``data.json`` has a digest of each task's data: texts that ship with Python vary by version.
+
     Args:
         config: what to compare.
         out: the folder, new or empty; or that of a comparison to go on with.
@@ -122,7 +124,8 @@ def compare(
         command: the command line that asked for it, for the report.
         policy: used instead of the file that `config` names.
         tasks: used instead of those that `config` names; one's own, say. Names must differ.
-        families: meta-train families of the open-loop replay; default: the bundled ones.
+        families: meta-train families of the open-loop replay; default: those that the policy
+            learned on, as far as they are bundled.
         baselines: the rows to choose arms from.
 
     Raises:
@@ -151,12 +154,15 @@ def compare(
         "grids": {b.name: list(b.lrs) for b in plan.baselines if b.tuned},
     }
     claim_folder(out, kind="compare", settings=settings, resume=resume)
+    write_json(out / "data.json", {task.name: task.splits.digest() for task in tasks})
 
     records: list[RunRecord] = []
     widened: list[str] = []
     with bar_type(total=2 * len(tasks) + 2, unit="stage", disable=not progress) as bar:
         bar.set_description("the policy's mean schedule")
-        replay = _replay(config, plan, out / "replay.json", families)
+        known = [name for name in plan.policy.info.families if name in family_names()]
+        learned_on = families or [make_family(name) for name in known or META_TRAIN]
+        replay = _replay(config, plan, out / "replay.json", learned_on)
         bar.update()
         for task, slug in zip(tasks, slugs, strict=True):
             bar.set_description(f"{task.name}, tuning")
@@ -232,7 +238,7 @@ def _slugs(tasks: Sequence[Task]) -> list[str]:
 
 
 def _replay(
-    config: CompareConfig, plan: Plan, path: Path, families: Sequence[TaskFamily] | None
+    config: CompareConfig, plan: Plan, path: Path, families: Sequence[TaskFamily]
 ) -> Replay | None:
     """The open-loop replay, where it is among the arms: kept in a file, or made anew."""
     if OPEN_LOOP.name not in plan.arms:
@@ -240,7 +246,7 @@ def _replay(
     if not path.is_file():
         found = meta_train_replay(
             plan.policy,
-            [make_family(name) for name in META_TRAIN] if families is None else families,
+            families,
             num_tasks=config.replay_tasks,
             generator=torch.Generator().manual_seed(config.seed),
             device=plan.device,

@@ -92,6 +92,7 @@ def multi_head_attention_forward(
     q, k, v = (
         F.linear(t.transpose(0, 1), w, b).unflatten(-1, (num_heads, -1)).transpose(1, 2)
         for t, w, b in zip((query, key, value), weights_in, biases, strict=True)
+        if w is not None
     )
     causal = is_causal and key_padding_mask is None and not need_weights
     mask = _causal_mask(q, k) if causal else _merged(attn_mask, key_padding_mask, q)

@@ -166,9 +166,9 @@ class LanguageRanges(JobRanges):
     second_order_share: float = 0.5
     post_norm_share: float = 0.3
     batch_size: tuple[int, int] = (8, 256)
-    adam_lr: tuple[float, float] = (6e-3, 3e-2)
-    sgd_lr: tuple[float, float] = (0.1, 0.3)
-    rmsprop_lr: tuple[float, float] = (8e-5, 4e-4)
+    adam_lr: tuple[float, float] = (1e-2, 3.2e-2)
+    sgd_lr: tuple[float, float] = (0.18, 0.56)
+    rmsprop_lr: tuple[float, float] = (1.8e-4, 5.6e-4)
     work: float = 8e8
 
     def __post_init__(self) -> None:

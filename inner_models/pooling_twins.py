@@ -44,7 +44,7 @@ class FirstMax(Function):
         info: Any, in_dims: tuple[int | None, None], x: Tensor, dim: int
     ) -> tuple[Tensor, int]:
         """One more dimension in front changes nothing."""
-        return FirstMax.apply(x.movedim(in_dims[0] or 0, 0), dim), 0
+        return first_max(x.movedim(in_dims[0] or 0, 0), dim), 0
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
@@ -63,6 +63,12 @@ class FirstMax(Function):
             d_parts[i].copy_(own)
             grad = torch.sub(grad, own, out=d_parts[0]) if i == 1 else grad - own
         return d_x, None
+
+
+def first_max(x: Tensor, dim: int) -> Tensor:
+    """`FirstMax`, applied."""
+    maxima: Tensor = FirstMax.apply(x, dim)  # type: ignore[no-untyped-call]
+    return maxima
 
 
 def max_pooling(native: Callable[..., Any], dims: int) -> Callable[..., Any]:
@@ -109,8 +115,7 @@ def _pool(x: Tensor, dim: int, size: int) -> Tensor:
     whole = x.shape[dim] // size
     if whole * size < x.shape[dim]:
         x = x.narrow(dim, 0, whole * size)
-    maxima: Tensor = FirstMax.apply(x.unflatten(dim, (whole, size)), dim)
-    return maxima
+    return first_max(x.unflatten(dim, (whole, size)), dim)
 
 
 max_pool1d = max_pooling(F.max_pool1d, 1)

@@ -131,6 +131,9 @@ class SequenceRanges(JobRanges):
     symbol_noise: tuple[float, float] = (0.01, 0.2)
     lstm_share: float = 0.4
     batch_size: tuple[int, int] = (8, 256)
+    adam_lr: tuple[float, float] = (0.03, 0.1)
+    sgd_lr: tuple[float, float] = (0.28, 1.0)
+    rmsprop_lr: tuple[float, float] = (6e-4, 1.8e-3)
     work: float = 8e8
 
     def __post_init__(self) -> None:

@@ -26,7 +26,7 @@ _tanh_backward = _aten.tanh_backward.grad_input
 Grads = tuple[Tensor | None, ...]
 
 
-class _Scan(Function):
+class Scan(Function):
     """What the layers share: how vmap makes the dimension of runs longer.
 
     Arguments begin with x (runs, steps, batch, inputs), the weights of input (runs, rows, inputs)
@@ -47,11 +47,11 @@ class _Scan(Function):
                 merged.append(every.flatten(0, 1))
             else:
                 merged.append(arg)
-        outs = cls.apply(*merged)
+        outs = cls.apply(*merged)  # type: ignore[no-untyped-call]
         return tuple(t.unflatten(0, (size, len(t) // size)) for t in outs), (0,) * len(outs)
 
 
-class GRUScan(_Scan):
+class GRUScan(Scan):
     """A GRU in one direction (Cho et al. 2014, in cuDNN's form, as torch has it)."""
 
     @staticmethod
@@ -128,7 +128,7 @@ class GRUScan(_Scan):
         )
 
 
-class LSTMScan(_Scan):
+class LSTMScan(Scan):
     """An LSTM in one direction (Hochreiter & Schmidhuber 1997, with a forget gate)."""
 
     @staticmethod
@@ -204,7 +204,7 @@ class LSTMScan(_Scan):
         return into.d_x, into.d_in, into.d_hidden, d_b, d_b, *d_start, None
 
 
-class RNNScan(_Scan):
+class RNNScan(Scan):
     """An Elman network in one direction (Elman 1990)."""
 
     @staticmethod

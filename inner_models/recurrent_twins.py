@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pacesetter.inner_models.recurrent_scans import GRUScan, LSTMScan, RNNScan
+from pacesetter.inner_models.recurrent_scans import GRUScan, LSTMScan, RNNScan, Scan
 
 State = tuple[Tensor, ...]
 """Hidden state, and for an LSTM its cell state too, each (batch, hidden)."""
@@ -123,8 +123,8 @@ def rnn_relu_cell(
 def _run(
     layer: Layer,
     input: Tensor,
-    hx: Tensor | Sequence[Tensor],
-    params: Sequence[Tensor],
+    hx: Any,
+    params: Any,
     has_biases: Any,
     num_layers: int,
     dropout: float,
@@ -137,8 +137,8 @@ def _run(
     Returns:
         The outputs, laid out as the input is, and the stacked states at the end.
     """
-    # Packed sequences come as (data, batch_sizes, hx, params, ...).
-    if isinstance(params, Tensor) or isinstance(has_biases, list | tuple):
+    # Of a packed sequence, torch passes (data, batch_sizes, hx, params, ...).
+    if isinstance(has_biases, list | tuple):
         raise NotImplementedError("a PackedSequence cannot be batched; pad the sequences instead")
     given = (hx,) if isinstance(hx, Tensor) else tuple(hx)
     directions = 2 if bidirectional else 1
@@ -165,11 +165,15 @@ def _run(
     return output, [torch.stack(states) for states in zip(*ends, strict=True)]
 
 
-def _arguments(x: Tensor, state: State, weights: Weights, *, biased: bool) -> list[Tensor]:
-    """Arguments of a scan, with a dimension for runs: x, weights, biases, states."""
+def _scan(
+    kind: type[Scan], x: Tensor, state: State, weights: Weights, biased: bool, *options: bool
+) -> tuple[Tensor, ...]:
+    """Applies a scan to one run."""
     zeros = torch.zeros_like(weights[0][:, 0])
     biases = weights[2:4] if biased else (zeros, zeros)
-    return [t[None] for t in (x, *weights[:2], *biases, *state)]
+    tensors = (t[None] for t in (x, *weights[:2], *biases, *state))
+    results: tuple[Tensor, ...] = kind.apply(*tensors, *options)  # type: ignore[no-untyped-call]
+    return results
 
 
 def _unpack(states: Tensor, *, reverse: bool) -> tuple[Tensor, Tensor]:
@@ -181,7 +185,7 @@ def _unpack(states: Tensor, *, reverse: bool) -> tuple[Tensor, Tensor]:
 def _gru_layer(
     x: Tensor, state: State, weights: Weights, *, biased: bool, reverse: bool
 ) -> tuple[Tensor, State]:
-    states, *_ = GRUScan.apply(*_arguments(x, state, weights, biased=biased), reverse)
+    states, *_ = _scan(GRUScan, x, state, weights, biased, reverse)
     out, last = _unpack(states, reverse=reverse)
     return out, (last,)
 
@@ -189,7 +193,7 @@ def _gru_layer(
 def _rnn_layer(
     x: Tensor, state: State, weights: Weights, *, biased: bool, reverse: bool, relu: bool
 ) -> tuple[Tensor, State]:
-    (states,) = RNNScan.apply(*_arguments(x, state, weights, biased=biased), relu, reverse)
+    (states,) = _scan(RNNScan, x, state, weights, biased, relu, reverse)
     out, last = _unpack(states, reverse=reverse)
     return out, (last,)
 
@@ -199,7 +203,7 @@ def _lstm_layer(
 ) -> tuple[Tensor, State]:
     if len(weights) > (4 if biased else 2):
         return _projected_lstm(x, state, weights, biased=biased, reverse=reverse)
-    states, cells, *_ = LSTMScan.apply(*_arguments(x, state, weights, biased=biased), reverse)
+    states, cells, *_ = _scan(LSTMScan, x, state, weights, biased, reverse)
     out, last = _unpack(states, reverse=reverse)
     return out, (last, _unpack(cells, reverse=reverse)[1])
 

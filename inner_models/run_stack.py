@@ -12,6 +12,10 @@ from pacesetter.inner_models.batching import build_model
 from pacesetter.inner_models.functional import state_of
 from pacesetter.inner_models.task import Task
 
+ALIGNED = 16
+"""Rows of parameters are padded to a multiple of this, so that all begin alike in memory: then
+matrix products round them alike (see `rounding`)."""
+
 
 class RunStack:
     """Parameters, gradients and buffers of ``len(tasks) * siblings`` runs.
@@ -24,7 +28,8 @@ class RunStack:
 
     Attributes:
         model: the first task's module, whose code serves all runs.
-        params: (num_runs, num_params), trained parameters; rows are task-major.
+        num_params: trained numbers of one run.
+        params: (num_runs, num_params and a few zeros), trained parameters; rows are task-major.
         grads: the same for their gradients.
         leaves: views of `params` by name, each (num_tasks, siblings, ...), that require gradients.
         fixed: buffers and frozen parameters by name, each (num_tasks, siblings, ...).
@@ -50,10 +55,14 @@ class RunStack:
             for name, t in stacked.items()
         }
         self.shapes = {name: stacked[name].shape[1:] for name in stacked if name in trained}
-        flat = torch.cat([stacked[name].flatten(1) for name in self.shapes], dim=1)
+        parts = [stacked[name].reshape(len(tasks), -1) for name in self.shapes]
+        self.num_params = sum(part.shape[1] for part in parts)
+        padding = parts[0].new_zeros(len(tasks), -self.num_params % ALIGNED)
+        flat = torch.cat([*parts, padding], dim=1)
+        self._padding = padding.repeat_interleave(siblings, dim=0)
         self.params = flat.repeat_interleave(siblings, dim=0)
         self.grads = torch.empty_like(self.params)
-        grid = self.params.view(len(tasks), siblings, -1)
+        grid = self.params[:, : self.num_params].unflatten(0, (len(tasks), siblings))
         self._sizes = [math.prod(shape) for shape in self.shapes.values()]
         self.leaves = {
             name: part.view(len(tasks), siblings, *shape).detach().requires_grad_()
@@ -70,11 +79,12 @@ class RunStack:
     def write_gradients(self, parts: Sequence[Tensor]) -> None:
         """Lays the gradients of `leaves`, in their order, side by side in `grads`."""
         rows = len(self.grads)
-        torch.cat([part.reshape(rows, -1) for part in parts], dim=1, out=self.grads)
+        flat = [part.reshape(rows, -1) for part in parts]
+        torch.cat([*flat, self._padding], dim=1, out=self.grads)
 
     def parameters(self, run: int) -> dict[str, Tensor]:
         """A copy of one run's trained parameters by name, each with the shape the module has."""
-        parts = self.params[run].split(self._sizes)
+        parts = self.params[run, : self.num_params].split(self._sizes)
         return {
             name.removeprefix("model."): part.view(shape).clone()
             for (name, shape), part in zip(self.shapes.items(), parts, strict=True)

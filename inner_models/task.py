@@ -8,6 +8,7 @@ trained as a single tensor program.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -112,6 +113,16 @@ class Splits:
                 )
         if not self.allow_overlap:
             check_disjoint({name: getattr(self, name) for name in SPLITS})
+
+    def digest(self) -> str:
+        """SHA-256 of the data: of shapes, types and every byte of every split."""
+        total = hashlib.sha256()
+        for name in SPLITS:
+            for tensor in getattr(self, name):
+                array = tensor.detach().cpu().contiguous().numpy()
+                total.update(f"{name} {array.dtype} {array.shape}".encode())
+                total.update(array.tobytes())
+        return total.hexdigest()
 
     def num_rows(self, split: SplitName) -> int:
         """Number of examples in a split."""

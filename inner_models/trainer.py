@@ -114,7 +114,7 @@ class InnerTrainer:
     @property
     def num_params(self) -> int:
         """Trained numbers of one run."""
-        return self._stack.params.shape[1]
+        return self._stack.num_params
 
     def _fits(self, work: Callable[[], Result]) -> Result:
         """Does the work, or says how many runs would fit in the memory."""
@@ -239,17 +239,17 @@ class InnerTrainer:
         if has_history and self._has_direction:
             buffer, grads = self.optimizer.buffer, self._stack.grads
             update = self.optimizer.update_direction(self._momentum)
-            update_sq = _row_dot(update, update)
+            update_norm = torch.linalg.vector_norm(update, dim=1)
             directions = (
                 _row_dot(grads, buffer),
-                _row_dot(buffer, buffer),
+                torch.linalg.vector_norm(buffer, dim=1).square(),
                 _row_dot(grads, update),
-                update_sq,
-                update_sq.sqrt() * self._last_lr,
+                update_norm.square(),
+                update_norm * self._last_lr,
             )
-        params = self._stack.params
+        param_norm = torch.linalg.vector_norm(self._stack.params, dim=1)
         self.signals.record_window(
-            param_sq=_row_dot(params, params), grad_sq=norm * norm, directions=directions
+            param_sq=param_norm.square(), grad_sq=norm.square(), directions=directions
         )
 
     def parameters(self, run: int) -> dict[str, Tensor]:
@@ -289,4 +289,4 @@ def _check_shapes(tasks: Sequence[Task]) -> None:
 
 def _row_dot(left: Tensor, right: Tensor) -> Tensor:
     """Dot product of each row: (num_runs, n), (num_runs, n) -> (num_runs,)."""
-    return torch.bmm(left[:, None], right[:, :, None])[:, 0, 0]
+    return (left * right).sum(1)

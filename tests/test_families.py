@@ -1,6 +1,7 @@
 """Every registered task family passes the same suite; a new one is a new row of the registry."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -274,3 +275,8 @@ def test_bad_input_is_refused_with_what_came():
         registry.fixed_task("digits-mlp", -1)
     with pytest.raises(ImportError, match=r"pip install 'pacesetter\[compare\]'"):
         require("no_such_package_anywhere.part", extra="compare")
+
+
+def test_the_page_on_families_has_every_name():
+    page = (Path(__file__).parent.parent / "docs" / "families.md").read_text(encoding="utf-8")
+    assert [name for name in registry.family_names() if f"`{name}`" not in page] == []
