@@ -320,8 +320,8 @@ for weights in (True, False):
         CASES[f"attention, {name}, weights {weights}"] = Case(
             of(
                 attention(batch_first=True),
-                lambda m, x, call, weights: joined(call(m, x, weights)),
-                call=call,
+                lambda m, x, attend, weights: joined(attend(m, x, weights)),
+                attend=call,
                 weights=weights,
             ),
             "series",
@@ -504,7 +504,7 @@ LOSSES = {
     "smooth l1": lambda out, y: F.smooth_l1_loss(out, y, beta=0.5),
     "huber": lambda out, y: F.huber_loss(out, y, delta=0.7),
     "kl": lambda out, y: F.kl_div(out.log_softmax(1), y.softmax(1), reduction="batchmean"),
-    "kl, log": lambda out, y: F.kl_div(out.log_softmax(1), y.log_softmax(1), log_target=True),
+    "kl, log": lambda out, y: F.kl_div(out.log_softmax(1), y.log_softmax(1), reduction="sum", log_target=True),
     "logits": lambda out, y: F.binary_cross_entropy_with_logits(out, y.sigmoid()),
     "weighted logits": lambda out, y: F.binary_cross_entropy_with_logits(
         out, y.sigmoid(), weight=WEIGHTS, pos_weight=WEIGHTS
