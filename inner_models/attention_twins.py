@@ -33,12 +33,11 @@ def scaled_dot_product_attention(
     if is_causal:
         if attn_mask is not None:
             raise RuntimeError("attention takes attn_mask or is_causal, but got both")
-        attn_mask = _causal_mask(query, key)
-    elif attn_mask is not None and attn_mask.dtype == torch.bool:
+        mask = _causal_mask(query, key)
+        return _attend(query, key, value, mask, dropout=dropout_p, scale=scale)[0]
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
         attn_mask = _additive(~attn_mask, query.dtype)
-    out, _ = _attend(query, key, value, attn_mask, dropout=dropout_p, scale=scale)
-    # A query that may look at nothing gets zeros from torch; softmax would give it no numbers.
-    return out if attn_mask is None or is_causal else out.masked_fill(_blind(attn_mask), 0.0)
+    return _attend_or_not(query, key, value, attn_mask, dropout=dropout_p, scale=scale)
 
 
 def multi_head_attention_forward(
@@ -94,15 +93,20 @@ def multi_head_attention_forward(
         for t, w, b in zip((query, key, value), weights_in, biases, strict=True)
         if w is not None
     )
-    causal = is_causal and key_padding_mask is None and not need_weights
-    mask = _causal_mask(q, k) if causal else _merged(attn_mask, key_padding_mask, q)
-    out, weights = _attend(q, k, v, mask, dropout=dropout_p if training else 0.0)
-    if mask is not None and not causal and not need_weights:
-        out = out.masked_fill(_blind(mask), 0.0)
+    dropout, weights = dropout_p if training else 0.0, None
+    if need_weights:
+        mask = _merged(attn_mask, key_padding_mask, q)
+        out, weights = _attend(q, k, v, mask, dropout=dropout)
+        weights = weights.mean(1) if average_attn_weights else weights
+    elif is_causal and key_padding_mask is None:
+        out, _ = _attend(q, k, v, _causal_mask(q, k), dropout=dropout)
+    else:
+        mask = _merged(attn_mask, key_padding_mask, q)
+        out = _attend_or_not(q, k, v, mask, dropout=dropout)
     out = F.linear(out.transpose(1, 2).flatten(2), out_proj_weight, out_proj_bias).transpose(0, 1)
-    weights = weights.mean(1) if average_attn_weights else weights
-    out, weights = (out[:, 0], weights[0]) if single else (out, weights)
-    return out, weights if need_weights else None
+    if single:
+        return out[:, 0], None if weights is None else weights[0]
+    return out, weights
 
 
 class TransformerEncoderTwin(nn.TransformerEncoder):
@@ -166,6 +170,25 @@ def _attend(
     return weights @ value, weights
 
 
+def _attend_or_not(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *,
+    dropout: float,
+    scale: float | None = None,
+) -> Tensor:
+    """As `_attend`, but a query that may look at nothing gets zeros, as torch's kernels give it."""
+    if mask is None:
+        return _attend(query, key, value, None, dropout=dropout, scale=scale)[0]
+    blind = (mask == -math.inf).all(-1, keepdim=True)
+    # It looks everywhere instead, and what it sees is dropped: softmax must have some number.
+    mask = mask.masked_fill(blind, 0.0)
+    out, _ = _attend(query, key, value, mask, dropout=dropout, scale=scale)
+    return out.masked_fill(blind, 0.0)
+
+
 def _causal_mask(query: Tensor, key: Tensor) -> Tensor:
     """Minus infinity where a key is later than the query, else zero."""
     shape = query.shape[-2], key.shape[-2]
@@ -175,11 +198,6 @@ def _causal_mask(query: Tensor, key: Tensor) -> Tensor:
 def _additive(hidden: Tensor, dtype: torch.dtype) -> Tensor:
     """Minus infinity where a mask is true, else zero."""
     return torch.zeros_like(hidden, dtype=dtype).masked_fill(hidden, -math.inf)
-
-
-def _blind(mask: Tensor) -> Tensor:
-    """Which queries may look at nothing, (..., queries, 1)."""
-    return (mask == -math.inf).all(-1, keepdim=True)
 
 
 def _merged(

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pacesetter.inner_models.blame import blame
 from pacesetter.inner_models.functional import LossModule
@@ -39,10 +37,11 @@ class LossProgram:
     def __init__(self, task: Task, stack: RunStack, *, traced: bool) -> None:
         self._task, self._stack = task, stack
         self._plain = LossModule(stack.model, task.loss)
-        self._twin = LossModule(swap_twins(stack.model), task.loss)
+        self._twin = swap_twins(self._plain)
         self._grid = next(iter(stack.leaves.values())).shape[:2]
-        self._on_cpu = stack.params.device.type == "cpu"
         self._forms: list[Form] = [self._shared_batch, self._batch_each, self._one_by_one]
+        self._settled: set[bool] = set()
+        self._warned = False
         self._traced = traced
         self._program: Program | None = None
 
@@ -65,20 +64,41 @@ class LossProgram:
         Raises:
             ValueError: the loss is not one number.
         """
+        if self._plain.training in self._settled:
+            return self._forms[0](batch)
+        kept = self._effects()
         while True:
             try:
-                with self._kernels():
-                    return self._forms[0](batch)
+                losses = self._forms[0](batch)
             except (RuntimeError, NotImplementedError) as error:
                 # A form that torch.func cannot batch gives way to the next; what the last one
                 # raises is the user's own error, and needs no warning about batching.
                 if len(self._forms) == 1 or is_out_of_memory(error):
                     raise
-                failed = self._forms.pop(0)
-                if len(self._forms) == 1:
-                    losses = self._forms[0](batch)
-                    self._warn(failed, batch, error)
-                    return losses
+                failed, why = self._forms.pop(0), error
+                self._undo(kept)
+            else:
+                break
+        self._settled.add(self._plain.training)
+        if not self.batched and not self._warned:
+            self._warned = True
+            after = self._effects()
+            culprit = blame(self._stack.model, lambda: failed(batch))
+            self._undo(after)
+            self._warn(culprit, why)
+        return losses
+
+    def _effects(self) -> tuple[Tensor, list[Tensor]]:
+        """What a forward pass changes: the state of random numbers, and buffers."""
+        state = _random_state(self._stack.params.device)
+        return state, [value.clone() for value in self._stack.fixed.values()]
+
+    def _undo(self, effects: tuple[Tensor, list[Tensor]]) -> None:
+        """Puts them back as they were."""
+        _random_state(self._stack.params.device, effects[0])
+        for value, old in zip(self._stack.fixed.values(), effects[1], strict=True):
+            # Through `data`: a backward pass that is still to come must not take it for a change.
+            value.data.copy_(old)
 
     def gradients(self, batch: Batch) -> Tensor:
         """Losses on a batch, (num_tasks, siblings); writes the gradients into the stack.
@@ -102,13 +122,11 @@ class LossProgram:
 
     def _trace(self, batch: Batch) -> Program | None:
         """The program of losses and gradients as a list of operations."""
-        # A first look, whose result and effects are dropped, settles which form it is.
-        fixed = {name: value.clone() for name, value in self._stack.fixed.items()}
-        with torch.random.fork_rng():
-            self.losses(batch)
-        for name, value in fixed.items():
-            self._stack.fixed[name].copy_(value)
-        if len(self._forms) == 1:
+        # A first look, whose effects are undone, settles which form it is.
+        kept = self._effects()
+        self.losses(batch)
+        self._undo(kept)
+        if not self.batched:
             return None
         form, num_leaves = self._forms[0], len(self._stack.leaves)
         own = self._stack.leaves, self._stack.fixed
@@ -123,17 +141,12 @@ class LossProgram:
 
         inputs = (*(leaf.detach() for leaf in own[0].values()), *own[1].values(), *batch)
         try:
-            with self._kernels():
-                return trace(program, inputs)
+            return trace(program, inputs)
         finally:
             self._stack.leaves, self._stack.fixed = own
 
-    def _kernels(self) -> AbstractContextManager[object]:
-        # The CPU's fused attention has no batching rule; the plain one batches.
-        return sdpa_kernel(SDPBackend.MATH) if self._on_cpu else nullcontext()
-
     def _one_loss(
-        self, module: LossModule, params: dict[str, Tensor], fixed: dict[str, Tensor], batch: Batch
+        self, module: nn.Module, params: dict[str, Tensor], fixed: dict[str, Tensor], batch: Batch
     ) -> Tensor:
         loss = functional_call(module, (params, fixed), batch)
         if not isinstance(loss, Tensor) or loss.ndim:
@@ -180,8 +193,7 @@ class LossProgram:
                 rows.append(self._one_loss(self._plain, params, fixed, own))
         return torch.stack(rows).view(self._grid)
 
-    def _warn(self, failed: Form, batch: Batch, error: Exception) -> None:
-        culprit = blame(self._twin.model, lambda: failed(batch))
+    def _warn(self, culprit: str | None, error: Exception) -> None:
         where = culprit or "its loss"
         warnings.warn(
             f"task {self._task.name!r}: torch.func.vmap cannot batch {where}, so runs go one after "

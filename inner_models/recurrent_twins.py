@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor
@@ -66,6 +66,15 @@ def rnn_relu(input: Tensor, hx: Any, params: Any, *rest: Any) -> tuple[Tensor, T
     """`torch.rnn_relu`; a packed sequence is refused with NotImplementedError."""
     out, (hidden,) = _run(partial(_rnn_layer, relu=True), input, hx, params, *rest)
     return out, hidden
+
+
+def pack_padded_sequence(*_: Any) -> NoReturn:
+    """`torch._pack_padded_sequence`: refused, since packed sequences have no shape to share.
+
+    Raises:
+        NotImplementedError: always.
+    """
+    raise NotImplementedError("a PackedSequence cannot be batched; padded sequences can")
 
 
 def gru_cell(
@@ -139,7 +148,7 @@ def _run(
     """
     # Of a packed sequence, torch passes (data, batch_sizes, hx, params, ...).
     if isinstance(has_biases, list | tuple):
-        raise NotImplementedError("a PackedSequence cannot be batched; pad the sequences instead")
+        pack_padded_sequence()
     given = (hx,) if isinstance(hx, Tensor) else tuple(hx)
     directions = 2 if bidirectional else 1
     width = len(params) // (num_layers * directions)

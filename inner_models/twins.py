@@ -36,6 +36,7 @@ FUNCTION_TWINS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.lstm_cell: recurrent_twins.lstm_cell,
     torch.rnn_tanh_cell: recurrent_twins.rnn_tanh_cell,
     torch.rnn_relu_cell: recurrent_twins.rnn_relu_cell,
+    torch._pack_padded_sequence: recurrent_twins.pack_padded_sequence,
     F.scaled_dot_product_attention: attention_twins.scaled_dot_product_attention,
     F.multi_head_attention_forward: attention_twins.multi_head_attention_forward,
     F.max_pool1d: pooling_twins.max_pool1d,

@@ -110,7 +110,7 @@ CASES = {
         lambda: nn.Embedding(7, 3, scale_grad_by_freq=True), "ids"
     ),
     "embedding with max_norm": Case(
-        stack(lambda: nn.Embedding(7, 3, max_norm=1.0)), "ids", culprit=r"`0` \(Embedding\)"
+        stack(lambda: nn.Embedding(7, 3, max_norm=1.0)), "ids", culprit="`0` (Embedding)"
     ),
     "layer norm": Case(stack(linear, lambda: nn.LayerNorm(4))),
     "rms norm": Case(stack(linear, lambda: nn.RMSNorm(4))),
@@ -254,7 +254,7 @@ CASES |= {
             ][0],
         ),
         "series",
-        culprit="`the model`",
+        culprit="`the model` (Apply)",
     ),
     "GRUCell": Case(of(lambda: nn.GRUCell(4, 3), lambda m, x: m(x)), traced=True),
     "LSTMCell": Case(of(lambda: nn.LSTMCell(4, 3), lambda m, x: torch.cat(m(x), 1)), traced=True),
@@ -293,11 +293,12 @@ def padded(x):
     return mask & (torch.arange(x.shape[1]) > 0)
 
 
-def attend_last(module, x):
+def attend_blindly(module, x):
     """Masks that leave some queries nothing to look at, as left padding does."""
     hidden = torch.ones(5, 5, dtype=torch.bool).triu(1)
     hidden[:2] = True
-    return module(x, x, x, attn_mask=hidden, need_weights=False)[0]
+    x = x.transpose(0, 1)  # batch_first would have torch's fused kernel give NaNs in evaluation
+    return module(x, x, x, attn_mask=hidden, need_weights=False)[0].transpose(0, 1)
 
 
 for weights in (True, False):
@@ -336,7 +337,7 @@ def joined(results):
 
 CASES |= {
     "attention, steps first": Case(
-        of(attention(), lambda m, x: m(x.transpose(0, 1), *[x.transpose(0, 1)] * 2)[0].mT), "series"
+        of(attention(), lambda m, x: m(*[x.transpose(0, 1)] * 3)[0].transpose(0, 1)), "series"
     ),
     "attention, no batch": Case(
         of(attention(), lambda m, x: torch.stack([m(r, r, r, need_weights=False)[0] for r in x])),
@@ -356,7 +357,7 @@ CASES |= {
         ),
         "series",
     ),
-    "attention, nothing to look at": Case(of(attention(batch_first=True), attend_last), "series"),
+    "attention, nothing to look at": Case(of(attention(), attend_blindly), "series"),
 }
 
 
@@ -479,7 +480,7 @@ CASES |= {
     "a look at numbers": Case(
         lambda: nn.ModuleDict({"encoder": Encoder()}),
         loss=lambda m, b: squares(m["encoder"], b),
-        culprit=r"`encoder\.strange` \(Peeks\)",
+        culprit="`encoder.strange` (Peeks)",
     ),
     "a loss that looks at numbers": Case(
         linear,
@@ -504,7 +505,9 @@ LOSSES = {
     "smooth l1": lambda out, y: F.smooth_l1_loss(out, y, beta=0.5),
     "huber": lambda out, y: F.huber_loss(out, y, delta=0.7),
     "kl": lambda out, y: F.kl_div(out.log_softmax(1), y.softmax(1), reduction="batchmean"),
-    "kl, log": lambda out, y: F.kl_div(out.log_softmax(1), y.log_softmax(1), reduction="sum", log_target=True),
+    "kl, log": lambda out, y: F.kl_div(
+        out.log_softmax(1), y.log_softmax(1), reduction="sum", log_target=True
+    ),
     "logits": lambda out, y: F.binary_cross_entropy_with_logits(out, y.sigmoid()),
     "weighted logits": lambda out, y: F.binary_cross_entropy_with_logits(
         out, y.sigmoid(), weight=WEIGHTS, pos_weight=WEIGHTS
@@ -545,26 +548,23 @@ def check(case, *, traced):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer.run(rates, momentum=np.full(4, 0.9))
+        ends = [trainer.parameters(run) | trainer.buffers(run) for run in range(4)]
         losses = trainer.evaluate("test")
-    assert trainer._program.batched == (case.culprit is None)
-    if traced:
-        assert trainer._program._program is not None
+    messages = [str(w.message) for w in caught]
     if case.culprit is None:
-        assert [str(w.message) for w in caught] == []
+        assert messages == []
     else:
-        (warning,) = caught
-        assert warning.category is UserWarning
-        with pytest.warns(UserWarning, match=f"cannot batch {case.culprit}"):
-            warnings.warn(warning.message, stacklevel=1)
-    for run in range(4):
+        assert len(messages) == 1
+        assert f"'some task': torch.func.vmap cannot batch {case.culprit}, so" in messages[0]
+    assert trainer._program.batched == (case.culprit is None)
+    assert (trainer._program._program is not None) == traced
+    for run, end in enumerate(ends):
         plain = ReferenceRun(tasks[run // 2], dtype=torch.float64)
         for rate in rates[:, run]:
             plain.step(lr=rate, momentum=0.9)
-        weights = trainer.parameters(run)
-        wanted = {n: p.detach() for n, p in plain.model.named_parameters() if p.requires_grad}
-        assert weights.keys() == wanted.keys()
-        wanted |= dict(plain.model.named_buffers())
-        for name, value in (weights | trainer.buffers(run)).items():
+        wanted = dict(plain.model.named_parameters()) | dict(plain.model.named_buffers())
+        assert end.keys() == wanted.keys()
+        for name, value in end.items():
             assert torch.allclose(value, wanted[name], rtol=1e-9, atol=1e-9), name
         assert losses[run] == pytest.approx(plain.evaluate("test"), rel=1e-9)
     assert losses[0] != losses[1]
