@@ -99,7 +99,7 @@ class GRUScan(Scan):
         hidden = w_hidden.shape[2]
         # Gradients of what enters new, reset, update, and of what new takes from the hidden state:
         # the input enters the first three, the hidden state the last three.
-        d_gates = torch.cat([gates[0], parts[0]], 1)  # as room only
+        d_gates = states.new_empty(states.shape[1], 4 * hidden, states.shape[3])
         total = torch.zeros_like(d_gates)
         d_new, d_reset, d_update, d_part = d_gates.split(hidden, 1)
         into = _Weights(ctx, x, w_in.roll(hidden, 1), w_hidden)

@@ -5,6 +5,10 @@ one. Each has a twin here that takes the same arguments and computes the same. W
 calls of the one are answered by the other, whoever makes them: torch's own modules, a user's
 subclasses of them, the user's loss. A few modules have to be told apart by their class instead,
 exactly: what a user derives from them is the user's own.
+
+Convolutions have no twin: torch's rule makes one grouped convolution of those of all runs, and was
+1.6 times as fast as the best of three ways of unfolding images into matrix products (on a CPU with
+AVX-512; 128 runs, 64 images of 4 x 4, from 8 to 16 channels, forwards and backwards).
 """
 
 from __future__ import annotations

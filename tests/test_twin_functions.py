@@ -322,7 +322,7 @@ def test_a_model_is_as_it_was_once_its_twin_has_run():
     seen = []
     for layer in model:
         layer.register_forward_hook(lambda module, *_: seen.append(type(module)))
-    with pytest.raises(RuntimeError, match="input.size"):
+    with pytest.raises(RuntimeError, match=r"input\.size"):
         twin(torch.zeros(6, 5, 2))
     assert [type(m) for m in model] == own
     twin(torch.zeros(6, 5, 4))
