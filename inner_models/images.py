@@ -53,7 +53,7 @@ class ImageRanges(JobRanges):
     adam_lr: tuple[float, float] = (0.012, 0.09)
     sgd_lr: tuple[float, float] = (0.04, 0.3)
     rmsprop_lr: tuple[float, float] = (2e-4, 1.4e-3)
-    work: float = 4e8
+    work: float = 6e8
     side: tuple[int, int] = (6, 12)
     colours: tuple[int, int] = (1, 3)
     classes: tuple[int, int] = (2, 10)

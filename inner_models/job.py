@@ -76,7 +76,7 @@ class JobRanges:
     rmsprop_share: float = 0.15
     endless_share: float = 0.15
     valid_share: float = 0.5
-    work: float = 2e8
+    work: float = 6e8
     eval_rows: int = 512
 
     def __post_init__(self) -> None:

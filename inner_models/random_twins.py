@@ -1,7 +1,7 @@
 """Random numbers that nested `torch.func.vmap` can draw: one draw per task, shared by siblings.
 
-torch's rule for drawing in place forgets all levels of vmap but one, and refuses. Drawing a new
-tensor works, so these draw one and copy it. A generator of the user's own is left to torch.
+torch's rule for drawing in place forgets all levels of vmap but one, and refuses (or, for Bernoulli
+numbers, ends the process). Drawing a new tensor works, so these draw one and copy it.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from torch.nn import functional as F
 
 def uniform_(self: Tensor, *bounds: float, generator: Any = None, **named: float) -> Tensor:
     """`Tensor.uniform_`."""
-    if generator is not None:
-        return self.uniform_(*bounds, generator=generator, **named)
+    _refuse(generator)
     low, high = (*bounds, *(0.0, 1.0)[len(bounds) :])
     low, high = named.get("from", low), named.get("to", high)
     return self.copy_(torch.rand_like(self) * (high - low) + low)
@@ -24,22 +23,19 @@ def uniform_(self: Tensor, *bounds: float, generator: Any = None, **named: float
 
 def normal_(self: Tensor, mean: float = 0, std: float = 1, *, generator: Any = None) -> Tensor:
     """`Tensor.normal_`."""
-    if generator is not None:
-        return self.normal_(mean, std, generator=generator)
+    _refuse(generator)
     return self.copy_(torch.randn_like(self) * std + mean)
 
 
 def exponential_(self: Tensor, lambd: float = 1, *, generator: Any = None) -> Tensor:
     """`Tensor.exponential_`."""
-    if generator is not None:
-        return self.exponential_(lambd, generator=generator)
+    _refuse(generator)
     return self.copy_(_exponential(self) / lambd)
 
 
 def bernoulli_(self: Tensor, p: float | Tensor = 0.5, *, generator: Any = None) -> Tensor:
     """`Tensor.bernoulli_`."""
-    if generator is not None:
-        return self.bernoulli_(p, generator=generator)
+    _refuse(generator)
     numbers = torch.rand_like(self, dtype=torch.get_default_dtype())
     return self.copy_(numbers.lt(p))
 
@@ -89,6 +85,14 @@ def rrelu(
     return torch.where(
         input >= 0, input, input * (torch.rand_like(input) * (upper - lower) + lower)
     )
+
+
+def _refuse(generator: Any) -> None:
+    if generator is not None:
+        raise NotImplementedError(
+            "numbers drawn in place from a generator of one's own cannot be batched: runs would "
+            "draw them in another order"
+        )
 
 
 def _exponential(like: Tensor) -> Tensor:

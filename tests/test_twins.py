@@ -557,6 +557,8 @@ def check(case, *, traced):
         assert len(messages) == 1
         assert f"'some task': torch.func.vmap cannot batch {case.culprit}, so" in messages[0]
     assert trainer._program.batched == (case.culprit is None)
+    # The fastest form, in which siblings look at one batch, is still the one that is used.
+    assert (trainer._program._forms[0] == trainer._program._shared_batch) == (case.culprit is None)
     assert (trainer._program._program is not None) == traced
     for run, end in enumerate(ends):
         plain = ReferenceRun(tasks[run // 2], dtype=torch.float64)
