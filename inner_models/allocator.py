@@ -10,14 +10,13 @@ import ctypes
 import sys
 from functools import cache
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from malloc.h
-_KEPT = 2**28
-_LARGEST_KEPT_BLOCK = 2**25
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # from malloc.h
+_KEPT = 2**30
 
 
 @cache
 def keep_freed_memory() -> bool:
-    """Lets the process keep up to 256 MiB of freed memory for its next allocations.
+    """Lets the process keep up to 1 GiB of freed memory for its next allocations.
 
     It holds for the whole process, and only where the C library is glibc.
 
@@ -30,5 +29,6 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
-    settings = ((_M_MMAP_THRESHOLD, _LARGEST_KEPT_BLOCK), (_M_TRIM_THRESHOLD, _KEPT))
+    # No block is mapped by itself: such blocks go back at once, whatever their size.
+    settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _KEPT))
     return all(mallopt(name, value) == 1 for name, value in settings)

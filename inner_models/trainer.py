@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pacesetter.inner_models.allocator import keep_freed_memory
 from pacesetter.inner_models.batch_source import BatchSource
@@ -98,10 +98,6 @@ class InnerTrainer:
             self.tasks, siblings=self.siblings, device=self.device, dtype=self.dtype
         )
         self._program = LossProgram(task, self._stack, traced=self._traced)
-        self._random = any(
-            isinstance(m, nn.modules.dropout._DropoutNd) or getattr(m, "dropout", 0)
-            for m in self._stack.model.modules()
-        )
         self.optimizer = make_optimizer(self._stack.params, task.optimizer)
         self.signals = TrainingSignals(self.num_runs, device=self.device)
         self._last_lr = self._stack.params.new_zeros(self.num_runs)
@@ -185,12 +181,9 @@ class InnerTrainer:
             np.full(self.num_runs, np.inf) if clip_ratio is None else clip_ratio,
             device=self.device,
         )
-        if self._random:
-            # Dropout draws from the global generator, as it does in a user's job: lend it ours.
-            with torch.random.fork_rng():
-                torch.manual_seed(task_seeds(self.tasks[0])[2] + self.step_count)
-                self._fits(lambda: self._interval(rates, momentum=mu, ratio=ratio))
-        else:
+        # Dropout and the like draw from the global generator, as in a user's job: lend it ours.
+        with torch.random.fork_rng():
+            torch.manual_seed(task_seeds(self.tasks[0])[2] + self.step_count)
             self._fits(lambda: self._interval(rates, momentum=mu, ratio=ratio))
         return self.signals.fetch()
 
