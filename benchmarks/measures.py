@@ -31,7 +31,7 @@ ROWS = 1024
 aten = torch.ops.aten
 
 
-def library_loss(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+def torch_loss(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
     """Cross-entropy as a user writes it."""
     logits = model(batch[0])
     return nn.functional.cross_entropy(logits.flatten(0, -2), batch[1].flatten())

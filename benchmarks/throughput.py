@@ -96,7 +96,7 @@ def _interval(name: str) -> int:
 
 def _plain(make: Callable[..., Callable[[], Any]], task: Task, device: str) -> Callable[[], Any]:
     # torch's own cross-entropy is the faster one for a single run.
-    return make(replace(task, loss=measures.library_loss), device=device)
+    return make(replace(task, loss=measures.torch_loss), device=device)
 
 
 def every_family(

@@ -34,7 +34,6 @@ class BatchSource:
         self._flat = [c[0] if self._shared else c.flatten(0, 1) for c in train]
         rows = torch.arange(self._num_tasks) * len(train[0][0])
         self._offsets = torch.zeros_like(rows) if self._shared else rows
-        self._ahead: list[Tensor] = []
 
     def _stack(self, tasks: Sequence[Task], name: SplitName) -> Batch:
         """A split of every task, stacked: (num_tasks, rows, ...)."""

@@ -107,7 +107,11 @@ class JobRanges:
         """
         num_train = draw.log_integer(*self.num_train)
         batch_size = min(draw.power_of_two(*self.batch_size), num_train)
-        shares = {"adam": self.adam_share, "sgd": self.sgd_share, "rmsprop": self.rmsprop_share}
+        shares: dict[OptimizerName, float] = {
+            "adam": self.adam_share,
+            "sgd": self.sgd_share,
+            "rmsprop": self.rmsprop_share,
+        }
         optimizer = draw.weighted({**shares, "adamw": 1 - sum(shares.values())})
         # Small matrices cost their kernel launches, not their arithmetic: hence the constant.
         cost += 1000
@@ -119,7 +123,7 @@ class JobRanges:
             num_train=num_train,
             batch_size=batch_size,
             horizon=round(draw.equal_cost(shortest, longest)),
-            optimizer=optimizer,  # type: ignore[arg-type]
+            optimizer=optimizer,
             weight_decay=draw.choice((0.0, 0.01, 0.1)) if optimizer == "adamw" else 0.0,
             # Of the shape, and not of the task: to evaluate one run is to evaluate its group.
             valid_every=draw.integer(1, 8) if draw.chance(self.valid_share) else 0,

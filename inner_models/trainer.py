@@ -7,7 +7,8 @@ are one (num_runs, num_params) buffer (`RunStack`); losses and gradients of all 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 import numpy as np
@@ -182,8 +183,7 @@ class InnerTrainer:
             device=self.device,
         )
         # Dropout and the like draw from the global generator, as in a user's job: lend it ours.
-        with torch.random.fork_rng():
-            torch.manual_seed(task_seeds(self.tasks[0])[2] + self.step_count)
+        with _own_randomness(task_seeds(self.tasks[0])[2] + self.step_count, self.device):
             self._fits(lambda: self._interval(rates, momentum=mu, ratio=ratio))
         return self.signals.fetch()
 
@@ -256,6 +256,19 @@ class InnerTrainer:
             name.removeprefix("model."): value[task, sibling].clone()
             for name, value in self._stack.fixed.items()
         }
+
+
+@contextmanager
+def _own_randomness(seed: int, device: torch.device) -> Iterator[None]:
+    """Seeds torch's global generators of host and device; they are put back afterwards."""
+    on_cuda = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_cuda else []):
+        torch.random.default_generator.manual_seed(seed)
+        if on_cuda:
+            # Not torch.manual_seed: it would seed other devices too, for good.
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
 
 
 def _check_shapes(tasks: Sequence[Task]) -> None:
