@@ -263,7 +263,7 @@ def _own_randomness(seed: int, device: torch.device) -> Iterator[None]:
     """Seeds torch's global generators of host and device; they are put back afterwards."""
     on_cuda = device.type == "cuda"
     with torch.random.fork_rng(devices=[device] if on_cuda else []):
-        torch.random.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         if on_cuda:
             # Not torch.manual_seed: it would seed other devices too, for good.
             with torch.cuda.device(device):
