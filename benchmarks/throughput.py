@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 from collections.abc import Callable
@@ -155,20 +156,26 @@ class OneShape(TaskFamily):
         return replace(measures.model_task("mlp", seed), horizon=400)
 
 
+def _one_run(family: TaskFamily) -> ScheduleEnv:
+    """An environment of one run; in a process of its own, with one thread: many share a core."""
+    if multiprocessing.parent_process() is not None:
+        torch.set_num_threads(1)
+    return ScheduleEnv(family)
+
+
 def environments(num_envs: int, *, repeats: int, device: str) -> dict[str, Any]:
     """Decisions a second of whole episodes, zero actions, ours against SB3's over one-run ones.
 
     `ScheduleEnv` trains a sibling beside its run for the reward, as its users' runs do.
     """
     family = OneShape()
+    envs = [partial(_one_run, family)] * num_envs
     makers: dict[str, Callable[[], Any]] = {
         "ScheduleVecEnv": lambda: ScheduleVecEnv(
             [family], num_groups=4, tasks_per_group=num_envs // 32, siblings=8, device=device
         ),
-        "DummyVecEnv": lambda: DummyVecEnv([partial(ScheduleEnv, family)] * num_envs),
-        "SubprocVecEnv": lambda: SubprocVecEnv(
-            [partial(ScheduleEnv, family)] * num_envs, start_method="fork"
-        ),
+        "DummyVecEnv": lambda: DummyVecEnv(envs),
+        "SubprocVecEnv": lambda: SubprocVecEnv(envs, start_method="forkserver"),
     }
     rates: dict[str, list[float]] = {name: [] for name in makers}
     actions = np.zeros((num_envs, NUM_ACTIONS), dtype=np.float32)

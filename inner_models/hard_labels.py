@@ -19,6 +19,7 @@ from pacesetter.inner_models.job import JobRanges
 from pacesetter.inner_models.losses import cross_entropy
 from pacesetter.inner_models.mlp import MLPShape, build_mlp, draw_mlp
 from pacesetter.inner_models.task import Batch
+from pacesetter.inner_models.teacher import draw_mixing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +111,8 @@ class HardLabelsMLP(GeneratedFamily[MLPShape]):
         rows = partial(
             _cluster_rows,
             centres=spread * torch.randn(classes, draw.integer(*r.clusters), width, generator=g),
-            mixing=_draw_mixing(draw, width, condition=r.condition, scale=r.input_scale),
+            # Clusters are stretched as much as their distances: the best possible loss stays.
+            mixing=draw_mixing(draw, width=width, condition=r.condition, scale=r.input_scale),
         )
         right, equal = torch.eye(classes), torch.full((classes,), 1 / classes)
         noisy = draw.chance(r.noisy_share)
@@ -162,20 +164,6 @@ def unequal_shares(draw: Draw, classes: int, *, ratio: float) -> Tensor:
     """
     rank = torch.randperm(classes, generator=draw.generator) / (classes - 1)
     return torch.softmax(-math.log(ratio) * rank, dim=0)
-
-
-def _draw_mixing(
-    draw: Draw, width: int, *, condition: tuple[float, float], scale: tuple[float, float]
-) -> Tensor:
-    """A random matrix (width, width), by which clusters are stretched as much as their distances.
-
-    The best possible loss does not depend on it, unlike where noise alone is stretched.
-    """
-    decay = math.log(draw.log_uniform(*condition)) / 2
-    scales = torch.exp(-decay * torch.linspace(0, 1, width))
-    rotation: Tensor = torch.linalg.qr(torch.randn(width, width, generator=draw.generator))[0]
-    scales *= draw.log_uniform(*scale) / float(scales.square().mean().sqrt())
-    return scales[:, None] * rotation
 
 
 def _pick(probabilities: Tensor, generator: torch.Generator) -> Tensor:

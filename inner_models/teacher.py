@@ -143,17 +143,31 @@ def draw_inputs(
         condition: range of the condition number of the covariance.
         scale: range of the factor on what the student sees.
     """
-    decay = math.log(draw.log_uniform(*condition)) / 2
-    scales = torch.exp(-decay * torch.linspace(0, 1, width))
-    rotation = torch.linalg.qr(torch.randn(width, width, generator=draw.generator))[0]
-    mixing = (scales / scales.square().mean().sqrt())[:, None] * rotation
-    mixing *= draw.log_uniform(*scale)
+    mixing = draw_mixing(draw, width=width, condition=condition, scale=scale)
 
     def inputs(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         white = torch.randn(count, width, generator=generator)
         return white, white @ mixing
 
     return inputs
+
+
+def draw_mixing(
+    draw: Draw, *, width: int, condition: tuple[float, float], scale: tuple[float, float]
+) -> Tensor:
+    """A random matrix (width, width) that turns white noise into inputs.
+
+    Args:
+        draw: the random numbers.
+        width: of the input.
+        condition: range of the condition number of the inputs' covariance.
+        scale: range of their spread.
+    """
+    decay = math.log(draw.log_uniform(*condition)) / 2
+    scales = torch.exp(-decay * torch.linspace(0, 1, width))
+    rotation: Tensor = torch.linalg.qr(torch.randn(width, width, generator=draw.generator))[0]
+    scales *= draw.log_uniform(*scale) / float(scales.square().mean().sqrt())
+    return scales[:, None] * rotation
 
 
 def draw_teacher(
