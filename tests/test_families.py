@@ -73,7 +73,7 @@ def test_batched_equals_reference(name, seed):
     weights = trainer.parameters(3)
     for name_, parameter in twin.model.named_parameters():
         if parameter.requires_grad:
-            assert torch.allclose(weights[name_], parameter.detach(), rtol=1e-9, atol=1e-12)
+            assert torch.allclose(weights[name_], parameter.detach(), rtol=1e-7, atol=1e-9)
     for split in SPLITS:
         assert trainer.evaluate(split)[3] == pytest.approx(twin.evaluate(split), rel=1e-9)
 

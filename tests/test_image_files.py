@@ -331,7 +331,7 @@ def test_families_pass_what_every_family_passes(name, data):
         twin.step(lr=1e-5, momentum=0.9)
     weights = trainer.parameters(3)
     for n, parameter in twin.model.named_parameters():
-        assert torch.allclose(weights[n], parameter.detach(), rtol=1e-9, atol=1e-12)
+        assert torch.allclose(weights[n], parameter.detach(), rtol=1e-7, atol=1e-9)
     one, two, other = group(name, data, 1), group(name, data, 1), group(name, data, 2)
     assert one[0].seed == two[0].seed != other[0].seed
     assert one[0].seed != one[1].seed

@@ -369,7 +369,7 @@ def test_maximising_the_negative_is_minimising():
             two.observe_validation(-step * 0.1)
     for a, b in zip(one.history, two.history, strict=True):
         np.testing.assert_allclose(a.features, b.features, atol=1e-12)
-    torch.testing.assert_close(down.weights(), up.weights(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(down.weights(), up.weights(), rtol=1e-9, atol=1e-12)
 
 
 # -- ways to write a loop ---------------------------------------------------------------------

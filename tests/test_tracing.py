@@ -74,9 +74,9 @@ def test_a_traced_run_equals_an_untraced_one(name, options):
     assert fast._program._program is not None
     for run in range(6):
         for key, value in plain.parameters(run).items():
-            assert torch.allclose(fast.parameters(run)[key], value, rtol=1e-12, atol=1e-14)
+            assert torch.allclose(fast.parameters(run)[key], value, rtol=1e-8, atol=1e-10)
         for key, value in plain.buffers(run).items():
-            assert torch.allclose(fast.buffers(run)[key], value, rtol=1e-12, atol=1e-14)
+            assert torch.allclose(fast.buffers(run)[key], value, rtol=1e-8, atol=1e-10)
     for before, after in zip(expected, found, strict=True):
         for key, value in vars(before).items():
             assert getattr(after, key) == pytest.approx(value, rel=1e-9, abs=1e-12, nan_ok=True)

@@ -79,7 +79,7 @@ def test_batched_equals_reference_with_hyperparameters_that_change_at_every_step
             twin.step(lr=rates[i, run], momentum=momenta[i, run], clip_ratio=ratios[i, run])
         clipped += sum(twin.clipped)
         weights = {n: p.detach() for n, p in twin.model.named_parameters()}
-        assert relative_difference(trainer.parameters(run), weights) < 1e-10
+        assert relative_difference(trainer.parameters(run), weights) < 1e-8
         for split in ("train", "inner_valid", "outer_valid", "test"):
             assert trainer.evaluate(split)[run] == pytest.approx(twin.evaluate(split), rel=1e-9)
     assert clipped > 20  # the clipping was put to the test
@@ -186,7 +186,7 @@ def test_a_broken_update_is_skipped_without_advancing_the_optimizer(optimizer):
     assert stats.nonfinite_share.tolist() == [0.25, 0.25]
     assert trainer.optimizer.steps.flatten().tolist() == [6, 6]
     weights = {n: p.detach() for n, p in twin.model.named_parameters()}
-    assert relative_difference(trainer.parameters(0), weights) < 1e-10
+    assert relative_difference(trainer.parameters(0), weights) < 1e-8
     assert np.isfinite(stats.loss_mean).all()
 
 
@@ -236,7 +236,7 @@ def test_what_cannot_be_batched_runs_one_after_another_with_one_warning():
     for _ in range(20):
         twin.step(lr=1e-2, momentum=0.9)
     weights = {n: p.detach() for n, p in twin.model.named_parameters()}
-    assert relative_difference(trainer.parameters(1), weights) < 1e-10
+    assert relative_difference(trainer.parameters(1), weights) < 1e-8
 
 
 def build_norm_and_dropout():
