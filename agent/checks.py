@@ -19,13 +19,26 @@ def positive_integer(value: Any, name: str) -> int:
     Traceback (most recent call last):
     ValueError: Expected positive integer total_steps, but got 0
     """
-    try:
-        count = 0 if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        count = 0
-    if count < 1:
+    number = _integer(value)
+    if number is None or number < 1:
         raise ValueError(f"Expected positive integer {name}, but got {value!r}")
-    return count
+    return number
+
+
+def count(value: Any, name: str) -> int:
+    """A count that may be zero.
+
+    Raises:
+        ValueError: it is no integer, or negative.
+
+    >>> count(-1, "warmup_steps")
+    Traceback (most recent call last):
+    ValueError: Expected integer warmup_steps of zero or more, but got -1
+    """
+    number = _integer(value)
+    if number is None or number < 0:
+        raise ValueError(f"Expected integer {name} of zero or more, but got {value!r}")
+    return number
 
 
 def one_number(value: Any, name: str) -> Tensor:
@@ -45,3 +58,10 @@ def one_number(value: Any, name: str) -> Tensor:
         except (TypeError, ValueError):
             pass
     raise TypeError(f"{name} must be a tensor or a number, but got {type(value).__name__}")
+
+
+def _integer(value: Any) -> int | None:
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from typing import Any
 
 from pacesetter.envs.actions import ActionCodec
@@ -64,6 +65,11 @@ class Clock:
             self._factors = self._codec.lr_factors(step, count)[:, 0].tolist()
             self._first, ahead = step, 0
         return self._factors[ahead]
+
+    def realign(self) -> None:
+        """Finds its place again after the codec's horizon has moved."""
+        self.interval = bisect_right(self._codec.ends, self.step)
+        self._turn()
 
     def _turn(self) -> None:
         """Prepares for the interval that begins."""

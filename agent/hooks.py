@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
+import torch
 from torch.optim import Optimizer
 
 StepArguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -61,9 +62,11 @@ def attach(optimizer: Optimizer, listener: Listener) -> Callable[[], Any]:
         if found is not None:
             found.after_update()
 
+    # A compiled ``optimizer.step`` calls them as they are: traced, they would be compiled anew with
+    # every number that changes.
     handles = (
-        optimizer.register_step_pre_hook(before),
-        optimizer.register_step_post_hook(after),
+        optimizer.register_step_pre_hook(torch.compiler.disable(before)),
+        optimizer.register_step_post_hook(torch.compiler.disable(after)),
     )
     _LISTENERS[optimizer] = mine
     where = weakref.ref(optimizer)

@@ -7,15 +7,14 @@ common change of log(1 - momentum). Groups are looked up anew at every access, b
 
 from __future__ import annotations
 
-import gc
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,11 @@ class GroupHyperparameters:
         optimizer: whose groups.
         one_minus_momentum_bounds: range of 1 - momentum; widened to hold each group's start.
         momentum_scales_lr: whether lr is multiplied by (1 - momentum) over its start.
+        control: of ``"lr"`` and ``"momentum"``, those to set; the other is left alone.
+        lr_bounds: learning rates never left by a group whose start is not zero; None: any.
+
+    Raises:
+        ValueError: a group starts outside `lr_bounds`.
 
     Attributes:
         latest: learning rate and momentum in force at the latest update, group by group.
@@ -49,12 +53,17 @@ class GroupHyperparameters:
         *,
         one_minus_momentum_bounds: tuple[float, float],
         momentum_scales_lr: bool,
+        control: Collection[str] = ("lr", "momentum"),
+        lr_bounds: tuple[float, float] | None = None,
     ) -> None:
         self._optimizer = optimizer
+        self._lr_bounds = lr_bounds
+        self._sets_lr, self._sets_momentum = "lr" in control, "momentum" in control
         self._bounds = tuple(math.log(b) for b in one_minus_momentum_bounds)
         self._scales_lr = momentum_scales_lr
         self._starts: list[Setting] = []
         self._written: list[Setting] = []
+        self._asked = (math.nan, math.nan)
         self.latest: list[Setting] = []
         self._adopt()
 
@@ -68,6 +77,18 @@ class GroupHyperparameters:
         """What was last written, group by group."""
         return list(self._written)
 
+    @property
+    def lr_start(self) -> float:
+        """Learning rate at the start of the first group that has any; 0 if none has."""
+        return next((s.lr for s in self._starts if s.lr), 0.0)
+
+    def held(self) -> list[Setting]:
+        """What the groups hold, as far as that can be told for free."""
+        self._adopt()
+        known = self._written or self._starts
+        pairs = zip(self._optimizer.param_groups, known, strict=False)
+        return [_held(group, setting) for group, setting in pairs]
+
     def write(self, lr_factor: float, momentum_change: float) -> list[int]:
         """Sets all groups; a group that has joined since starts from its own values.
 
@@ -80,26 +101,43 @@ class GroupHyperparameters:
             Numbers of the groups that somebody else had written to since the last call.
         """
         groups = self._optimizer.param_groups
-        pairs = zip(groups, self._written, strict=False)
         # Looked at before anything is written: groups may share one tensor for their lr.
-        foreign = [i for i, (group, setting) in enumerate(pairs) if not _agrees(group, setting)]
+        pairs = enumerate(zip(groups, self._written, strict=False))
+        foreign = [i for i, (group, written) in pairs if self._is_foreign(group, written)]
+        asked = (lr_factor, momentum_change)
+        if foreign or asked != self._asked or len(groups) != len(self._written):
+            wanted = self.proposed(lr_factor, momentum_change)
+            self._written = [self._set(g, w) for g, w in zip(groups, wanted, strict=True)]
+            self._asked = asked
+        return foreign
+
+    def proposed(self, lr_factor: float, momentum_change: float) -> list[Setting]:
+        """What `write` would set, group by group; what is not controlled is as it is."""
+        groups = self._optimizer.param_groups
         self._adopt()
-        written = []
+        settings = []
         for group, start in zip(groups, self._starts, strict=True):
             own = self._bounded(start, momentum_change)
             lr = start.lr * lr_factor
             if self._scales_lr and own != momentum_change:
                 lr *= math.exp(own - momentum_change)
+            if self._lr_bounds is not None and start.lr:
+                lr = min(max(lr, self._lr_bounds[0]), self._lr_bounds[1])
             momentum = start.momentum
             if momentum is not None and own:
                 momentum = -math.expm1(math.log1p(-momentum) + own)
-            written.append(_set(group, Setting(lr, momentum)))
-        self._written = written
-        return foreign
+            now = _held(group, start)
+            settings.append(
+                Setting(
+                    lr if self._sets_lr else now.lr,
+                    momentum if self._sets_momentum else now.momentum,
+                )
+            )
+        return settings
 
     def mark_update(self) -> None:
         """Remembers what is in force now as the hyperparameters of the latest update."""
-        self.latest = self.current
+        self.latest = self.held()
 
     def _adopt(self) -> None:
         """Reads the starts of groups that are new."""
@@ -111,7 +149,42 @@ class GroupHyperparameters:
                 for group, earlier in zip(groups[:i], self._starts, strict=True):
                     if group["lr"] is lr:
                         start = Setting(earlier.lr, start.momentum)
+            self._check_bounds(start.lr, i)
             self._starts.append(start)
+
+    def _check_bounds(self, lr: float, group: int) -> None:
+        if self._lr_bounds is None or not lr or not self._sets_lr:
+            return
+        low, high = self._lr_bounds
+        if not low <= lr <= high:
+            raise ValueError(
+                f"param group {group} starts at a learning rate of {lr:g}, outside "
+                f"lr_bounds=({low:g}, {high:g}): widen the bounds, or start within them"
+            )
+
+    def _is_foreign(self, group: dict[str, Any], written: Setting) -> bool:
+        """Whether somebody has changed what we set, as far as that can be told for free."""
+        if self._sets_lr and _differs(group["lr"], written.lr):
+            return True
+        if not self._sets_momentum or written.momentum is None:
+            return False
+        return _differs(_momentum_in(group), written.momentum)
+
+    def _set(self, group: dict[str, Any], setting: Setting) -> Setting:
+        """Writes into a group; tensors are filled in place. Returns what it then holds."""
+        lr, momentum = setting.lr, setting.momentum
+        if self._sets_lr:
+            group["lr"], lr = _filled(group["lr"], lr)
+        if self._sets_momentum and momentum is not None:
+            if "betas" in group and isinstance(group["lr"], Tensor):
+                # As lr is, lest a compiled step be compiled anew whenever a float changes.
+                group["betas"] = tuple(_as_tensor(beta) for beta in group["betas"])
+            value, momentum = _filled(_momentum_in(group), momentum)
+            if "betas" in group:
+                group["betas"] = (value, *group["betas"][1:])
+            else:
+                group["momentum"] = value
+        return Setting(lr, momentum)
 
     def _bounded(self, start: Setting, change: float) -> float:
         if start.momentum is None:
@@ -147,26 +220,21 @@ class GroupHyperparameters:
         self.latest = [Setting(*row) for row in state["latest"]]
 
 
-def other_schedulers(optimizer: Optimizer) -> list[str]:
-    """Names of torch's own schedulers that are alive and hold this optimizer. Slow."""
-    return sorted(
-        type(found).__name__
-        for found in gc.get_objects()
-        if issubclass(type(found), LRScheduler) and getattr(found, "optimizer", None) is optimizer
-    )
-
-
 def _read(group: dict[str, Any]) -> Setting:
     """What a group holds; may wait for the device, so only for groups that are new."""
     momentum = float(_momentum_in(group))
     return Setting(float(group["lr"]), momentum if 0 < momentum < 1 else None)
 
 
-def _agrees(group: dict[str, Any], written: Setting) -> bool:
-    """Whether a group still holds what was written, as far as that can be told for free."""
-    if not _differs(group["lr"], written.lr):
-        return written.momentum is None or not _differs(_momentum_in(group), written.momentum)
-    return False
+def _held(group: dict[str, Any], known: Setting) -> Setting:
+    """What a group holds; where that lies on a device, what is known of it."""
+    lr = group["lr"]
+    lr = known.lr if isinstance(lr, Tensor) and lr.device.type != "cpu" else float(lr)
+    if known.momentum is None:
+        return Setting(lr, None)
+    momentum = _momentum_in(group)
+    on_device = isinstance(momentum, Tensor) and momentum.device.type != "cpu"
+    return Setting(lr, known.momentum if on_device else float(momentum))
 
 
 def _differs(value: Any, written: float) -> bool:
@@ -175,17 +243,8 @@ def _differs(value: Any, written: float) -> bool:
     return float(value) != written
 
 
-def _set(group: dict[str, Any], setting: Setting) -> Setting:
-    """Writes into a group; tensors are filled in place. Returns what it then holds."""
-    group["lr"], lr = _filled(group["lr"], setting.lr)
-    momentum = setting.momentum
-    if momentum is not None:
-        value, momentum = _filled(_momentum_in(group), momentum)
-        if "betas" in group:
-            group["betas"] = (value, *group["betas"][1:])
-        else:
-            group["momentum"] = value
-    return Setting(lr, momentum)
+def _as_tensor(value: Any) -> Tensor:
+    return value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
 
 
 def _filled(old: Any, value: float) -> tuple[Any, float]:

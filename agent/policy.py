@@ -19,8 +19,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pacesetter.agent.familiarity import Familiarity
 from pacesetter.agent.policy_header import (
+    SCHEMA_VERSION,
     check_header,
+    check_info,
     header_fields,
     library_versions,
     read_control,
@@ -78,6 +81,7 @@ class Policy:
         activation: ``"tanh"`` or ``"relu"``, between layers; the last one is linear.
         control: bounds and step sizes that the policy was trained with.
         info: where it came from.
+        familiarity: tells features that are strange to the policy; None: none is.
 
     Raises:
         ValueError: shapes that do not fit, weights that are not finite, or another activation.
@@ -90,6 +94,7 @@ class Policy:
         activation: str = "tanh",
         control: ControlConfig | None = None,
         info: PolicyInfo | None = None,
+        familiarity: Familiarity | None = None,
     ) -> None:
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation must be one of {ACTIVATIONS}, but got {activation!r}")
@@ -100,6 +105,9 @@ class Policy:
         self.activation = activation
         self.control = control or ControlConfig()
         self.info = info or PolicyInfo()
+        self.familiarity = familiarity
+        # What was read from an older file is written back as that file, byte for byte.
+        self._version = SCHEMA_VERSION
         self._exact = [(w.T.astype(np.float64), b.astype(np.float64)) for w, b in self.layers]
         self._activate = np.tanh if activation == "tanh" else _relu
 
@@ -136,6 +144,16 @@ class Policy:
             x = x @ weight + bias
         return np.clip(np.nan_to_num(x, nan=0.0), -1.0, 1.0)
 
+    def with_familiarity(self, familiarity: Familiarity | None) -> Policy:
+        """The same policy with another meter, or none."""
+        return Policy(
+            self.layers,
+            activation=self.activation,
+            control=self.control,
+            info=self.info,
+            familiarity=familiarity,
+        )
+
     @property
     def header(self) -> dict[str, Any]:
         """What the policy's file says about it, ``sha256`` included; JSON types only."""
@@ -154,11 +172,16 @@ class Policy:
         tensors = {}
         for i, (weight, bias) in enumerate(self.layers):
             tensors[f"layers.{i}.weight"], tensors[f"layers.{i}.bias"] = weight, bias
+        if self.familiarity is not None:
+            tensors.update(self.familiarity.tensors())
         return seal(tensors, self._header())
 
     def _header(self) -> dict[str, Any]:
-        fields = header_fields(self.control)
+        fields = header_fields(self.control, version=self._version)
         header = {**fields, "activation": self.activation, **asdict(self.info)}
+        if self._version >= 2:
+            meter = self.familiarity
+            header["familiarity"] = None if meter is None else meter.header()
         # As it will be read back: JSON has lists where Python has tuples.
         plain: dict[str, Any] = json.loads(json.dumps(header, allow_nan=False))
         return plain
@@ -213,24 +236,33 @@ def parse_policy(data: bytes, *, source: str) -> Policy:
     """
     tensors, header = unseal(data, source=source)
     check_header(header, source=source)
+    version = header["schema_version"]
     try:
+        familiarity = None
+        if version >= 2 and header["familiarity"] is not None:
+            familiarity = Familiarity.read(tensors, header["familiarity"])
         layers = [
             (tensors.pop(f"layers.{i}.weight"), tensors.pop(f"layers.{i}.bias"))
             for i in range(len(tensors) // 2)
         ]
         if tensors:
             raise ValueError(f"unknown tensors {sorted(tensors)}")
+        if any(array.dtype != np.float32 for layer in layers for array in layer):
+            raise ValueError("its weights must be of float32")
+        check_info(header)
         info = {name: header[name] for name in PolicyInfo.__dataclass_fields__}
         policy = Policy(
             layers,
             activation=header["activation"],
-            control=read_control(header["control"]),
+            control=read_control(header["control"], version=version),
             info=PolicyInfo(**{**info, "families": tuple(info["families"])}),
+            familiarity=familiarity,
         )
     except KeyError as error:
         raise PolicyFileError(f"{source} lacks {error}") from error
     except (TypeError, ValueError) as error:
         raise PolicyFileError(f"{source} cannot be used: {error}") from error
+    policy._version = version
     policy.__dict__["digest"] = header["sha256"]  # as written, whatever wrote it
     return policy
 

@@ -15,10 +15,19 @@ from pacesetter.agent.callbacks import CHECKPOINT, POLICY, MetaTraining
 from pacesetter.agent.checkpoint import load_checkpoint
 from pacesetter.agent.config import TrainConfig
 from pacesetter.agent.export import policy_from_model
+from pacesetter.agent.familiarity_fit import fit_familiarity
+from pacesetter.agent.feature_runs import collect_features
 from pacesetter.agent.policy import Policy, PolicyInfo, library_versions, save_policy
 from pacesetter.agent.run_folder import claim_folder
 from pacesetter.agent.validation import ValidationSuite
 from pacesetter.envs.schedule_vec_env import ScheduleVecEnv
+
+METER_RUNS = 560
+"""Runs that the meter of a new policy is fitted to, at most."""
+DECISIONS_PER_METER_RUN = 60
+"""A short meta-training gets fewer of them: one for so many decisions of its own, at least 16."""
+METER_SEED = 7_000_003
+"""Added to the seed of the training: the meter's tasks are others than those learned from."""
 
 
 def make_learner(config: TrainConfig, env: ScheduleVecEnv, *, seed: int) -> PPO:
@@ -63,7 +72,8 @@ def train(
 ) -> Path:
     """Meta-trains a policy and writes its file.
 
-    The folder then holds ``policy.safetensors`` (the best on the validation tasks so far),
+    The folder then holds ``policy.safetensors`` (the best on the validation tasks so far; at the
+    end with a meter for jobs that are strange to it, see `fit_meter`),
     ``checkpoint.pt``, ``validation.csv``, TensorBoard logs in ``tensorboard/`` and ``run.json``. A
     run that was stopped at any point, resumed, ends in the same policy as one that ran through,
     bit for bit on the CPU with the same number of threads.
@@ -132,7 +142,40 @@ def train(
     if left > 0:
         model.learn(left, callback=callback, reset_num_timesteps=False)
     assert callback.best is not None
-    return save_policy(callback.best, out / POLICY)
+    policy = fit_meter(callback.best, config, seed=seed, device=device, progress=progress)
+    return save_policy(policy, out / POLICY)
+
+
+def fit_meter(
+    policy: Policy,
+    config: TrainConfig,
+    *,
+    seed: int,
+    device: torch.device | str = "cpu",
+    progress: bool = False,
+) -> Policy:
+    """Gives a policy the meter for jobs that are strange to it.
+
+    Args:
+        policy: whose runs on its training families to learn from.
+        config: of its training.
+        seed: of its training.
+        device: where the runs live.
+        progress: show a progress bar.
+
+    Returns:
+        The same policy with a meter.
+    """
+    num_runs = min(METER_RUNS, max(16, config.decisions // DECISIONS_PER_METER_RUN))
+    seen = collect_features(
+        policy,
+        config.families,
+        num_runs=num_runs,
+        seed=METER_SEED + seed,
+        device=device,
+        progress=progress,
+    )
+    return policy.with_familiarity(fit_familiarity(seen.features, runs=seen.runs))
 
 
 def _commit() -> str | None:

@@ -5,15 +5,16 @@ One codec serves the environments (many runs) and the plug-in (one run). Actions
 
     lr(step) = start lr * ramp(step) * clamp(exp(offset) * decay(step / total), bounds)
 
-with a cosine decay to 1 % and, in the first interval, a linear ramp from 1 %. Late in a run the
-learning rate may be held, but not raised above its earlier peak: by then there is nothing left to
-recover from, and on a training set that is learned by heart a rate that keeps rising is rewarded
-by nothing until it wrecks the run.
+with a cosine decay to 1 % and, over the first K-th of the run, a linear ramp from 1 %. Late in a
+run the learning rate may be held, but not raised above its earlier peak: by then there is nothing
+left to recover from, and on a training set that is learned by heart a rate that keeps rising is
+rewarded by nothing until it wrecks the run.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +43,7 @@ class ControlConfig:
         ramp_start: the first learning rate over its start.
         final_decay: where the decay ends, over its start.
         peak_until: share of the run after which lr stays at or below its peak so far.
+        decision_power: spacing of the decisions; 1 spaces them evenly, more sets them denser early.
     """
 
     num_intervals: int = 40
@@ -55,10 +57,13 @@ class ControlConfig:
     ramp_start: float = 0.01
     final_decay: float = 0.01
     peak_until: float = 0.4
+    decision_power: float = 1.5
 
     def __post_init__(self) -> None:
         if self.num_intervals < 1:
             raise ValueError(f"num_intervals must be positive, but got {self.num_intervals}")
+        if not 1 <= self.decision_power <= 4:
+            raise ValueError(f"decision_power must lie in [1, 4], but got {self.decision_power}")
         for name in ("lr_bounds", "one_minus_momentum_bounds", "clip_ratio_bounds"):
             low, high = getattr(self, name)
             if not 0 < low <= high < math.inf:
@@ -88,20 +93,31 @@ class ControlConfig:
             )
 
 
-def interval_ends(total_steps: int, num_intervals: int) -> tuple[int, ...]:
+def interval_ends(total_steps: int, num_intervals: int, power: float = 1.0) -> tuple[int, ...]:
     """The inner step at which each interval ends; the last is `total_steps`.
 
-    Interval k (from 1) ends at floor(k T / K); a run of T < 2 K steps has max(1, T // 2) intervals.
+    Interval k (from 1) ends at floor(T (k / K)^power), or at 2 k where that is later, so that every
+    interval has two steps; a run of T < 2 K steps has max(1, T // 2) intervals.
+
+    Args:
+        total_steps: T.
+        num_intervals: K.
+        power: 1 for even intervals, more for intervals that are shorter early.
 
     >>> interval_ends(100, 4)
     (25, 50, 75, 100)
+    >>> interval_ends(100, 4, 1.5)
+    (12, 35, 64, 100)
     >>> interval_ends(7, 40)
     (2, 4, 7)
     """
     if total_steps < 1:
         raise ValueError(f"total_steps must be a positive integer, but got {total_steps}")
     count = num_intervals if total_steps >= 2 * num_intervals else max(1, total_steps // 2)
-    return tuple(k * total_steps // count for k in range(1, count + 1))
+    if power == 1:  # in whole numbers, whatever their size
+        return tuple(k * total_steps // count for k in range(1, count + 1))
+    inner = (int(total_steps * (k / count) ** power) for k in range(1, count))
+    return (*(max(2 * k, end) for k, end in enumerate(inner, start=1)), total_steps)
 
 
 def base_decay(progress: float, final: float) -> float:
@@ -123,8 +139,11 @@ class ActionCodec:
         momentum_start: (num_runs,), the user's momentum; a run that starts with none keeps none.
         momentum_scales_lr: whether lr is multiplied by (1 - mu) / (1 - mu_start), as SGD and
             RMSprop need so that momentum is not a second learning rate.
+        lr_bounds: narrower bounds of lr over its start than the configuration's, if any.
+        ramp: whether lr ramps up at first.
 
     Attributes:
+        ends: the inner step at which each interval ends.
         lr_offset: (num_runs,), log of the learning rate's factor over start and decay.
         log_one_minus_momentum: (num_runs,).
         log_clip_ratio: (num_runs,).
@@ -139,11 +158,16 @@ class ActionCodec:
         total_steps: int,
         momentum_start: ArrayLike,
         momentum_scales_lr: bool,
+        lr_bounds: tuple[float, float] | None = None,
+        ramp: bool = True,
     ) -> None:
         start = np.atleast_1d(np.asarray(momentum_start, dtype=np.float64))
         self.config = config
         self.total_steps = total_steps
-        self.ends = interval_ends(total_steps, config.num_intervals)
+        self.ends = interval_ends(total_steps, config.num_intervals, config.decision_power)
+        self._ramp_steps = interval_ends(total_steps, config.num_intervals)[0] if ramp else 0
+        low, high = lr_bounds or (0.0, math.inf)
+        self._lr_bounds = (max(config.lr_bounds[0], low), min(config.lr_bounds[1], high))
         self.momentum_scales_lr = momentum_scales_lr
         self.has_momentum = start > 0
         self._start = np.log1p(-start)
@@ -159,8 +183,10 @@ class ActionCodec:
         self.log_clip_ratio = np.full(num_runs, math.log(config.clip_ratio_start))
         self.last_action = np.zeros((num_runs, NUM_ACTIONS))
         self.decisions = 0
-        # Log of the greatest factor so far, decay included; the start itself is one.
+        # Logs of factors, decay included: the greatest so far (the start itself is one), and one
+        # that the guard lets no run exceed.
         self._log_peak = np.zeros(num_runs)
+        self._log_ceiling = np.full(num_runs, np.inf)
 
     @property
     def num_runs(self) -> int:
@@ -179,12 +205,20 @@ class ActionCodec:
         ratio: FloatArray = np.exp(self.log_clip_ratio)
         return ratio
 
-    def apply(self, actions: ArrayLike, *, lr_cut: FloatArray | float = 0.0) -> None:
+    def apply(
+        self,
+        actions: ArrayLike,
+        *,
+        lr_cut: FloatArray | float = 0.0,
+        headroom: FloatArray | float = math.inf,
+    ) -> None:
         """Takes one decision for every run.
 
         Args:
             actions: (num_runs, 3), in units of the largest change; clipped to [-1, 1].
             lr_cut: (num_runs,), further change of log lr from the guard.
+            headroom: (num_runs,), how far log lr, decay included, may ever again rise above where
+                this decision leaves it.
 
         Raises:
             ValueError: the actions have another shape or are not finite.
@@ -198,12 +232,14 @@ class ActionCodec:
             raise ValueError("actions must be finite numbers, but some are NaN or infinite")
         action = np.clip(raw, -1.0, 1.0)
         c = self.config
-        low, high = (math.log(b) for b in c.lr_bounds)
+        low, high = (math.log(b) for b in self._lr_bounds)
         offset = np.clip(self.lr_offset + action[:, 0] * c.lr_step + lr_cut, low, high)
         progress = self.ends[min(self.decisions, len(self.ends) - 1)] / self.total_steps
-        log_decay = math.log(max(base_decay(progress, c.final_decay), 1e-300))
+        log_decay = self._log_decay(progress)
         if progress > c.peak_until:
             offset = np.minimum(offset, self._log_peak - log_decay)
+        offset = np.minimum(offset, self._log_ceiling - log_decay)
+        self._log_ceiling = np.minimum(self._log_ceiling, offset + log_decay + headroom)
         self._log_peak = np.maximum(self._log_peak, offset + log_decay)
         self.lr_offset = offset
         self.decisions += 1
@@ -221,25 +257,57 @@ class ActionCodec:
         c = self.config
         steps = range(first_step, first_step + num_steps)
         decay = np.array([base_decay(s / self.total_steps, c.final_decay) for s in steps])
+        length = self._ramp_steps
         ramp = np.array(
-            [c.ramp_start + (1 - c.ramp_start) * min(1.0, s / self.ends[0]) for s in steps]
+            [c.ramp_start + (1 - c.ramp_start) * s / length if s < length else 1.0 for s in steps]
         )
-        bounded = np.clip(np.exp(self.lr_offset) * decay[:, None], *c.lr_bounds)
+        bounded = np.clip(np.exp(self.lr_offset) * decay[:, None], *self._lr_bounds)
         factors: FloatArray = bounded * ramp[:, None]
         if self.momentum_scales_lr:
             factors *= np.exp(self.log_one_minus_momentum - self._start)
         return factors
 
+    def extend(self, total_steps: int, *, step: int) -> None:
+        """Moves the horizon; the learning rate of the next step stays what it would have been.
+
+        Args:
+            total_steps: the new horizon, beyond `step`.
+            step: inner steps done.
+        """
+        before = self._log_decay(step / self.total_steps)
+        self.total_steps = total_steps
+        self.ends = interval_ends(
+            total_steps, self.config.num_intervals, self.config.decision_power
+        )
+        self.decisions = bisect_right(self.ends, step)
+        self.lr_offset = self.lr_offset + before - self._log_decay(step / total_steps)
+
+    def _log_decay(self, progress: float) -> float:
+        return math.log(max(base_decay(progress, self.config.final_decay), 1e-300))
+
     def state_dict(self) -> dict[str, Any]:
-        """The state as plain lists."""
+        """The state as plain lists and numbers."""
         state = {name: getattr(self, name).tolist() for name in _STATE}
-        return {**state, "decisions": self.decisions}
+        return {
+            **state,
+            "decisions": self.decisions,
+            "total_steps": self.total_steps,
+            "ramp_steps": self._ramp_steps,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` returned."""
         for name in _STATE:
             setattr(self, name, np.asarray(state[name], dtype=np.float64))
         self.decisions = int(state["decisions"])
+        self.total_steps = int(state["total_steps"])
+        self._ramp_steps = int(state["ramp_steps"])
+        self.ends = interval_ends(
+            self.total_steps, self.config.num_intervals, self.config.decision_power
+        )
 
 
-_STATE = ("lr_offset", "log_one_minus_momentum", "log_clip_ratio", "last_action", "_log_peak")
+_STATE = (
+    *("lr_offset", "log_one_minus_momentum", "log_clip_ratio", "last_action"),
+    *("_log_peak", "_log_ceiling"),
+)

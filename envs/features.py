@@ -47,7 +47,7 @@ class Feature:
 
 
 FEATURES = (
-    Feature("progress", 0.5, 0.3, "share of the intervals that are over"),
+    Feature("progress", 0.5, 0.3, "share of the steps that are over"),
     Feature("log_horizon", 5.0, 0.8, "log of total steps, clipped to HORIZON_RANGE"),
     Feature("lr_offset", 0.0, 1.0, "log of lr over its start and the base decay"),
     Feature("log_one_minus_momentum", -2.3, 0.5, "log(1 - momentum)"),
@@ -156,12 +156,11 @@ class FeatureEncoder:
         Returns:
             (num_runs, NUM_FEATURES), float64.
         """
-        count = len(codec.ends)
         horizon = float(np.clip(codec.total_steps, *HORIZON_RANGE))
         past = self._memory["lr_trend"]
         self._memory["lr_trend"] = SMOOTHING * past + (1 - SMOOTHING) * codec.last_action[:, 0]
         columns: dict[str, FloatArray | float] = {
-            "progress": interval / count,
+            "progress": codec.ends[interval - 1] / codec.total_steps,
             "log_horizon": math.log(horizon),
             "lr_offset": codec.lr_offset,
             "log_one_minus_momentum": codec.log_one_minus_momentum,

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from pacesetter.envs.actions import ActionCodec, ControlConfig
+from pacesetter.envs.actions import NUM_ACTIONS, ActionCodec, ControlConfig
 from pacesetter.envs.features import FeatureEncoder
-from pacesetter.inner_models.guard import is_lost, lr_cut
+from pacesetter.inner_models.guard import DivergenceGuard, Verdict, is_lost
 from pacesetter.inner_models.signals import IntervalStatistics
 from pacesetter.inner_models.task import Task
 from pacesetter.inner_models.trainer import InnerTrainer
@@ -55,6 +55,8 @@ class ScheduledRuns:
             momentum_scales_lr=kind in ("sgd", "rmsprop"),
         )
         self.encoder = FeatureEncoder(self.trainer.num_runs, adaptive=adaptive)
+        self._guard = DivergenceGuard(self.trainer.num_runs)
+        self._verdict: Verdict | None = None
         self._start_lr = np.repeat([t.optimizer.lr for t in tasks], siblings)
         self._valid_every = np.repeat([t.valid_every for t in tasks], siblings)
         self.interval = 0
@@ -78,10 +80,13 @@ class ScheduledRuns:
 
     def begin(self) -> FloatArray:
         """Trains the first interval; returns features of shape (num_runs, NUM_FEATURES)."""
+        self.trainer.keep(np.ones(self.num_runs, dtype=bool))
         return self._next_interval()
 
     def decide(self, actions: ArrayLike) -> FloatArray:
         """Takes one decision for every run and trains the next interval.
+
+        The guard has the last word: it cuts learning rates, and leaves actions aside.
 
         Args:
             actions: (num_runs, 3) in [-1, 1].
@@ -89,9 +94,13 @@ class ScheduledRuns:
         Returns:
             (num_runs, NUM_FEATURES), the features after the interval.
         """
-        if self.stats is None or self.done:
+        verdict = self._verdict
+        if verdict is None or self.done:
             raise RuntimeError("decide() needs a run that has begun and is not over: call begin()")
-        self.codec.apply(actions, lr_cut=lr_cut(self.stats.nonfinite_share))
+        wanted = np.asarray(actions, dtype=np.float64)
+        if wanted.shape == (self.num_runs, NUM_ACTIONS):
+            wanted = np.where(verdict.plain[:, None], 0.0, wanted)
+        self.codec.apply(wanted, lr_cut=verdict.lr_cut, headroom=verdict.headroom)
         return self._next_interval()
 
     @property
@@ -107,6 +116,13 @@ class ScheduledRuns:
             clip_ratio=self.codec.clip_ratio,
         )
         self.interval += 1
+        verdict = self._verdict = self._guard.judge(self.stats)
+        # At the horizon a cut would come too late.
+        back = verdict.alarm if self.done else verdict.roll_back
+        if back.any():
+            self.trainer.restore(back)
+        if verdict.good.any() and not self.done:
+            self.trainer.keep(verdict.good)
         due = (self._valid_every > 0) & (self.interval % np.maximum(self._valid_every, 1) == 0)
         if due.any() and not self.done:
             losses = self.trainer.evaluate("inner_valid")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pacesetter.envs.actions import NUM_ACTIONS, ControlConfig
 from pacesetter.envs.features import FEATURE_BOUND, NUM_FEATURES
-from pacesetter.envs.rewards import CLIP, improvement
+from pacesetter.envs.rewards import improvement
 from pacesetter.envs.runs import ScheduledRuns
 from pacesetter.inner_models.registry import make_family
 from pacesetter.inner_models.task import Task, TaskFamily
@@ -176,17 +176,13 @@ class ScheduleEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         runs = self._episode
         own = np.asarray(action, dtype=np.float64).reshape(1, -1)
         features = runs.decide(np.concatenate((own, np.zeros((1, NUM_ACTIONS)))))
-        assert runs.stats is not None
-        broken = bool(runs.stats.nonfinite_share[0] == 1)
         info = self._info()
         reward = 0.0
         if runs.done:
             loss, reference = runs.final_losses()[0]
             reward = improvement(float(loss), reference=float(reference), start=self._start_loss)
             info |= {"outer_valid_loss": float(loss), "reference_loss": float(reference)}
-        elif broken:
-            reward = -CLIP
-        return features[0].astype(np.float32), reward, runs.done or broken, False, info
+        return features[0].astype(np.float32), reward, runs.done, False, info
 
     def _info(self) -> dict[str, Any]:
         runs = self._episode

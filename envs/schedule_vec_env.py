@@ -41,12 +41,14 @@ class ScheduleVecEnv(VecEnv):
     The observations after each run's first interval.
 
     ## Episode End
-    At the horizon. A run that diverges stays in its group, its updates skipped, until the group
-    ends. The info of a row then has ``terminal_observation``, ``outer_valid_loss`` (NaN if
-    diverged) and ``task`` (the family's name). A horizon of fewer than 2 K steps has fewer
-    decisions than K - 1; rows that are over while others are not are idle: observations and
-    rewards are zero, actions without effect, each step is an episode of its own, and the info
-    has ``idle``. `idle` tells a learner which rows to leave out.
+    At the horizon. A run that diverges stays in its group: its learning rate is cut, it is rolled
+    back, and in the end the plain decay replaces its actions (see
+    `pacesetter.inner_models.guard`). At the horizon the info of a row has
+    ``terminal_observation``, ``outer_valid_loss`` (NaN if diverged) and ``task`` (the family's
+    name). A horizon of fewer than 2 K steps has fewer decisions than K - 1; rows that are over
+    while others are not are idle: observations and rewards are zero, actions without effect, each
+    step is an episode of its own, and the info has ``idle``. `idle` tells a learner which rows to
+    leave out.
 
     Args:
         families: task families or names of bundled ones; each group draws one of them.

@@ -7,7 +7,6 @@ extra is named by the command that misses it.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
 import sys
@@ -15,8 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-POLICY_FILE = "policy.safetensors"
-"""What a training run calls its policy."""
+from pacesetter.experiments import cli_policy
 
 _EXAMPLES = {
     "train": """\
@@ -41,19 +39,7 @@ examples:
   pacesetter compare --out runs/mnist --tasks mnist-convnet --data ~/datasets
   pacesetter compare --out runs/compare --resume        go on after a stop
 """,
-    "inspect": """\
-Say what a policy file holds: where it came from, what it was trained on, its bounds and sizes.
-
-examples:
-  pacesetter inspect default
-  pacesetter inspect runs/laptop/policy.safetensors --json
-""",
-    "export": """\
-Copy the policy of a training run, finished or stopped, to a file of its own.
-
-examples:
-  pacesetter export runs/laptop --out my-policy.safetensors
-""",
+    **cli_policy.EXAMPLES,
     "demo": """\
 Meta-train a small agent (two to three minutes on two cores), put it and the shipped policy into an
 ordinary PyTorch job on handwritten digits, and compare both with AdamW. Prints a table and writes
@@ -137,14 +123,7 @@ def make_parser() -> argparse.ArgumentParser:
     compare.add_argument("--resume", action="store_true", help="go on with the run in DIR")
     long_running(compare)
 
-    inspect = command("inspect", "say what a policy file holds")
-    inspect.add_argument("policy", metavar="FILE", help="policy file, or default: the shipped one")
-    inspect.add_argument("--json", action="store_true", help="the whole header as JSON")
-
-    export = command("export", "copy the policy of a training run to a file")
-    export.add_argument("run", type=Path, metavar="RUN_DIR", help="folder of `pacesetter train`")
-    export.add_argument("--out", type=Path, required=True, metavar="FILE", help="file to write")
-    export.add_argument("--force", action="store_true", help="replace FILE if it exists")
+    cli_policy.add_parsers(command)
 
     demo = command("demo", "see all of it at work, in a few minutes")
     demo.add_argument("--force", action="store_true", help="replace an earlier demonstration")
@@ -249,56 +228,6 @@ def _compare(args: argparse.Namespace, line: str) -> None:
     print(f"\nreport: {args.out / 'report.html'}")
 
 
-def _inspect(args: argparse.Namespace, line: str) -> None:
-    from pacesetter.agent.policy import load_policy
-
-    policy = load_policy(args.policy)
-    header = policy.header
-    sizes = [policy.layers[0][0].shape[1], *(len(bias) for _, bias in policy.layers)]
-    if args.json:
-        print(json.dumps({**header, "layer_sizes": sizes}, indent=2))
-        return
-    info = policy.info
-    weights = sum(w.size + b.size for w, b in policy.layers)
-    rows: dict[str, Any] = {
-        "policy": args.policy,
-        "sha256": policy.digest,
-        "schema version": header["schema_version"],
-        "network": f"{' - '.join(map(str, sizes))}, {policy.activation}, {weights:,} numbers",
-        "trained by": f"preset {info.preset}, seed {info.seed}, {info.decisions:,} decisions",
-        "families": ", ".join(info.families) or "none named",
-        "commit": info.commit,
-        **{f"version of {name}": number for name, number in info.versions.items()},
-        **{name.replace("_", " "): value for name, value in header["control"].items()},
-        **{name.replace("_", " "): value for name, value in info.provenance.items()},
-        "features": ", ".join(row[0] for row in header["features"]),
-    }
-    width = max(map(len, rows))
-    for name, value in rows.items():
-        print(f"{name:<{width}}  {value}")
-
-
-def _export(args: argparse.Namespace, line: str) -> None:
-    from pacesetter.agent.policy import load_policy
-    from pacesetter.agent.run_folder import write_bytes
-
-    source = args.run / POLICY_FILE
-    if not args.run.is_dir():
-        raise FileNotFoundError(f"{args.run} is not a folder; give that of a training run")
-    if not source.is_file():
-        raise FileNotFoundError(
-            f"{args.run} holds no policy yet: a training run writes {POLICY_FILE} when it first "
-            "validates. Go on with it by `pacesetter train --resume`"
-        )
-    if args.out.is_dir():
-        raise IsADirectoryError(f"--out {args.out} is a folder; give a file")
-    if args.out.exists() and not args.force:
-        raise FileExistsError(f"--out {args.out} exists; replace it with --force")
-    load_policy(source)  # a file that is damaged is better found now than in a job
-    write_bytes(args.out, source.read_bytes())
-    print(f"policy: {args.out}")
-
-
 def _demo(args: argparse.Namespace, line: str) -> None:
     from pacesetter.experiments.demo import DemoConfig, run_demo
     from pacesetter.experiments.environment import check_device
@@ -319,8 +248,8 @@ def _demo(args: argparse.Namespace, line: str) -> None:
 _COMMANDS = {
     "train": _train,
     "compare": _compare,
-    "inspect": _inspect,
-    "export": _export,
+    "inspect": cli_policy.run_inspect,
+    "export": cli_policy.run_export,
     "demo": _demo,
 }
 

@@ -48,9 +48,9 @@ class GraphedSteps:
         steps = len(rates)
         moving = [rates, *columns]
         if not self._buffers or steps > len(self._buffers[2]):
-            # Intervals of a run differ by a step at most, so this is seldom.
+            # Later intervals may be longer: with room for twice as many steps, this is seldom.
             self._graphs.clear()
-            grown = [t.new_empty(steps + 1, *t.shape[1:]) for t in moving]
+            grown = [t.new_empty(2 * steps, *t.shape[1:]) for t in moving]
             self._buffers = [*(torch.empty_like(c) for c in constants), *grown]
         for buffer, value in zip(self._buffers[:2], constants, strict=True):
             buffer.copy_(value)

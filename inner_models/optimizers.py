@@ -42,6 +42,10 @@ class BatchedOptimizer(ABC):
                 step count untouched. None keeps all.
         """
 
+    def state(self) -> list[Tensor]:
+        """All that it remembers, tensors of (num_runs, ...) that are written in place."""
+        return [self.buffer, self.steps]
+
     def _add_decay(self, grads: Tensor, keep: Tensor | None) -> None:
         """Adds weight decay to the gradients, as all but AdamW do."""
         if self.config.weight_decay:
@@ -69,6 +73,10 @@ class BatchedAdam(BatchedOptimizer):
     def __init__(self, params: Tensor, config: OptimizerConfig) -> None:
         super().__init__(params, config)
         self.second = torch.zeros_like(params)
+
+    def state(self) -> list[Tensor]:
+        """See `BatchedOptimizer.state`."""
+        return [*super().state(), self.second]
 
     def step(self, grads: Tensor, *, lr: Tensor, momentum: Tensor, keep: Tensor | None) -> None:
         """See `BatchedOptimizer.step`."""
@@ -134,6 +142,10 @@ class BatchedRMSprop(BatchedOptimizer):
     def __init__(self, params: Tensor, config: OptimizerConfig) -> None:
         super().__init__(params, config)
         self.second = torch.zeros_like(params)
+
+    def state(self) -> list[Tensor]:
+        """See `BatchedOptimizer.state`."""
+        return [*super().state(), self.second]
 
     def step(self, grads: Tensor, *, lr: Tensor, momentum: Tensor, keep: Tensor | None) -> None:
         """See `BatchedOptimizer.step`."""

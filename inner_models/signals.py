@@ -1,47 +1,45 @@
 """The raw statistics of training, gathered on the device and fetched once per decision.
 
-The trainer feeds N runs at once and the plug-in feeds one; both get the same numbers. Every step
-costs a handful of operations on tensors of shape (num_runs,); nothing here waits for the device
-until `TrainingSignals.fetch`.
+The trainer feeds N runs at once and the plug-in feeds one; both get the same numbers. A step only
+writes its loss, gradient norm and clip threshold into a table, and nothing here waits for the
+device until `TrainingSignals.fetch`: all that is made of the table is made on the host, by
+`summarise`. The one recurrence on the device is the running mean that the next threshold needs.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-FloatArray = NDArray[np.float64]
+from pacesetter.inner_models.interval_statistics import (
+    ABSURD,
+    NO_GRADIENT,
+    WINDOW_SUMS,
+    FloatArray,
+    IntervalStatistics,
+    Reduce,
+    summarise,
+)
+
+__all__ = [
+    "COUNTED_AT_MOST",
+    "NORM_RATE",
+    "NO_GRADIENT",
+    "FloatArray",
+    "IntervalStatistics",
+    "Reduce",
+    "TrainingSignals",
+    "window_length",
+]
+
 
 COUNTED_AT_MOST = 5.0
 """A gradient norm enters the running mean at most this many times the mean."""
-_ABSURD = {torch.float64: 1e150, torch.float32: 1e15}
-"""Beyond this a number counts as infinite: its square, summed over an interval, would be."""
 NORM_RATE = 0.02
 """Slowest rate of the running mean of gradient norms, per inner step."""
 
-_SUMS = (
-    "steps",
-    "broken",
-    "losses",
-    "loss",
-    "loss_sq",
-    "norms",
-    "norm",
-    "norm_sq",
-    "clipped",
-    "window",
-    "param_norm",
-    "directions",
-    "cos_momentum",
-    "cos_update",
-    "update_norm",
-)
-_ROW = {name: row for row, name in enumerate(_SUMS)}
-_TRACKER = ("loss_shift", "norm_mean", "norm_count", "finite")
+_FIRST_ROWS = 32
 
 
 def window_length(interval: int) -> int:
@@ -53,59 +51,43 @@ def window_length(interval: int) -> int:
     return max(1, min(4, interval // 5))
 
 
-@dataclass(frozen=True)
-class IntervalStatistics:
-    """Statistics of one interval; every field has shape (num_runs,), float64.
-
-    Attributes:
-        loss_mean: mean training loss over steps where it was finite; NaN if it never was.
-        loss_std: its standard deviation within the interval.
-        norm_mean: mean gradient norm before clipping; NaN if it was never finite.
-        norm_std: its standard deviation within the interval.
-        clipped_share: share of steps whose gradient was clipped.
-        nonfinite_share: share of steps with a loss or gradient norm that was not finite.
-        cos_momentum: mean cosine of gradient and momentum at the interval's end; NaN if unknown.
-        cos_update: mean cosine of gradient and previous update (minus its direction), the
-            hypergradient: positive means that the last step was too short (Baydin et al. 2018).
-        update_norm: mean norm of an update, before weight decay; NaN if unknown.
-        param_norm: mean norm of all parameters.
-        norm_running: running mean of gradient norms at the interval's end, which the clip
-            threshold is a multiple of; 0 while there is none.
-    """
-
-    loss_mean: FloatArray
-    loss_std: FloatArray
-    norm_mean: FloatArray
-    norm_std: FloatArray
-    clipped_share: FloatArray
-    nonfinite_share: FloatArray
-    cos_momentum: FloatArray
-    cos_update: FloatArray
-    update_norm: FloatArray
-    param_norm: FloatArray
-    norm_running: FloatArray
-
-
 class TrainingSignals:
-    """Accumulators for `num_runs` runs on one device.
+    """Statistics of `num_runs` runs on one device.
 
     Args:
         num_runs: how many runs are watched.
         device: where losses and gradients live.
-        dtype: of the accumulators; float64 where the device has it.
+        dtype: of the tables; float64 where the device has it.
     """
 
     def __init__(
         self, num_runs: int, *, device: torch.device | str, dtype: torch.dtype = torch.float64
     ) -> None:
-        self._sums = torch.zeros(len(_SUMS), num_runs, device=device, dtype=dtype)
-        self._absurd = _ABSURD[dtype]
-        # Losses are accumulated relative to the run's first one: E[x^2] - E[x]^2 would otherwise
-        # lose the spread of a loss that has a large constant part.
-        self._loss_shift = torch.full((num_runs,), torch.nan, device=device, dtype=dtype)
+        self._dtype, self._absurd = dtype, ABSURD[dtype]
         self._norm_mean = torch.zeros(num_runs, device=device, dtype=dtype)
         self._norm_count = torch.zeros(num_runs, device=device, dtype=dtype)
-        self._finite = torch.ones(num_runs, device=device, dtype=torch.bool)
+        # Rows are counted on the device, where a replayed graph counts too, and on the host, where
+        # looking costs nothing; what a replay hides from the host is what `begin_interval` told.
+        self._row = torch.zeros(1, device=device, dtype=torch.int64)
+        self._window_row = torch.zeros(1, device=device, dtype=torch.int64)
+        self._rows = self._norm_mean.new_empty(3, 0, num_runs)
+        self._window = self._norm_mean.new_empty(0, WINDOW_SUMS, num_runs)
+        self._steps = self._window_steps = self._told = 0
+        self._reserve(_FIRST_ROWS, window_length(_FIRST_ROWS) + 1)
+
+    def begin_interval(self, steps: int) -> bool:
+        """Makes room for an interval, so that its steps can be recorded and replayed as graphs.
+
+        Without it the room grows as steps come in, which a replayed graph would not notice.
+
+        Args:
+            steps: of the interval that begins.
+
+        Returns:
+            Whether tables have moved: graphs that were recorded before are of no use then.
+        """
+        self._told = steps
+        return self._reserve(steps + 1, window_length(steps) + 1)
 
     def record_gradient(self, norm: Tensor, clip_ratio: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Takes in one step's gradient norms and says how to clip.
@@ -114,50 +96,37 @@ class TrainingSignals:
         run is not clipped.
 
         Args:
-            norm: (num_runs,), norm of the whole gradient before clipping.
+            norm: (num_runs,), norm of the whole gradient before clipping; NO_GRADIENT where an
+                update is left out for a reason that is no fault of the run's.
             clip_ratio: (num_runs,).
 
         Returns:
             Three tensors of shape (num_runs,): the factor for the gradients (1 where nothing is
             clipped), the threshold (infinite where there is none), and whether the norm is finite.
         """
-        norm = norm.to(self._sums.dtype)
+        norm = norm.to(self._dtype)
         finite = norm < self._absurd
-        first = self._norm_count == 0
-        threshold = torch.where(first, torch.inf, self._norm_mean * clip_ratio)
-        clipped = (norm > threshold) & finite
-        scale = torch.where(clipped, threshold / norm, 1.0)
-        safe = torch.where(finite, norm, 0.0)
-        counted = torch.where(first, safe, torch.minimum(safe, COUNTED_AT_MOST * self._norm_mean))
         # A gradient of zero says nothing about scale: counted, it would make the next threshold
         # zero, and so every later gradient.
-        known = finite & (safe > 0)
-        rate = torch.clamp(1 / (self._norm_count + 1), min=NORM_RATE) * known
-        self._norm_mean += rate * (counted - self._norm_mean)
+        known = finite & (norm > 0)
+        base = torch.where(self._norm_count > 0, self._norm_mean, torch.inf)
+        threshold = base * clip_ratio
+        scale = torch.where(known, (threshold / norm).clamp(max=1.0), 1.0)
         self._norm_count += known
-        rows = torch.stack((finite.to(safe.dtype), safe, safe * safe, clipped.to(safe.dtype)))
-        self._sums[_ROW["norms"] : _ROW["clipped"] + 1] += rows
-        self._finite.copy_(finite)
+        rate = self._norm_count.reciprocal().clamp(min=NORM_RATE)
+        change = rate * (torch.minimum(norm, COUNTED_AT_MOST * base) - self._norm_mean)
+        self._norm_mean += torch.where(known, change, 0.0)
+        self._rows[1].index_copy_(0, self._row, norm[None])
+        self._rows[2].index_copy_(0, self._row, threshold[None])
         return scale, threshold, finite
 
     def record_loss(self, loss: Tensor) -> None:
         """Takes in one step's losses, shape (num_runs,), and closes the step."""
-        loss = loss.to(self._sums.dtype)
-        finite = loss.abs() < self._absurd
-        unset = torch.isnan(self._loss_shift) & finite
-        self._loss_shift.copy_(torch.where(unset, loss, self._loss_shift))
-        shifted = torch.where(finite, loss - self._loss_shift, 0.0)
-        broken = ~(finite & self._finite)
-        self._sums[: _ROW["loss_sq"] + 1] += torch.stack(
-            (
-                torch.ones_like(shifted),
-                broken.to(shifted.dtype),
-                finite.to(shifted.dtype),
-                shifted,
-                shifted * shifted,
-            )
-        )
-        self._finite.fill_(value=True)
+        self._rows[0].index_copy_(0, self._row, loss.to(self._dtype)[None])
+        self._row += 1
+        self._steps += 1
+        if self._steps >= self._rows.shape[1]:
+            self._reserve(self._steps + 1, 0)
 
     def record_window(
         self,
@@ -175,71 +144,84 @@ class TrainingSignals:
                 <gradient, momentum>, |momentum|^2, <gradient, u>, |u|^2 and |lr u|, where ``-lr u``
                 is the previous update before weight decay.
         """
-        kind = self._sums.dtype
-        ones = torch.ones_like(self._norm_mean)
-        self._sums[_ROW["window"]] += ones
-        self._sums[_ROW["param_norm"]] += torch.nan_to_num(param_sq.to(kind).sqrt())
-        if directions is None:
-            return
-        grad_momentum, momentum_sq, grad_update, update_sq, update_norm = (
-            d.to(kind) for d in directions
-        )
-        grad_sq = grad_sq.to(kind)
-        cosines = torch.stack(
+        found = directions or (torch.full_like(self._norm_mean, torch.nan),) * (WINDOW_SUMS - 2)
+        row = torch.stack([t.to(self._dtype) for t in (param_sq, grad_sq, *found)])
+        self._window.index_copy_(0, self._window_row, row[None])
+        self._window_row += 1
+        self._window_steps += 1
+        if self._window_steps >= len(self._window):
+            self._reserve(0, self._window_steps + 1)
+
+    def fetch(self, reduce: Reduce | None = None) -> IntervalStatistics:
+        """Copies the interval's rows to the host, in one transfer, and starts a new interval.
+
+        Args:
+            reduce: applied to all rows before anything is made of them; see `Reduce`.
+        """
+        steps, width = max(self._steps, self._told), self._norm_mean.shape[0]
+        window_steps = max(self._window_steps, window_length(self._told))
+        packed = torch.cat(
             (
-                grad_momentum / (grad_sq * momentum_sq).sqrt(),
-                grad_update / (grad_sq * update_sq).sqrt(),
+                self._norm_mean[None],
+                torch.cat((self._row, self._window_row)).to(self._dtype)[:, None].expand(2, width),
+                self._rows[:, :steps].reshape(-1, width),
+                self._window[:window_steps].reshape(-1, width),
             )
         )
-        # A zero or broken gradient has no direction: the step does not count.
-        known = torch.isfinite(cosines).all(0) & torch.isfinite(update_norm)
-        rows = torch.cat((ones[None], cosines.clamp(-1, 1), update_norm[None]))
-        self._sums[_ROW["directions"] :] += torch.where(known, rows, 0.0)
-
-    def fetch(self) -> IntervalStatistics:
-        """Copies the interval's statistics to the host, in one transfer, and starts a new one."""
-        rows = (self._sums, self._loss_shift[None], self._norm_mean[None])
-        table = torch.cat(rows).to("cpu", torch.float64).numpy()
-        self._sums.zero_()
-        sums = dict(zip(_SUMS, table, strict=False))
-        steps = np.maximum(sums["steps"], 1)
-        loss_mean, loss_std = _moments(sums["losses"], sums["loss"], sums["loss_sq"])
-        norm_mean, norm_std = _moments(sums["norms"], sums["norm"], sums["norm_sq"])
-        return IntervalStatistics(
-            loss_mean=loss_mean + table[-2],
-            loss_std=loss_std,
-            norm_mean=norm_mean,
-            norm_std=norm_std,
-            clipped_share=sums["clipped"] / steps,
-            nonfinite_share=sums["broken"] / steps,
-            cos_momentum=_mean(sums["directions"], sums["cos_momentum"]),
-            cos_update=_mean(sums["directions"], sums["cos_update"]),
-            update_norm=_mean(sums["directions"], sums["update_norm"]),
-            param_norm=_mean(sums["window"], sums["param_norm"]),
-            norm_running=table[-1],
-        )
+        table = packed.to("cpu", torch.float64).numpy()
+        counts = table[1:3, 0].astype(np.int64)
+        rows = table[3 : 3 + 3 * steps].reshape(3, steps, width)[:, : counts[0]]
+        window = table[3 + 3 * steps :].reshape(-1, WINDOW_SUMS, width)[: counts[1]]
+        self._clear()
+        return summarise(rows, window, running=table[0], absurd=self._absurd, reduce=reduce)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything needed to go on in the middle of an interval."""
-        state = {name: getattr(self, f"_{name}").clone() for name in _TRACKER}
-        return {**state, "sums": self._sums.clone()}
+        """Everything needed to go on in the middle of an interval. Waits for the device."""
+        return {
+            "norm_mean": self._norm_mean.clone(),
+            "norm_count": self._norm_count.clone(),
+            # The last row is that of the step which has its gradient, perhaps, but no loss yet.
+            "rows": self._rows[:, : int(self._row) + 1].clone(),
+            "window": self._window[: int(self._window_row)].clone(),
+        }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restores what `state_dict` returned; shapes must agree."""
-        for name in (*_TRACKER, "sums"):
-            getattr(self, f"_{name}").copy_(state[name])
+        self._clear()
+        self._norm_mean.copy_(state["norm_mean"])
+        self._norm_count.copy_(state["norm_count"])
+        rows, window = state["rows"], state["window"]
+        self._reserve(rows.shape[1] + 1, len(window) + 1)
+        self._rows[:, : rows.shape[1]].copy_(rows)
+        self._window[: len(window)].copy_(window)
+        self._steps, self._window_steps = rows.shape[1] - 1, len(window)
+        self._row.fill_(self._steps)
+        self._window_row.fill_(self._window_steps)
 
+    def _clear(self) -> None:
+        self._row.zero_()
+        self._window_row.zero_()
+        self._blank(self._rows)
+        self._steps = self._window_steps = self._told = 0
 
-def _mean(count: FloatArray, total: FloatArray) -> FloatArray:
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    def _reserve(self, steps: int, window_steps: int) -> bool:
+        """Sees to it that the tables are as long as that; returns whether they had to move."""
+        have, have_window = self._rows.shape[1], len(self._window)
+        # Twice what is asked for: the next interval may be longer, and moving is dear.
+        if steps > have:
+            rows = self._rows.new_empty(3, 2 * steps, self._rows.shape[2])
+            self._blank(rows)
+            rows[:, :have] = self._rows
+            self._rows = rows
+        if window_steps > have_window:
+            window = self._window.new_zeros(2 * window_steps, *self._window.shape[1:])
+            window[:have_window] = self._window
+            self._window = window
+        return steps > have or window_steps > have_window
 
-
-def _moments(
-    count: FloatArray, total: FloatArray, total_sq: FloatArray
-) -> tuple[FloatArray, FloatArray]:
-    mean = _mean(count, total)
-    mean_sq = _mean(count, total_sq)
-    variance = mean_sq - mean * mean
-    # Below this, the difference of two rounded numbers is noise: call the values constant.
-    variance = np.where(variance > 1e-13 * mean_sq, variance, 0.0)
-    return mean, np.where(np.isnan(mean), np.nan, np.sqrt(variance))
+    @staticmethod
+    def _blank(rows: Tensor) -> None:
+        """Makes rows those of steps that had no gradient."""
+        rows[0].zero_()
+        rows[1].fill_(NO_GRADIENT)
+        rows[2].fill_(torch.inf)

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pacesetter.inner_models.allocator import keep_freed_memory
@@ -30,6 +31,7 @@ from pacesetter.inner_models.signals import (
     TrainingSignals,
     window_length,
 )
+from pacesetter.inner_models.snapshot import RunSnapshot
 from pacesetter.inner_models.task import SPLITS, Batch, SplitName, Task
 from pacesetter.inner_models.tracing import TRACE_FROM
 
@@ -101,6 +103,7 @@ class InnerTrainer:
         self._program = LossProgram(task, self._stack, traced=self._traced)
         self.optimizer = make_optimizer(self._stack.params, task.optimizer)
         self.signals = TrainingSignals(self.num_runs, device=self.device)
+        self._snapshot: RunSnapshot | None = None
         self._last_lr = self._stack.params.new_zeros(self.num_runs)
         self._momentum = self._stack.params.new_zeros(self.num_runs, 1)
         # As in a job: a plain sum that has no momentum keeps nothing that tells a direction.
@@ -120,7 +123,7 @@ class InnerTrainer:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            for name in ("_source", "_stack", "_program", "optimizer", "_graphs"):
+            for name in ("_source", "_stack", "_program", "optimizer", "_snapshot", "_graphs"):
                 self.__dict__.pop(name, None)
             raise out_of_memory(error, num_runs=self.num_runs, attempt=self._attempt) from None
 
@@ -191,6 +194,8 @@ class InnerTrainer:
         steps = len(rates)
         columns = self._source.load(steps)
         window = steps - window_length(steps)
+        if self.signals.begin_interval(steps) and self._graphs is not None:
+            self._graphs = GraphedSteps(self._step, device=self.device)  # the tables have moved
         # The first interval is not captured: it settles which form the program takes.
         step: Step = self._step
         if self._graphs is not None and self.step_count and self._program.batched:
@@ -244,6 +249,34 @@ class InnerTrainer:
         self.signals.record_window(
             param_sq=param_norm.square(), grad_sq=norm.square(), directions=directions
         )
+
+    def keep(self, rows: NDArray[np.bool_]) -> None:
+        """Takes the weights, buffers and optimizer state of some runs as their last good ones.
+
+        The first call takes all runs and doubles what they need of the memory.
+
+        Args:
+            rows: (num_runs,), which runs.
+        """
+        if self._snapshot is None:
+            fixed = [t.flatten(0, 1) for t in self._stack.fixed.values()]
+            tensors = [self._stack.params, *self.optimizer.state(), *fixed]
+            self._snapshot = self._fits(lambda: RunSnapshot(tensors))
+        else:
+            self._snapshot.keep(torch.as_tensor(rows, device=self.device))
+
+    def restore(self, rows: NDArray[np.bool_]) -> None:
+        """Puts some runs back to where `keep` last took them.
+
+        Args:
+            rows: (num_runs,), which runs.
+
+        Raises:
+            RuntimeError: `keep` was never called.
+        """
+        if self._snapshot is None:
+            raise RuntimeError("there is nothing to go back to: call keep() before restore()")
+        self._snapshot.restore(torch.as_tensor(rows, device=self.device))
 
     def parameters(self, run: int) -> dict[str, Tensor]:
         """A copy of one run's trained parameters by name, each with the shape the module has."""

@@ -19,6 +19,25 @@ def codec(total_steps=400, momentum=0.9, *, scales=False, runs=1, **changes):
     )
 
 
+@given(st.integers(1, 200_000), st.integers(1, 60), st.floats(1.0, 3.0))
+def test_intervals_may_be_denser_early(total_steps, num_intervals, power):
+    ends = interval_ends(total_steps, num_intervals, power)
+    even = interval_ends(total_steps, num_intervals)
+    assert len(ends) == len(even)
+    assert ends[-1] == total_steps
+    lengths = np.diff((0, *ends))
+    assert lengths.min() >= min(2, total_steps)
+    assert all(early <= late for early, late in zip(ends, even, strict=True))
+    # Rounding aside, no interval is shorter than the one before it.
+    assert (np.diff(lengths[:-1]) >= -2).all()
+
+
+def test_denser_early_by_hand():
+    expected = tuple(max(2 * k, int(1000 * (k / 40) ** 1.5)) for k in range(1, 41))
+    assert codec(1000).ends == expected
+    assert expected[:4] == (3, 11, 20, 31)
+
+
 @given(st.integers(1, 200_000), st.integers(1, 60))
 def test_intervals_cover_the_run_and_number_k(total_steps, num_intervals):
     ends = interval_ends(total_steps, num_intervals)
@@ -105,7 +124,7 @@ def test_the_guard_cuts_on_top_of_the_action():
 
 
 def test_late_in_a_run_the_rate_may_be_held_but_not_raised_above_its_peak():
-    c = codec(runs=2)
+    c = codec(runs=2, decision_power=1.0)
     starts = [0, *c.ends[:-1]]
     levels = []
     for k, start in enumerate(starts):
@@ -123,6 +142,57 @@ def test_late_in_a_run_the_rate_may_be_held_but_not_raised_above_its_peak():
     assert levels[-1, 0] > 0.5 * levels[early][:, 0].max()
     # A run that went down may come back to where it was, its start.
     assert 0.8 < levels[~early][:, 1].max() <= 1.001
+
+
+def test_the_guard_leaves_a_run_little_headroom():
+    c = codec(runs=2)
+    c.apply(np.zeros((2, 3)), lr_cut=-math.log(10), headroom=[math.log(3), math.inf])
+    cut = np.exp(c.lr_offset)
+    for _ in range(20):
+        c.apply([[1.0, 0, 0]] * 2)
+    raised = c.lr_factors(c.ends[20], 1)[0]
+    assert raised[0] <= 3.001 * cut[0]
+    assert raised[1] > 10 * cut[1]
+
+
+def test_narrower_bounds_hold_the_rate():
+    c = ActionCodec(
+        ControlConfig(),
+        total_steps=400,
+        momentum_start=[0.9],
+        momentum_scales_lr=False,
+        lr_bounds=(0.5, 2.0),
+    )
+    levels = []
+    for end, action in zip(c.ends[:-1], [1.0] * 20 + [-1.0] * 19, strict=True):
+        c.apply([[action, 0, 0]])
+        levels.append(c.lr_factors(end, 1)[0, 0])
+    assert 1.9 < max(levels[5:]) <= 2.0
+    assert min(levels[5:]) == pytest.approx(0.5)
+
+
+def test_without_a_ramp_the_first_step_is_a_full_one():
+    c = ActionCodec(
+        ControlConfig(), total_steps=400, momentum_start=[0.9], momentum_scales_lr=False, ramp=False
+    )
+    assert c.lr_factors(0, 1)[0, 0] == 1.0
+
+
+@pytest.mark.parametrize("step", [0, 5, 170, 399, 400])
+def test_a_later_end_makes_no_jump(step):
+    c = codec(400)
+    while c.decisions < len(c.ends) and c.ends[c.decisions] <= step:
+        c.apply([[0.3, 0.1, 0.0]])
+    before = c.lr_factors(step, 1)[0, 0]
+    c.extend(1000, step=step)
+    assert c.lr_factors(step, 1)[0, 0] == pytest.approx(before, rel=1e-9)
+    assert c.ends == codec(1000).ends
+    assert c.ends[c.decisions] > step
+    assert c.decisions == 0 or c.ends[c.decisions - 1] <= step
+    twin = codec(400)
+    twin.load_state_dict(c.state_dict())
+    assert np.array_equal(twin.lr_factors(step, 100), c.lr_factors(step, 100))
+    assert twin.ends == c.ends
 
 
 def test_state_round_trip():
@@ -147,6 +217,8 @@ def test_bad_input_is_refused_with_what_came():
         codec(0)
     with pytest.raises(ValueError, match="num_intervals must be positive, but got 0"):
         ControlConfig(num_intervals=0)
+    with pytest.raises(ValueError, match=r"decision_power must lie in \[1, 4\], but got 0.5"):
+        ControlConfig(decision_power=0.5)
     with pytest.raises(ValueError, match="must hold 1"):
         ControlConfig(lr_bounds=(2.0, 3.0))
     with pytest.raises(ValueError, match="positive and ordered"):

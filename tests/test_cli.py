@@ -10,8 +10,8 @@ import pytest
 from pacesetter.agent.policy import Policy, PolicyInfo, save_policy
 from pacesetter.agent.run_folder import claim_folder
 from pacesetter.envs.actions import ControlConfig
-from pacesetter.envs.features import NUM_FEATURES
-from pacesetter.experiments import cli, compare, demo
+from pacesetter.envs.features import FEATURE_NAMES, NUM_FEATURES
+from pacesetter.experiments import cli, cli_policy, compare, demo
 from pacesetter.experiments.demo import DemoConfig, digits_records, run_demo
 from pacesetter.experiments.records import Entry
 
@@ -138,10 +138,43 @@ def test_inspect(capsys, policy_file):
     assert header["sha256"] == a_policy().digest
 
 
+def test_inspect_shows_response_curves(capsys, tmp_path):
+    weight = np.zeros((3, NUM_FEATURES))
+    weight[0, FEATURE_NAMES.index("cos_update")] = 0.2
+    path = save_policy(Policy([(weight, np.zeros(3))]), tmp_path / "p.safetensors")
+    table, picture = tmp_path / "new" / "curves.csv", tmp_path / "new" / "curves.png"
+    given = ["inspect", str(path), "--csv", str(table), "--plot", str(picture)]
+    assert cli.main(given) == 0
+    lines = capsys.readouterr().out.partition("response curves")[2].splitlines()
+    assert lines[3].split()[0] == "cos_update"  # the strongest comes first
+    # Raw cosines from -1 to 1 are features from -1.25 / 0.3 to 0.75 / 0.3.
+    assert lines[3].split()[1:6] == ["-1", "1", "-0.83", "+0.50", "1.33"]
+    assert len(lines) == 3 + NUM_FEATURES
+    assert table.read_text().splitlines()[0].startswith("feature,value,log_lr")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert cli.main(["inspect", str(path), "--json"]) == 0
+    curves = json.loads(capsys.readouterr().out)["response_curves"]
+    assert next(iter(curves)) == "cos_update"
+    assert curves["progress"]["values"][-1] == pytest.approx(1.0)
+    assert cli.main(["inspect"]) == 0  # the shipped policy
+
+
+def test_export_for_other_runtimes(capsys, tmp_path, policy_file):
+    pytest.importorskip("onnxruntime")
+    for kind, name in (("onnx", "p.onnx"), ("torch", "p.pt2"), ("policy", "p.safetensors")):
+        out = tmp_path / "out" / name
+        assert cli.main(["export", str(policy_file), "--format", kind, "--out", str(out)]) == 0
+        assert out.stat().st_size > 0
+    capsys.readouterr()
+    assert ".pt2" in failure(
+        capsys, "export", policy_file, "--format", "torch", "--out", tmp_path / "x"
+    )
+
+
 def test_export(capsys, tmp_path, policy_file):
     from pacesetter.agent.callbacks import POLICY
 
-    assert cli.POLICY_FILE == POLICY
+    assert cli_policy.POLICY_FILE == POLICY
     target = tmp_path / "own" / "mine.safetensors"
     assert cli.main(["export", str(tmp_path), "--out", str(target)]) == 0
     assert target.read_bytes() == policy_file.read_bytes()
@@ -150,7 +183,9 @@ def test_export(capsys, tmp_path, policy_file):
     assert cli.main(["export", str(tmp_path), "--out", str(target), "--force"]) == 0
     capsys.readouterr()
     assert "no policy yet" in failure(capsys, "export", target.parent, "--out", tmp_path / "x")
-    assert "not a folder" in failure(capsys, "export", tmp_path / "none", "--out", tmp_path / "x")
+    assert "neither a policy file nor a folder" in failure(
+        capsys, "export", tmp_path / "none", "--out", tmp_path / "x"
+    )
     assert "is a folder" in failure(capsys, "export", tmp_path, "--out", target.parent)
     policy_file.write_bytes(b"junk" * 100)
     failure(capsys, "export", tmp_path, "--out", tmp_path / "x")

@@ -19,6 +19,7 @@ from pacesetter.envs.schedule_env import ScheduleEnv
 from pacesetter.envs.schedule_vec_env import ScheduleVecEnv
 from pacesetter.inner_models.task import ModuleTask, OptimizerConfig, Splits
 from pacesetter.inner_models.teacher import TeacherMLP, TeacherRanges
+from pacesetter.inner_models.trainer import InnerTrainer
 
 ID = f"pacesetter.envs.registration:{SCHEDULE_ID}"
 ONLY_SGD = {"adam_share": 0.0, "sgd_share": 1.0, "rmsprop_share": 0.0}
@@ -97,8 +98,25 @@ def test_an_episode_ends_at_the_horizon_with_the_improvement_over_zero_actions()
     assert all(t[1] == 0 for t in timid[:-1])
 
 
+def lost(task):
+    """The same task, of which every run ends with a loss that is not finite."""
+    inputs, targets = task.splits.outer_valid[:2]
+    rest = task.splits.outer_valid[2:]
+    beyond = (inputs, torch.full_like(targets, torch.inf), *rest)
+    return replace(task, splits=replace(task.splits, outer_valid=beyond))
+
+
+@pytest.mark.parametrize("lr", [1e6, 1e30])
+def test_the_guard_brings_a_hopeless_start_back(lr):
+    env = ScheduleEnv(own_task(seed=0, optimizer=OptimizerConfig(name="sgd", lr=lr)))
+    trace = rollout(env, np.zeros((99, 3), np.float32), seed=0)
+    assert all(np.isfinite(t[0]).all() for t in trace)
+    untrained = InnerTrainer([own_task(seed=0)]).evaluate("outer_valid")[0]
+    assert trace[-1][3]["outer_valid_loss"] <= untrained + 1e-4
+
+
 def test_divergence_ends_the_episode_with_the_worst_reward():
-    env = ScheduleEnv(own_task(seed=0, optimizer=OptimizerConfig(name="sgd", lr=1e6)))
+    env = ScheduleEnv(lost(own_task(seed=0)))
     trace = rollout(env, np.zeros((99, 3), np.float32), seed=0)
     assert trace[-1][1:3] == (-CLIP, True)
     assert all(np.isfinite(t[0]).all() for t in trace)
@@ -160,8 +178,7 @@ def test_vec_env_is_deterministic_and_any_episode_can_be_rebuilt():
 def test_a_diverged_run_gets_the_worst_score_and_stays_masked():
     class Fragile(TeacherMLP):
         def build(self, shape, generator):
-            task = super().build(shape, generator)
-            return task.with_optimizer(lr=1e25)
+            return lost(super().build(shape, generator))
 
     # A linear map: nothing in it saturates, so that it runs off to infinity.
     ranges = TeacherRanges(

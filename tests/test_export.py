@@ -1,17 +1,21 @@
 """From a Stable-Baselines3 PPO to a policy file that decides the same."""
 
+import json
+
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
 from pacesetter.agent.export import export_policy, policy_from_model
-from pacesetter.agent.policy import load_policy
+from pacesetter.agent.policy import Policy, load_policy
+from pacesetter.agent.portable import METADATA_FILE, export_onnx, export_program
 from pacesetter.envs.actions import ControlConfig
-from pacesetter.envs.features import NUM_FEATURES
+from pacesetter.envs.features import FEATURE_NAMES, NUM_FEATURES
 
 
 class Toy(gymnasium.Env):
@@ -158,3 +162,58 @@ def test_squashed_actions_are_refused():
     )
     with pytest.raises(ValueError, match="squashes"):
         policy_from_model(model)
+
+
+# -- other runtimes ---------------------------------------------------------------------------
+
+
+class Liar(Policy):
+    """Says other actions than its network computes."""
+
+    def act(self, features):
+        return super().act(features) + 1e-3
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+def test_other_runtimes_compute_the_same_actions(tmp_path, activation):
+    onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    rng = np.random.default_rng(0)
+    layers = [(rng.normal(size=(9, NUM_FEATURES)) / 4, rng.normal(size=9))]
+    layers += [(rng.normal(size=(3, 9)) / 3, rng.normal(size=3))]
+    policy = Policy(layers, activation=activation)
+    features = rng.uniform(-2, 2, (300, NUM_FEATURES)).astype(np.float32)
+    expected = policy.act(features)
+    assert np.ptp(expected) > 1
+
+    path = export_onnx(policy, tmp_path / "new" / "p.onnx")
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (found,) = session.run(["action"], {"features": features})
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    said = {p.key: p.value for p in onnx.load(path).metadata_props}
+    assert json.loads(said["features"]) == list(FEATURE_NAMES)
+    assert said["sha256"] == policy.digest
+
+    path = export_program(policy, tmp_path / "new" / "p.pt2")
+    extra = {METADATA_FILE: ""}
+    program = torch.export.load(path, extra_files=extra)
+    for rows in (features, features[:1]):
+        found = program.module()(torch.from_numpy(rows)).numpy()
+        np.testing.assert_allclose(found, policy.act(rows), atol=1e-6)
+    assert json.loads(extra[METADATA_FILE])["sha256"] == policy.digest
+    assert sorted(p.name for p in path.parent.iterdir()) == ["p.onnx", "p.pt2"]
+
+
+@pytest.mark.parametrize(("export", "name"), [("onnx", "p.onnx"), ("program", "p.pt2")])
+def test_what_computes_other_actions_is_not_written(tmp_path, export, name):
+    pytest.importorskip("onnxruntime")
+    write = {"onnx": export_onnx, "program": export_program}[export]
+    liar = Liar([(np.zeros((3, NUM_FEATURES)), np.zeros(3))])
+    with pytest.raises(ValueError, match=r"is off by 0\.001: it was not written"):
+        write(liar, tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_program_needs_its_ending(tmp_path):
+    with pytest.raises(ValueError, match=r"must end in \.pt2, but got 'p\.pt'"):
+        export_program(Policy.do_nothing(), tmp_path / "p.pt")

@@ -127,7 +127,7 @@ def test_values_by_hand():
         valid=[1.5, None],
     )
     first, second = raw(rows[0]), raw(rows[1])
-    assert first["progress"] == pytest.approx(1 / 40)
+    assert first["progress"] == pytest.approx(2 / 400)
     assert first["loss_drop"] == pytest.approx(0, abs=1e-12)
     assert first["valid_known"] == 1
     assert first["valid_age"] == pytest.approx(0)

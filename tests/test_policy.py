@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -199,8 +200,8 @@ def test_no_bytes_crash_the_reader(noise, keep):
 
 def test_newer_schema_asks_for_an_upgrade():
     tensors, header = parts()
-    header["schema_version"] = 2
-    with pytest.raises(PolicyFileError, match=r"schema version 2, .* reads up to 1: upgrade"):
+    header["schema_version"] = 3
+    with pytest.raises(PolicyFileError, match=r"schema version 3, .* reads up to 2: upgrade"):
         parse_policy(seal(tensors, header)[0], source="file")
 
 
@@ -350,6 +351,42 @@ def test_header_refuses_what_json_cannot_hold():
         make_policy(info=PolicyInfo(provenance={"a": math.nan})).to_bytes()
     with pytest.raises(TypeError):
         make_policy(info=PolicyInfo(provenance={"a": object()})).to_bytes()
+
+
+# -- files of older schema versions -----------------------------------------------------------
+
+OLD = Path(__file__).parent / "data" / "policy-v1.safetensors"
+
+
+def test_a_file_of_version_1_keeps_loading():
+    policy = load_policy(OLD)
+    assert policy.digest == "a3eb12b940accadd1f1451bb85ba5d9f985cb6229872b0bc05b4f830b00d496b"
+    assert policy.control == ControlConfig(decision_power=1.0)  # its intervals were equal
+    assert policy.familiarity is None
+    assert policy.header["schema_version"] == 1
+    assert policy.to_bytes() == OLD.read_bytes()
+    features = np.linspace(-1, 1, 2 * NUM_FEATURES).reshape(2, NUM_FEATURES)
+    assert policy.act(features) == pytest.approx(
+        np.array([[0.1481524592, 1.0, -1.0], [-0.0029770381, 0.4866053449, -0.1693542185]]),
+        abs=1e-9,
+    )
+
+
+def test_version_1_knows_nothing_of_version_2():
+    tensors, header = parts()
+    header["schema_version"] = 1
+    with pytest.raises(PolicyFileError, match="control must hold"):
+        parse_policy(seal(tensors, header)[0], source="file")
+    del header["control"]["decision_power"]
+    assert parse_policy(seal(tensors, header)[0], source="file").control.decision_power == 1.0
+
+
+@pytest.mark.parametrize("name", ["familiarity", "decision_power"])
+def test_version_2_must_carry_what_it_added(name):
+    tensors, header = parts()
+    (header if name in header else header["control"]).pop(name)
+    with pytest.raises(PolicyFileError, match=name):
+        parse_policy(seal(tensors, header)[0], source="file")
 
 
 # -- the shipped policy -----------------------------------------------------------------------

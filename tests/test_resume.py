@@ -12,9 +12,14 @@ from torch.optim import SGD, Adam, AdamW, NAdam, RAdam, RMSprop
 
 from pacesetter.agent.policy import Policy
 from pacesetter.agent.scheduler import LearnedScheduler
+from pacesetter.envs.actions import interval_ends
 from pacesetter.envs.features import NUM_FEATURES
 
-TOTAL = 120  # intervals of three steps
+# Updates break on purpose: the guard says so.
+pytestmark = pytest.mark.filterwarnings("ignore:LearnedScheduler. ")
+
+TOTAL = 120
+ENDS = interval_ends(TOTAL, 40, 1.5)[:-1]
 OPTIMIZERS = {
     "AdamW": lambda p: AdamW(p, lr=1e-2),
     "AdamW-fused": lambda p: AdamW(p, lr=1e-2, fused=True),
@@ -115,7 +120,7 @@ def test_resumed_jobs_end_in_the_same_weights(name):
         stopped = Job(name).attach().run(0, stop)
         job = resumed(name, stopped.checkpoint(), ORDERS[i % len(ORDERS)]).run(stop, TOTAL)
         assert torch.equal(job.weights(), whole.weights()), f"stopped at {stop}"
-        assert [d.step for d in job.scheduler.history] == list(range(3, TOTAL, 3))
+        assert [d.step for d in job.scheduler.history] == list(ENDS)
         assert repr(list(job.scheduler.history)) == repr(list(whole.scheduler.history))
         assert job.scheduler.skipped_steps == whole.scheduler.skipped_steps == 1
         assert job.scheduler.last_clip_norm == whole.scheduler.last_clip_norm
@@ -147,7 +152,8 @@ def test_the_state_holds_no_weights_of_the_policy():
     file = io.BytesIO()
     del state["history"]
     torch.save(state, file)
-    assert len(file.getvalue()) < 8000
+    # The numbers of one update each, and the snapshot of a small job: no network of 64 x 64.
+    assert len(file.getvalue()) < 16000
 
 
 def test_states_that_do_not_belong_are_refused():

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, NAdam, RAdam, RMSprop
 
+from pacesetter.agent.monitor import UpdateMonitor
 from pacesetter.agent.policy import Policy, PolicyFileError, save_policy
 from pacesetter.agent.scheduler import LearnedScheduler
 from pacesetter.envs.actions import ControlConfig, interval_ends
 from pacesetter.envs.features import FEATURE_NAMES, FEATURES, NUM_FEATURES
 from pacesetter.inner_models.guard import LR_CUT
-from pacesetter.inner_models.signals import TrainingSignals
 
 OPTIMIZERS = {
     "AdamW": lambda params, **kw: AdamW(params, **{"lr": 1e-2, **kw}),
@@ -55,6 +55,15 @@ def reactive(seed=0, **control):
     shapes = [(8, NUM_FEATURES), (3, 8)]
     layers = [(0.15 * rng.normal(size=s), 0.15 * rng.normal(size=s[0])) for s in shapes]
     return Policy(layers, control=ControlConfig(**control))
+
+
+GUARDED = pytest.mark.filterwarnings("ignore:LearnedScheduler. ")
+"""For runs that the guard is to step into, of which every time is a warning."""
+
+
+def evenly(**changes):
+    """A policy that does nothing, with even intervals."""
+    return Policy.do_nothing(ControlConfig(decision_power=1.0, **changes))
 
 
 class Job:
@@ -95,7 +104,7 @@ class Job:
 
 def base_schedule(step, total, num_intervals=40, final=0.01, ramp=0.01):
     """The schedule of a policy that does nothing, by hand."""
-    first = interval_ends(total, num_intervals)[0]
+    first = interval_ends(total, num_intervals)[0]  # of even ones: the ramp's length
     decay = final + (1 - final) * 0.5 * (1 + math.cos(math.pi * step / total))
     return (ramp + (1 - ramp) * min(1.0, step / first)) * decay
 
@@ -161,15 +170,17 @@ def test_learning_goes_on(name):
 @pytest.mark.parametrize("total", [1, 2, 3, 4, 5, 50, 79, 80, 100, 1234])
 def test_one_fetch_per_decision_at_the_ends_of_intervals(total, monkeypatch):
     fetches = []
-    fetch = TrainingSignals.fetch
-    monkeypatch.setattr(TrainingSignals, "fetch", lambda self: fetches.append(1) or fetch(self))
+    fetch = UpdateMonitor.fetch
+    monkeypatch.setattr(
+        UpdateMonitor, "fetch", lambda self, **kwargs: fetches.append(1) or fetch(self, **kwargs)
+    )
     job = Job()
     scheduler = LearnedScheduler(job.optimizer, total, policy=reactive())
     for _ in range(total):
         job.update(scheduler)
-    expected = list(interval_ends(total, 40)[:-1])
+    expected = list(interval_ends(total, 40, 1.5)[:-1])
     assert [d.step for d in scheduler.history] == expected
-    assert len(fetches) == len(expected)
+    assert len(fetches) == len(expected) + 1  # the last interval is looked at too
 
 
 # -- clipping ---------------------------------------------------------------------------------
@@ -443,11 +454,12 @@ def test_losses_of_any_numeric_kind(kind):
 # -- broken numbers ---------------------------------------------------------------------------
 
 
+@GUARDED
 @every_optimizer
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_broken_gradients_are_skipped_counted_and_answered(name, value):
     job = Job(name)
-    scheduler = LearnedScheduler(job.optimizer, 100, policy=Policy.do_nothing())
+    scheduler = LearnedScheduler(job.optimizer, 100, policy=evenly())
     for _ in range(5):
         job.update(scheduler)
     before, state = job.weights(), copy.deepcopy(job.optimizer.state_dict()["state"])
@@ -469,19 +481,24 @@ def test_broken_gradients_are_skipped_counted_and_answered(name, value):
     factors = [d.lr_factor / base_schedule(d.step, 100) for d in scheduler.history]
     # Interval ends lie at 2, 5, 7 and 10; the broken update is the sixth.
     assert factors == pytest.approx([1, 1, math.exp(-LR_CUT), math.exp(-LR_CUT)])
+    (record,) = scheduler.history.interventions
+    assert (record.step, record.kind) == (7, "lr_cut")
+    assert "1 of 2 steps were not finite" in record.detail
     assert scheduler.skipped_steps == 1
 
 
+@GUARDED
 def test_a_broken_loss_is_answered_and_raises_nothing():
     job = Job()
-    scheduler = LearnedScheduler(job.optimizer, 100, policy=Policy.do_nothing())
+    scheduler = LearnedScheduler(job.optimizer, 100, policy=evenly())
     for _ in range(5):
         job.update()
         scheduler.step(math.nan)
         scheduler.observe_validation(math.inf)
     assert scheduler.skipped_steps == 0
     factors = [d.lr_factor / base_schedule(d.step, 100) for d in scheduler.history]
-    assert factors == pytest.approx([0.5, 0.25])
+    assert factors == pytest.approx([0.5, 0.05])
+    assert [i.kind for i in scheduler.history.interventions] == ["lr_cut", "rollback"]
     assert math.isnan(scheduler.history[-1].loss)
     assert np.isfinite(scheduler.history[-1].features).all()
 
@@ -518,6 +535,7 @@ numbers = st.one_of(
 )
 
 
+@GUARDED
 @settings(
     deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

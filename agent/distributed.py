@@ -1,0 +1,138 @@
+"""One job on several processes: what they have to agree on, and tensors that are spread over them.
+
+With data parallelism every process sees other losses, and all have to take the same decisions:
+`Group` averages the statistics and hands around what was decided, once per decision. Sharded
+parameters (FSDP2, tensor parallelism) are DTensors, of which each process holds a part: `Layout`
+tells how, and `across_shards` adds up. Where torch.distributed is not in use, nothing here costs
+anything.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor
+
+FloatArray = NDArray[np.float64]
+Layout: TypeAlias = "tuple[Any, Any] | None"
+"""Mesh and placements of a DTensor; None for a tensor that is whole on every process."""
+
+
+class Group:
+    """The processes that train one model together.
+
+    Args:
+        process_group: of torch.distributed; None: the default group, if there is one by the time
+            it is needed.
+    """
+
+    def __init__(self, process_group: Any = None) -> None:
+        self._group = process_group
+
+    @property
+    def size(self) -> int:
+        """How many processes there are; 1 where torch.distributed is not in use."""
+        if not dist.is_available() or not dist.is_initialized():
+            return 1
+        return dist.get_world_size(self._group)
+
+    def reduce(self, rows: FloatArray) -> FloatArray:
+        """Mean over all processes, of an array of any shape; the same on all of them.
+
+        Every process has to call it, with the same shape. Where one has a number that is not
+        finite, so has the mean.
+        """
+        size = self.size
+        if size == 1:
+            return rows
+        table = self._to_device(rows)
+        dist.all_reduce(table, group=self._group)
+        return self._to_host(table / size)
+
+    def broadcast(self, array: FloatArray) -> FloatArray:
+        """What the group's first process has, on all of them; shapes have to agree."""
+        if self.size == 1:
+            return array
+        table = self._to_device(array)
+        first = 0 if self._group is None else dist.get_global_rank(self._group, 0)
+        dist.broadcast(table, src=first, group=self._group)
+        return self._to_host(table)
+
+    def _to_device(self, array: FloatArray) -> Tensor:
+        """A copy where the group's backend can read it: NCCL reads no host memory."""
+        backend = str(dist.get_backend(self._group))
+        device = "cpu" if "gloo" in backend or "mpi" in backend else _accelerator()
+        return torch.tensor(array, dtype=torch.float64, device=device)
+
+    @staticmethod
+    def _to_host(table: Tensor) -> FloatArray:
+        array: FloatArray = table.cpu().numpy()
+        return array
+
+
+def _accelerator() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def layout_of(tensor: Tensor) -> Layout:
+    """How a tensor is spread over processes."""
+    kind = _dtensor()
+    if kind is None or not isinstance(tensor, kind):
+        return None
+    return tensor.device_mesh, tensor.placements
+
+
+def by_layout(tensors: Iterable[Tensor]) -> dict[Layout, list[Tensor]]:
+    """Sorts tensors by how they are spread; the order is the same on all processes."""
+    if _dtensor() is None:
+        return {None: list(tensors)}
+    layouts: dict[Layout, list[Tensor]] = {}
+    for tensor in tensors:
+        layouts.setdefault(layout_of(tensor), []).append(tensor)
+    return layouts
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor, sharing its memory; all of it where it is whole.
+
+    Call it without gradient tracking. A sum that is still to be added up over processes has no
+    part of its own: of such a one the whole is returned, as a copy.
+    """
+    layout = layout_of(tensor)
+    if layout is None:
+        return tensor
+    spread: Any = tensor
+    partial = any(placement.is_partial() for placement in layout[1])
+    part: Tensor = spread.full_tensor() if partial else spread.to_local()
+    return part
+
+
+def across_shards(total: Tensor, layout: Layout) -> Tensor:
+    """Adds up what every process has summed over its own parts.
+
+    Args:
+        total: of any shape.
+        layout: of the tensors that were summed over. Copies of one part count once.
+    """
+    if layout is None:
+        return total
+    from torch.distributed.tensor import DTensor, Partial, Replicate
+
+    mesh, placements = layout
+    if all(p.is_replicate() or p.is_partial() for p in placements):
+        return total
+    kinds = [Replicate() if p.is_replicate() or p.is_partial() else Partial() for p in placements]
+    whole: Tensor = DTensor.from_local(total, mesh, kinds, run_check=False).full_tensor()
+    return whole
+
+
+def _dtensor() -> Any:
+    """The class, where anything can be an instance of it: importing it is slow."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return None if module is None else module.DTensor
