@@ -18,7 +18,7 @@ venv: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --disable-pip-version-check \
-		-e '.[train,compare,huggingface,lightning,dev]' -c constraints.txt
+		-e '.[train,compare,huggingface,lightning,export,dev]' -c constraints.txt
 	touch $@
 
 test: venv

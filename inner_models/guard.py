@@ -25,9 +25,9 @@ ROLLBACK_CUT = math.log(10.0)
 HEADROOM = math.log(5.0)
 """How far lr may rise again above where a rollback left it."""
 
-BLOCKS = 16
+BLOCKS = 4
 """An interval's steps are judged in at most so many blocks, by their means."""
-SHORTEST_BLOCK = 4
+SHORTEST_BLOCK = 8
 LOST_SHARE = 0.6
 """A run that has lost this share of all that it had learned counts as diverged,"""
 NOISE_FACTOR = 4.0
