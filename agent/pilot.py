@@ -57,6 +57,7 @@ class Outcome:
         features: what the policy saw.
         action: what was done of its answer: zero for what it does not control, and where the guard
             or the meter left it aside.
+        alarm: whether the run has diverged.
         roll_back: whether to go back to the last good snapshot.
         good: whether the run, as it stands, is worth a snapshot.
         interventions: what the guard and the meter did.
@@ -64,6 +65,7 @@ class Outcome:
 
     features: tuple[float, ...]
     action: tuple[float, ...]
+    alarm: bool
     roll_back: bool
     good: bool
     interventions: tuple[Intervention, ...]
@@ -124,13 +126,17 @@ class Pilot:
         action = self._policy.act(features)[0] * self._mask
         if strange or verdict.plain[0]:
             action = np.zeros_like(action)
-        answers = (verdict.lr_cut, verdict.headroom, verdict.roll_back, verdict.good)
+        answers = (
+            *(verdict.lr_cut, verdict.headroom, verdict.alarm),
+            *(verdict.roll_back, verdict.good),
+        )
         packed = agree(np.concatenate([action, *(a.astype(np.float64) for a in answers)]))
-        action, (cut, headroom, roll_back, good) = packed[:3], packed[3:]
+        action, (cut, headroom, alarm, roll_back, good) = packed[:3], packed[3:]
         self.codec.apply(action[None], lr_cut=cut * self._mask[0], headroom=headroom)
         outcome = Outcome(
             features=tuple(features[0].tolist()),
             action=tuple(action.tolist()),
+            alarm=bool(alarm),
             roll_back=bool(roll_back) and self.can_roll_back,
             good=bool(good),
             interventions=tuple(self._tell(stats, verdict, cut=cut, step=step, strange=strange)),

@@ -38,6 +38,7 @@ class ControlledRun:
         total_steps: updates of the whole run.
         steps: updates done.
         warmup_left: updates that still belong to the user's own warm-up.
+        warming: whether the run is still the user's; it is ours from the update after the warm-up.
         groups: hyperparameters of the param groups.
         clock: where the run stands.
         pilot: what decides.
@@ -62,6 +63,7 @@ class ControlledRun:
         self.total_steps = total_steps
         self.steps = 0
         self.warmup_left = options.warmup_steps
+        self.warming = self.warmup_left > 0
         self.monitor = UpdateMonitor(math.inf, dry_run=options.dry_run)
         self.stopping = EarlyStopping(options.patience)
         self.should_stop = False
@@ -85,10 +87,10 @@ class ControlledRun:
             momentum_scales_lr=momentum_scales_lr(self._optimizer),
             control=self._options.control,
             # A warm-up may begin below the bounds.
-            lr_bounds=None if self.warmup_left else self._options.lr_bounds,
+            lr_bounds=None if self.warming else self._options.lr_bounds,
         )
         self._start_pilot()
-        if not self.warmup_left:
+        if not self.warming:
             self.monitor.set_clip_ratio(self._clip_ratio())
 
     def _start_pilot(self) -> None:
@@ -125,11 +127,11 @@ class ControlledRun:
     @property
     def settings(self) -> list[Setting]:
         """Hyperparameters of the next update, group by group; proposed ones, in a dry run."""
-        if self.warmup_left:
+        if self.warming:
             return self.groups.held()
         if self._options.dry_run:
             return self.groups.proposed(self.clock.lr_factor(), self._momentum_change())
-        return self.groups.current
+        return self.groups.current if "lr" in self._options.control else self.groups.held()
 
     def _clip_ratio(self) -> float:
         return (
@@ -142,11 +144,13 @@ class ControlledRun:
         """Sees to it that the update is done with our hyperparameters, and can be undone."""
         if self.snapshot is not None and not self.snapshot.taken:
             self.snapshot.keep()
+        if self.warming and not self.warmup_left:
+            self._take_over()
         self.write()
 
     def write(self) -> None:
         """Sets the hyperparameters of the next update."""
-        if not self.warmup_left and not self._options.dry_run:
+        if not self.warming and not self._options.dry_run:
             self._foreign.update(self.groups.write(self.clock.lr_factor(), self._momentum_change()))
 
     def take_foreign(self) -> list[int]:
@@ -158,7 +162,7 @@ class ControlledRun:
         """Takes the statistics; clips, and skips what would break the run."""
         if self.monitor.on_gradients(
             self._optimizer,
-            in_window=not self.warmup_left and self.clock.in_window,
+            in_window=not self.warming and self.clock.in_window,
             latest=self.groups.latest,
         ):
             self.groups.mark_update()
@@ -167,8 +171,9 @@ class ControlledRun:
         """Takes in the loss of an update, shape (1,); returns the decision, if one was due."""
         self.monitor.record_loss(self._sign * loss)
         self.steps += 1
-        if self.warmup_left:
-            self._close_warmup_step()
+        if self.warming:
+            self.warmup_lrs.append((self.groups.latest or self.groups.held())[0].lr)
+            self.warmup_left -= 1
             return None
         self._record()
         if self.clock.advance():
@@ -184,21 +189,18 @@ class ControlledRun:
             lr / start if start else 0.0, momentum=momentum, clip_threshold=self._threshold
         )
 
-    def _close_warmup_step(self) -> None:
-        latest = self.groups.latest or self.groups.held()
-        self.warmup_lrs.append(latest[0].lr)
-        self.warmup_left -= 1
-        if self.warmup_left:
-            return
+    def _take_over(self) -> None:
+        """The warm-up is over: what it led to is the start."""
+        self.warming = False
         # What the warm-up did to the statistics is no measure of what we do.
         self.monitor.fetch(reduce=self._ranks.reduce)
+        latest = self.groups.latest
         self.start()
         self.groups.latest = latest
         start = self.groups.lr_start
         for lr in self.warmup_lrs:
             self.recorded.append(lr / start if start else 0.0, momentum=None)
         self.warmup_lrs = []
-        self.write()
 
     # -- decisions ----------------------------------------------------------------------------
 
@@ -214,10 +216,13 @@ class ControlledRun:
         outcome = self.pilot.decide(
             stats, interval=self.clock.interval, step=self.steps, agree=self._agree
         )
-        if outcome.roll_back:
-            self._restore()
-        elif outcome.good and self.snapshot is not None:
-            self.snapshot.keep()
+        if self.snapshot is not None:
+            if outcome.roll_back:
+                self._restore()
+            elif outcome.good:
+                self.snapshot.keep()
+            elif outcome.alarm:
+                self.snapshot.distrust()
         self.monitor.set_clip_ratio(self._clip_ratio())
         self.write()
         return self._describe(outcome, stats)
@@ -261,7 +266,7 @@ class ControlledRun:
     def extend(self, total_steps: int) -> None:
         """Moves the horizon to `total_steps`, which lies beyond `steps`."""
         self.total_steps = total_steps
-        if self.warmup_left:
+        if self.warming:
             self.start()
             return
         own = total_steps - self._options.warmup_steps
@@ -279,6 +284,7 @@ class ControlledRun:
             "total_steps": self.total_steps,
             "steps": self.steps,
             "warmup_left": self.warmup_left,
+            "warming": self.warming,
             "warmup_lrs": list(self.warmup_lrs),
             "clock": self.clock.state_dict(),
             "groups": self.groups.state_dict(),
@@ -300,7 +306,7 @@ class ControlledRun:
         """
         self.groups.load_state_dict(state["groups"])  # first: it may refuse
         self.total_steps, self.steps = state["total_steps"], state["steps"]
-        self.warmup_left = state["warmup_left"]
+        self.warmup_left, self.warming = state["warmup_left"], state["warming"]
         self.warmup_lrs = list(state["warmup_lrs"])
         self._start_pilot()
         self.pilot.load_state_dict(state["pilot"])

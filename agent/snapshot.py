@@ -14,7 +14,10 @@ KEPT_BY_DEFAULT = 256 * 2**20
 
 
 class JobSnapshot:
-    """A copy on the devices where the originals are.
+    """The last state that has proved good, on the devices where the originals are.
+
+    A loss is that of the weights before its update: what the latest update did is not known yet. So
+    a state is kept as a candidate, and is gone back to only when the next interval was good too.
 
     Args:
         optimizer: whose parameters and state.
@@ -22,20 +25,58 @@ class JobSnapshot:
     """
 
     def __init__(self, optimizer: Optimizer, model: nn.Module | None) -> None:
+        self._good = _Copy(optimizer, model)
+        self._candidate = _Copy(optimizer, model)
+
+    @property
+    def taken(self) -> bool:
+        """Whether there is anything to go back to."""
+        return self._good.taken
+
+    def keep(self) -> None:
+        """Takes the job as it stands as a candidate, and the last candidate as good.
+
+        The first call takes the untrained job, which is good enough to go back to.
+        """
+        if not self._good.taken:
+            self._good.take()
+            return
+        if self._candidate.taken:
+            self._good, self._candidate = self._candidate, self._good
+        self._candidate.take()
+
+    def distrust(self) -> None:
+        """Drops the candidate: what came after it was not good."""
+        self._candidate.taken = False
+
+    def restore(self) -> None:
+        """Puts the job back. Parameters that have joined since `keep` stay as they are."""
+        self._good.put_back()
+        self.distrust()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Copies of what is kept: tensors in lists and dictionaries."""
+        return {"good": self._good.state_dict(), "candidate": self._candidate.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes over what `state_dict` returned, onto the devices in use."""
+        self._good.load_state_dict(state["good"])
+        self._candidate.load_state_dict(state["candidate"])
+
+
+class _Copy:
+    """One copy of the job's state; its memory is used again."""
+
+    def __init__(self, optimizer: Optimizer, model: nn.Module | None) -> None:
+        self.taken = False
         self._optimizer = optimizer
         self._model = model
         self._weights: list[Tensor] = []
         self._buffers: dict[str, Tensor] = {}
         self._states: list[dict[str, Any]] = []
 
-    @property
-    def taken(self) -> bool:
-        """Whether there is anything to go back to."""
-        return bool(self._weights)
-
     @torch.no_grad()
-    def keep(self) -> None:
-        """Takes the job as it stands."""
+    def take(self) -> None:
         params = list(_params(self._optimizer))
         self._weights = _copies(params, self._weights)
         buffers = self._live_buffers()
@@ -44,10 +85,10 @@ class JobSnapshot:
         states = [self._optimizer.state.get(p, {}) for p in params]
         old = self._states if len(self._states) == len(states) else [{} for _ in states]
         self._states = [_kept_state(s, o) for s, o in zip(states, old, strict=True)]
+        self.taken = True
 
     @torch.no_grad()
-    def restore(self) -> None:
-        """Puts the job back. Parameters that have joined since `keep` stay as they are."""
+    def put_back(self) -> None:
         params = list(_params(self._optimizer))
         for param, kept in zip(params, self._weights, strict=False):
             param.copy_(kept)
@@ -56,9 +97,9 @@ class JobSnapshot:
             if name in live:
                 live[name].copy_(kept)
         for param, state in zip(params, self._states, strict=False):
-            self._restore_state(param, state)
+            self._put_back_state(param, state)
 
-    def _restore_state(self, param: Tensor, kept: dict[str, Any]) -> None:
+    def _put_back_state(self, param: Tensor, kept: dict[str, Any]) -> None:
         if not kept:
             self._optimizer.state.pop(param, None)
             return
@@ -77,19 +118,23 @@ class JobSnapshot:
     def _live_buffers(self) -> dict[str, Tensor]:
         return {} if self._model is None else dict(self._model.named_buffers())
 
-    def state_dict(self) -> dict[str, Any]:
-        """Copies of what is kept: tensors in lists and dictionaries."""
+    def state_dict(self) -> dict[str, Any] | None:
+        if not self.taken:
+            return None
+        states = [
+            {n: v.clone() if isinstance(v, Tensor) else v for n, v in s.items()}
+            for s in self._states
+        ]
         return {
             "weights": [t.clone() for t in self._weights],
             "buffers": {n: t.clone() for n, t in self._buffers.items()},
-            "states": [
-                {n: v.clone() if isinstance(v, Tensor) else v for n, v in s.items()}
-                for s in self._states
-            ],
+            "states": states,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes over what `state_dict` returned, onto the devices in use."""
+    def load_state_dict(self, state: dict[str, Any] | None) -> None:
+        self.taken = state is not None
+        if state is None:
+            return
         params = list(_params(self._optimizer))
         pairs = zip(state["weights"], params, strict=False)
         self._weights = [kept.to(p.device, copy=True) for kept, p in pairs]
@@ -104,13 +149,13 @@ class JobSnapshot:
 
 
 def snapshot_bytes(optimizer: Optimizer, model: nn.Module | None) -> int:
-    """Memory that a snapshot takes, optimizer state that is still to come included."""
+    """Memory that a `JobSnapshot` takes, optimizer state that is still to come included."""
     total = 0
     for group in optimizer.param_groups:
         slots = _slots(optimizer, group)
         total += sum(p.numel() * p.element_size() * (1 + slots) for p in group["params"])
     buffers = [] if model is None else list(model.buffers())
-    return total + sum(b.numel() * b.element_size() for b in buffers)
+    return 2 * (total + sum(b.numel() * b.element_size() for b in buffers))
 
 
 def _slots(optimizer: Optimizer, group: dict[str, Any]) -> int:

@@ -274,7 +274,7 @@ class ActionCodec:
             total_steps: the new horizon, beyond `step`.
             step: inner steps done.
         """
-        before = self._log_decay(step / self.total_steps)
+        before = self._log_decay(min(step, self.total_steps - 1) / self.total_steps)
         self.total_steps = total_steps
         self.ends = interval_ends(
             total_steps, self.config.num_intervals, self.config.decision_power

@@ -80,7 +80,7 @@ class ScheduledRuns:
 
     def begin(self) -> FloatArray:
         """Trains the first interval; returns features of shape (num_runs, NUM_FEATURES)."""
-        self.trainer.keep(np.ones(self.num_runs, dtype=bool))
+        _ = self.trainer.snapshot  # of the untrained runs
         return self._next_interval()
 
     def decide(self, actions: ArrayLike) -> FloatArray:
@@ -116,17 +116,21 @@ class ScheduledRuns:
             clip_ratio=self.codec.clip_ratio,
         )
         self.interval += 1
-        verdict = self._verdict = self._guard.judge(self.stats)
-        # At the horizon a cut would come too late.
-        back = verdict.alarm if self.done else verdict.roll_back
-        if back.any():
-            self.trainer.restore(back)
-        if verdict.good.any() and not self.done:
-            self.trainer.keep(verdict.good)
+        # As a user does: before the decision, and so before anything is put back.
         due = (self._valid_every > 0) & (self.interval % np.maximum(self._valid_every, 1) == 0)
         if due.any() and not self.done:
             losses = self.trainer.evaluate("inner_valid")
             self.encoder.observe_validation(np.where(due, losses, np.nan))
+        verdict = self._verdict = self._guard.judge(self.stats)
+        # At the horizon a cut would come too late.
+        back = verdict.alarm if self.done else verdict.roll_back
+        snapshot, device = self.trainer.snapshot, self.trainer.device
+        if verdict.alarm.any():
+            snapshot.distrust(torch.as_tensor(verdict.alarm, device=device))
+        if back.any():
+            snapshot.restore(torch.as_tensor(back, device=device))
+        if verdict.good.any() and not self.done:
+            snapshot.keep(torch.as_tensor(verdict.good, device=device))
         return self.encoder.encode(self.stats, self.codec, interval=self.interval)
 
     def final_losses(self) -> FloatArray:

@@ -1,19 +1,25 @@
 """Statistics of comparisons: paired differences, robust means, bootstrap intervals.
 
-Pure functions of arrays. A loss is compared through `comparable`, on whose scale differences mean
-the same on every task; an interval comes from resampling seeds within each task, so that it speaks
-of these tasks and of other seeds.
+Functions of arrays. A loss is compared through `comparable`, on whose scale differences mean
+the same on every task. An interval comes from resampling: seeds within each task, so that it
+speaks of these tasks and of other seeds; or tasks too, so that it speaks of other tasks like these
+(what a comparison reports). Ends are percentiles, as in rliable (Agarwal et al. 2021,
+arXiv:2108.13264); with as few as five tasks or seeds such intervals are somewhat too short.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+Statistic = Callable[[FloatArray], FloatArray]
+"""From (..., num_tasks, num_seeds) to (...,)."""
 
 NUM_RESAMPLES = 10_000
 """Bootstrap resamples behind an interval."""
@@ -27,8 +33,8 @@ class Interval:
 
     Attributes:
         estimate: the statistic of the values themselves.
-        low: lower end.
-        high: upper end.
+        low: lower end; minus infinity where a single run cannot say.
+        high: upper end; infinity where a single run cannot say.
     """
 
     estimate: float
@@ -46,13 +52,40 @@ class Interval:
         return self.low > 0
 
 
+def fill_diverged(losses: FloatArray, *, untrained: FloatArray) -> FloatArray:
+    """Gives runs that diverged a loss: they have learned nothing, and are not left out.
+
+    It is the worst loss that any arm had on the task, or that of the untrained model, whichever is
+    greater.
+
+    Args:
+        losses: (num_arms, num_tasks, num_seeds); not finite where a run diverged.
+        untrained: (num_tasks,), a loss of the task's model before its first step.
+
+    Returns:
+        The same shape, finite.
+
+    Raises:
+        ValueError: shapes do not fit, or a task's untrained loss is not finite.
+    """
+    if losses.ndim != 3 or untrained.shape != losses.shape[1:2]:
+        raise ValueError(
+            "need losses of shape (num_arms, num_tasks, num_seeds) and untrained losses of shape "
+            f"(num_tasks,), but got {losses.shape} and {untrained.shape}"
+        )
+    if not np.isfinite(untrained).all():
+        raise ValueError(f"untrained losses must be finite, but got {untrained.tolist()}")
+    finite = np.isfinite(losses)
+    worst = np.maximum(np.where(finite, losses, -np.inf).max(axis=(0, 2)), untrained)
+    return np.where(finite, losses, worst[None, :, None])
+
+
 def comparable(losses: FloatArray, *, untrained: FloatArray) -> FloatArray:
     """Maps losses to a scale on which differences mean the same on every task.
 
     Where all losses of a task are positive, their logs: differences are log ratios. Elsewhere
     losses are divided by their standard deviation over all arms and seeds of the task, so that
-    nothing takes the log of a negative. A run that diverged counts as the worst loss that any arm
-    had on the task or as that of the untrained model, whichever is greater: it has learned nothing.
+    nothing takes the log of a negative. What a run that diverged counts as, `fill_diverged` says.
 
     Args:
         losses: (num_arms, num_tasks, num_seeds); not finite where a run diverged.
@@ -68,16 +101,8 @@ def comparable(losses: FloatArray, *, untrained: FloatArray) -> FloatArray:
     >>> (values - values[0]).round(3).ravel().tolist()
     [0.0, 0.693, 1.386]
     """
-    if losses.ndim != 3 or untrained.shape != losses.shape[1:2]:
-        raise ValueError(
-            "need losses of shape (num_arms, num_tasks, num_seeds) and untrained losses of shape "
-            f"(num_tasks,), but got {losses.shape} and {untrained.shape}"
-        )
-    if not np.isfinite(untrained).all():
-        raise ValueError(f"untrained losses must be finite, but got {untrained.tolist()}")
+    filled = fill_diverged(losses, untrained=untrained)
     finite = np.isfinite(losses)
-    worst = np.maximum(np.where(finite, losses, -np.inf).max(axis=(0, 2)), untrained)
-    filled = np.where(finite, losses, worst[None, :, None])
     values = np.empty_like(filled)
     for t in range(losses.shape[1]):
         if (filled[:, t] > 0).all():
@@ -86,30 +111,6 @@ def comparable(losses: FloatArray, *, untrained: FloatArray) -> FloatArray:
             spread = losses[:, t][finite[:, t]].std() if finite[:, t].any() else 0.0
             values[:, t] = filled[:, t] / (spread if spread > 0 else 1.0)
     return values
-
-
-def paired_log_ratios(losses: FloatArray, reference: FloatArray) -> FloatArray:
-    """Log of each loss over that of the reference run with the same task and seed.
-
-    Args:
-        losses: (num_tasks, num_seeds), positive.
-        reference: the same shape, positive.
-
-    Returns:
-        (num_tasks, num_seeds); below zero where the loss is lower than the reference's.
-
-    Raises:
-        ValueError: shapes differ, or a loss is not a positive finite number: use `comparable`.
-
-    >>> paired_log_ratios(np.array([[1.0, 2.0]]), np.array([[1.0, 1.0]])).round(3).tolist()
-    [[0.0, 0.693]]
-    """
-    if losses.shape != reference.shape:
-        raise ValueError(f"need losses in pairs, but got {losses.shape} and {reference.shape}")
-    both = np.stack((losses, reference))
-    if not (np.isfinite(both) & (both > 0)).all():
-        raise ValueError("log ratios need positive finite losses; `comparable` takes any")
-    return np.log(losses) - np.log(reference)
 
 
 def interquartile_mean(values: FloatArray) -> FloatArray:
@@ -124,9 +125,12 @@ def interquartile_mean(values: FloatArray) -> FloatArray:
     >>> float(interquartile_mean(np.array([0.0, 1.0, 3.0, 100.0])))
     2.0
     """
-    ordered = np.sort(values, axis=-1)
-    cut = values.shape[-1] // 4
-    return np.asarray(ordered[..., cut : values.shape[-1] - cut].mean(axis=-1))
+    size = values.shape[-1]
+    cut = size // 4
+    if not cut:
+        return np.asarray(values.mean(axis=-1))
+    ordered = np.partition(values, (cut, size - cut - 1), axis=-1)
+    return np.asarray(ordered[..., cut : size - cut].mean(axis=-1))
 
 
 def quantile_band(
@@ -160,23 +164,122 @@ def iqm_over_runs(samples: FloatArray) -> FloatArray:
     return interquartile_mean(samples.reshape(*samples.shape[:-2], -1))
 
 
+@dataclass(frozen=True, eq=False)
+class Resamples:
+    """Bootstrap resamples, drawn once and used for every figure, so that figures agree.
+
+    Runs are paired: seed number s of a task is the same resampled seed for every arm.
+
+    Attributes:
+        tasks: (num_resamples, num_tasks), the task in each place.
+        seeds: (num_resamples, num_tasks, num_seeds), the seeds of the task in each place.
+        over_tasks: whether tasks were resampled; else every task is in its own place.
+    """
+
+    tasks: IntArray
+    seeds: IntArray
+    over_tasks: bool
+
+    @staticmethod
+    def draw(
+        num_tasks: int,
+        num_seeds: int,
+        *,
+        generator: np.random.Generator,
+        over_tasks: bool = True,
+        num_resamples: int = NUM_RESAMPLES,
+    ) -> Resamples:
+        """Draws them: of tasks first, then of seeds within each place.
+
+        Args:
+            num_tasks: how many there are, and are drawn.
+            num_seeds: how many there are of each task, and are drawn.
+            generator: source of the resamples.
+            over_tasks: resample tasks with replacement, and seeds within each (two levels); else
+                every task is kept once and only its seeds are resampled (stratified).
+            num_resamples: how many.
+        """
+        shape = (num_resamples, num_tasks)
+        kept = np.broadcast_to(np.arange(num_tasks), shape)
+        tasks = generator.integers(num_tasks, size=shape) if over_tasks else kept
+        seeds = generator.integers(num_seeds, size=(*shape, num_seeds))
+        return Resamples(tasks, seeds, over_tasks)
+
+    def of(self, values: FloatArray) -> FloatArray:
+        """Values of every resample: (num_tasks, num_seeds) to (num_resamples, T, S)."""
+        return values[self.tasks[:, :, None], self.seeds]
+
+    @cached_property
+    def weights(self) -> FloatArray:
+        """Share of each run in each resample, (num_resamples, num_tasks x num_seeds)."""
+        count, num_tasks, num_seeds = self.seeds.shape
+        size = num_tasks * num_seeds
+        places = self.tasks[:, :, None] * num_seeds + self.seeds
+        places = places + size * np.arange(count)[:, None, None]
+        counts = np.bincount(places.ravel(), minlength=count * size)
+        return counts.reshape(count, size) / size
+
+    def means(self, values: FloatArray) -> FloatArray:
+        """Mean over tasks and seeds in every resample: (..., T, S) to (..., num_resamples)."""
+        return np.asarray(values.reshape(*values.shape[:-2], -1) @ self.weights.T)
+
+    @property
+    def informative(self) -> bool:
+        """Whether resamples can differ: of a single run, an interval cannot be had."""
+        num_tasks, num_seeds = self.seeds.shape[1:]
+        return num_seeds > 1 or (num_tasks > 1 and self.over_tasks)
+
+    def interval(
+        self,
+        values: FloatArray,
+        statistic: Statistic = mean_over_tasks,
+        *,
+        confidence: float = CONFIDENCE,
+    ) -> Interval:
+        """A statistic of values with its percentile interval.
+
+        Args:
+            values: (num_tasks, num_seeds), one number per run or per pair of runs.
+            statistic: of them.
+            confidence: coverage, within (0, 1).
+
+        Raises:
+            ValueError: `values` has another shape, or holds what is not finite.
+        """
+        if values.shape != (self.tasks.shape[1], self.seeds.shape[2]) or not values.size:
+            raise ValueError(f"need values of shape (num_tasks, num_seeds), but got {values.shape}")
+        if not np.isfinite(values).all():
+            raise ValueError("values must be finite; `comparable` says what diverged runs count as")
+        samples = self.means(values) if statistic is mean_over_tasks else statistic(self.of(values))
+        return self.around(float(statistic(values)), samples, confidence=confidence)
+
+    def around(
+        self, estimate: float, samples: FloatArray, *, confidence: float = CONFIDENCE
+    ) -> Interval:
+        """The percentile interval of a statistic whose resampled values are (num_resamples,)."""
+        if not self.informative:
+            return Interval(estimate, -np.inf, np.inf)
+        tail = (1 - confidence) / 2
+        low, high = np.quantile(samples, (tail, 1 - tail))
+        return Interval(estimate, float(low), float(high))
+
+
 def bootstrap_interval(
     values: FloatArray,
     *,
     generator: np.random.Generator,
-    statistic: Callable[[FloatArray], FloatArray] = mean_over_tasks,
+    statistic: Statistic = mean_over_tasks,
+    over_tasks: bool = False,
     num_resamples: int = NUM_RESAMPLES,
     confidence: float = CONFIDENCE,
 ) -> Interval:
-    """Percentile bootstrap stratified by task: seeds are resampled within each task.
-
-    With as few as five seeds such intervals are somewhat too short; a claim that hangs on the last
-    digit of one needs more seeds.
+    """Percentile bootstrap of one statistic; `Resamples` serves many.
 
     Args:
         values: (num_tasks, num_seeds), one number per run or per pair of runs.
         generator: source of the resamples.
         statistic: from (..., num_tasks, num_seeds) to (...,).
+        over_tasks: resample tasks as well as seeds within them; else seeds within each task.
         num_resamples: how many.
         confidence: coverage, within (0, 1).
 
@@ -188,11 +291,7 @@ def bootstrap_interval(
     """
     if values.ndim != 2 or not values.size:
         raise ValueError(f"need values of shape (num_tasks, num_seeds), but got {values.shape}")
-    if not np.isfinite(values).all():
-        raise ValueError("values must be finite; `comparable` says what a diverged run counts as")
-    num_tasks, num_seeds = values.shape
-    picks = generator.integers(num_seeds, size=(num_resamples, num_tasks, num_seeds))
-    samples = statistic(values[np.arange(num_tasks)[None, :, None], picks])
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(samples, (tail, 1 - tail))
-    return Interval(float(statistic(values)), float(low), float(high))
+    resamples = Resamples.draw(
+        *values.shape, generator=generator, over_tasks=over_tasks, num_resamples=num_resamples
+    )
+    return resamples.interval(values, statistic, confidence=confidence)

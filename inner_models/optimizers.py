@@ -21,11 +21,15 @@ class BatchedOptimizer(ABC):
     Args:
         params: (num_runs, num_params), updated in place.
         config: what the user's job fixes; `lr` and `momentum` are given anew at every step.
+
+    Attributes:
+        weight_decay: the configuration's, until `decay_by` gives each run its own.
     """
 
     def __init__(self, params: Tensor, config: OptimizerConfig) -> None:
         self.params = params
         self.config = config
+        self.weight_decay: float | Tensor = config.weight_decay
         self.buffer = torch.zeros_like(params)
         self.steps = params.new_zeros(len(params), 1)
         self._work = torch.empty_like(params)
@@ -46,12 +50,19 @@ class BatchedOptimizer(ABC):
         """All that it remembers, tensors of (num_runs, ...) that are written in place."""
         return [self.buffer, self.steps]
 
+    def decay_by(self, weight_decay: Tensor) -> None:
+        """Gives each run a weight decay of its own, (num_runs,); to be called before any step."""
+        self.weight_decay = weight_decay.to(self.params)[:, None]
+
     def _add_decay(self, grads: Tensor, keep: Tensor | None) -> None:
         """Adds weight decay to the gradients, as all but AdamW do."""
-        if self.config.weight_decay:
+        if isinstance(self.weight_decay, Tensor) or self.weight_decay:
             # A skipped run's state must not see it; its weights may no longer be finite.
             decayed = self.params if keep is None else torch.where(keep > 0, self.params, 0.0)
-            grads.add_(decayed, alpha=self.config.weight_decay)
+            if isinstance(self.weight_decay, Tensor):
+                grads.addcmul_(decayed, self.weight_decay)
+            else:
+                grads.add_(decayed, alpha=self.weight_decay)
 
     @abstractmethod
     def update_direction(self, momentum: Tensor) -> Tensor:
@@ -111,8 +122,8 @@ class BatchedAdamW(BatchedAdam):
     """AdamW (Loshchilov & Hutter 2019), equal to `torch.optim.AdamW` run by run."""
 
     def _decay(self, grads: Tensor, *, lr: Tensor, keep: Tensor | None) -> None:
-        if self.config.weight_decay:
-            self.params.mul_(1 - (lr if keep is None else lr * keep) * self.config.weight_decay)
+        if isinstance(self.weight_decay, Tensor) or self.weight_decay:
+            self.params.mul_(1 - (lr if keep is None else lr * keep) * self.weight_decay)
 
 
 class BatchedSGD(BatchedOptimizer):

@@ -1,4 +1,4 @@
-"""The last good state of each of N runs, to go back to when one diverges."""
+"""The last state of each of N runs that has proved good, to go back to when one diverges."""
 
 from __future__ import annotations
 
@@ -9,28 +9,38 @@ from torch import Tensor
 
 
 class RunSnapshot:
-    """A copy of tensors whose first dimension is the run, row by row.
+    """Two copies of tensors whose first dimension is the run, row by row.
+
+    A loss is that of the weights before its update: what the latest update did is not known yet. So
+    a state is kept as a candidate, and is gone back to only when the next interval was good too.
 
     Args:
         tensors: each (num_runs, ...), written in place for as long as they are in use. Their state
-            now is every run's first good one.
+            now, untrained, is good enough to go back to.
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self._live = list(tensors)
-        self._kept = [tensor.clone() for tensor in tensors]
+        self._good = [tensor.clone() for tensor in tensors]
+        self._candidate = [tensor.clone() for tensor in tensors]
 
     def keep(self, rows: Tensor) -> None:
-        """Takes the state of some runs as their last good one.
+        """Takes the state of some runs as candidates, and their last candidates as good.
 
         Args:
             rows: (num_runs,), boolean, on the tensors' device.
         """
-        _copy(self._live, self._kept, rows)
+        _copy(self._candidate, self._good, rows)
+        _copy(self._live, self._candidate, rows)
+
+    def distrust(self, rows: Tensor) -> None:
+        """Drops the candidates of some runs: what came after them was not good."""
+        _copy(self._good, self._candidate, rows)
 
     def restore(self, rows: Tensor) -> None:
-        """Puts some runs back; `rows` as for `keep`."""
-        _copy(self._kept, self._live, rows)
+        """Puts some runs back to their last good state."""
+        _copy(self._good, self._live, rows)
+        self.distrust(rows)
 
 
 @torch.no_grad()

@@ -26,6 +26,9 @@ Batch = tuple[Tensor, ...]
 LossFn = Callable[[nn.Module, Batch], Tensor]
 """``loss(model, batch)``, returning one number: the mean over the rows of the batch."""
 
+Finish = Callable[[float], float]
+"""From a mean over all rows to what is reported."""
+
 RowsFn = Callable[[int, torch.Generator], Batch]
 """``rows(count, generator)``: `count` fresh rows of a task's data."""
 
@@ -131,6 +134,29 @@ class Splits:
 
 
 @dataclass(frozen=True)
+class Metric:
+    """What people quote of a model of this task, beside its loss.
+
+    Attributes:
+        name: such as ``"accuracy"``.
+        measure: ``measure(model, batch)``, one number like a loss: a mean over the rows of the
+            batch, by operations that `torch.func.vmap` batches.
+        finish: applied to the mean over a whole split; None: nothing is.
+        higher_is_better: whether more of it is better.
+    """
+
+    name: str
+    measure: LossFn
+    finish: Finish | None = None
+    _: KW_ONLY
+    higher_is_better: bool = True
+
+    def value(self, mean: float) -> float:
+        """What is reported of a mean over a split."""
+        return mean if self.finish is None else self.finish(mean)
+
+
+@dataclass(frozen=True)
 class ModuleTask:
     """One task: any `nn.Module`, its data and its loss.
 
@@ -149,6 +175,7 @@ class ModuleTask:
             split is then only for evaluation. None: batches are drawn from the train split.
         optimum: least possible expected loss on new data, where it is known; excess losses are
             measured from it.
+        metric: what is reported beside the loss. None: what `metrics.metric_of` knows of its loss.
 
     Raises:
         ValueError: a setting is out of its range.
@@ -166,6 +193,7 @@ class ModuleTask:
     valid_every: int = 0
     fresh_rows: RowsFn | None = None
     optimum: float | None = None
+    metric: Metric | None = None
 
     def __post_init__(self) -> None:
         rows = self.splits.num_rows("train")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -32,7 +33,7 @@ from pacesetter.inner_models.signals import (
     window_length,
 )
 from pacesetter.inner_models.snapshot import RunSnapshot
-from pacesetter.inner_models.task import SPLITS, Batch, SplitName, Task
+from pacesetter.inner_models.task import SPLITS, Batch, LossFn, SplitName, Task
 from pacesetter.inner_models.tracing import TRACE_FROM
 
 round_alike()
@@ -146,19 +147,31 @@ class InnerTrainer:
     @torch.no_grad()
     def evaluate(self, split: SplitName) -> FloatArray:
         """Mean loss of every run on a whole split, in evaluation mode: shape (num_runs,)."""
-        return self._fits(lambda: self._evaluate(self._source.split(split)))
+        return self._fits(lambda: self._evaluate(self._program, self._source.split(split)))
 
-    def _evaluate(self, data: Batch) -> FloatArray:
+    @torch.no_grad()
+    def measure(self, split: SplitName, what: LossFn) -> FloatArray:
+        """Mean of something else than the loss on a whole split, in evaluation mode: (num_runs,).
+
+        Args:
+            split: which.
+            what: ``what(model, batch)``, written like a loss.
+        """
+        task = replace(self.tasks[0], loss=what)
+        program = LossProgram(task, self._stack, traced=False)
+        return self._fits(lambda: self._evaluate(program, self._source.split(split)))
+
+    def _evaluate(self, program: LossProgram, data: Batch) -> FloatArray:
         rows = data[0].shape[1]
         chunk = max(1, min(rows, EVAL_ELEMENTS // (self.num_runs * 16)))
         total = torch.zeros(self.num_tasks, self.siblings, device=self.device, dtype=torch.float64)
-        self._program.train(False)
+        program.train(False)
         try:
             for start in range(0, rows, chunk):
                 batch = tuple(column[:, start : start + chunk] for column in data)
-                total += self._program.losses(batch).double() * batch[0].shape[1]
+                total += program.losses(batch).double() * batch[0].shape[1]
         finally:
-            self._program.train()
+            program.train()
         means: FloatArray = (total / rows).flatten().cpu().numpy()
         return means
 
@@ -250,33 +263,29 @@ class InnerTrainer:
             param_sq=param_norm.square(), grad_sq=norm.square(), directions=directions
         )
 
-    def keep(self, rows: NDArray[np.bool_]) -> None:
-        """Takes the weights, buffers and optimizer state of some runs as their last good ones.
+    @property
+    def snapshot(self) -> RunSnapshot:
+        """What runs can go back to: weights, buffers and optimizer state.
 
-        The first call takes all runs and doubles what they need of the memory.
-
-        Args:
-            rows: (num_runs,), which runs.
+        Taken of all runs when first asked for; it takes twice the memory of what it copies.
         """
         if self._snapshot is None:
             fixed = [t.flatten(0, 1) for t in self._stack.fixed.values()]
             tensors = [self._stack.params, *self.optimizer.state(), *fixed]
             self._snapshot = self._fits(lambda: RunSnapshot(tensors))
-        else:
-            self._snapshot.keep(torch.as_tensor(rows, device=self.device))
+        return self._snapshot
 
-    def restore(self, rows: NDArray[np.bool_]) -> None:
-        """Puts some runs back to where `keep` last took them.
+    @torch.no_grad()
+    def copy_runs(self, sources: NDArray[np.int64]) -> None:
+        """Replaces weights, buffers and optimizer state of runs by those of others.
 
         Args:
-            rows: (num_runs,), which runs.
-
-        Raises:
-            RuntimeError: `keep` was never called.
+            sources: (num_runs,), whose state each run goes on with; its own number: it stays.
         """
-        if self._snapshot is None:
-            raise RuntimeError("there is nothing to go back to: call keep() before restore()")
-        self._snapshot.restore(torch.as_tensor(rows, device=self.device))
+        index = torch.as_tensor(sources, device=self.device)
+        fixed = [t.flatten(0, 1) for t in self._stack.fixed.values()]
+        for tensor in (self._stack.params, *self.optimizer.state(), *fixed):
+            tensor.copy_(tensor[index])
 
     def parameters(self, run: int) -> dict[str, Tensor]:
         """A copy of one run's trained parameters by name, each with the shape the module has."""

@@ -1,0 +1,279 @@
+"""Searches of one arm's settings on one task, each a study of Optuna's in an SQLite file.
+
+Trial 0 is the arm's default; the rest of the first round is quasi-random (a shifted Halton
+sequence), all others are proposed by TPE from what was found before. The first n trials of a search
+never depend on those that follow. Where the best setting lies on an edge of the space after a
+round, that edge is moved for the rounds that follow, within the same number of trials.
+
+A trial is written when it is over. A search that was killed goes on with the trials that are
+missing, and proposes what it would have proposed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pacesetter.experiments.search_space import Choice, Dimension, Setting, Space
+from pacesetter.inner_models.extras import require
+
+if TYPE_CHECKING:
+    import optuna
+
+ROUND = 5
+"""Trials of an arm that run side by side; what they found is known to the next round."""
+EDGE = 0.05
+"""A best setting this close to a bound, as a share of the range, lies on the edge."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A trial to run.
+
+    Attributes:
+        arm: name of the arm.
+        number: of the trial within its search, from 0.
+        setting: what to run the arm with.
+    """
+
+    arm: str
+    number: int
+    setting: Setting
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """What came of a trial.
+
+    Attributes:
+        loss: mean outer-valid loss over `TUNING_SEEDS`; infinite where a seed diverged.
+        failed: why the trial crashed; None: it did not. The loss is then of no account.
+    """
+
+    loss: float
+    failed: str | None = None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trial that is over.
+
+    Attributes:
+        number: from 0, the default.
+        setting: what it ran with.
+        loss: mean outer-valid loss; infinite where a seed diverged or the trial crashed.
+        failed: why it crashed; None: it did not.
+    """
+
+    number: int
+    setting: Setting
+    loss: float
+    failed: str | None = None
+
+
+@dataclass(frozen=True)
+class Search:
+    """What tuning found for one arm on one task.
+
+    Attributes:
+        trials: in their order.
+        widened: what was given more room on the way, such as ``"lr beyond 0.1"``.
+        on_edge: hyperparameters of which the best value still lies on an edge.
+    """
+
+    trials: tuple[Trial, ...]
+    widened: tuple[str, ...] = ()
+    on_edge: tuple[str, ...] = ()
+
+    def best(self, budget: int) -> Trial:
+        """The trial of least loss among the first `budget`; of several, the earliest.
+
+        Args:
+            budget: at least 1. Trials that diverged or crashed lose to all others.
+        """
+        return min(self.trials[:budget], key=lambda trial: (trial.loss, trial.number))
+
+
+@contextmanager
+def open_storage(path: Path) -> Iterator[Any]:
+    """Optuna's storage in a file, with Optuna's log kept to warnings; closed afterwards."""
+    optuna = require("optuna", extra="compare")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = optuna.storages.RDBStorage(f"sqlite:///{path.resolve()}")
+    try:
+        yield storage
+    finally:
+        storage.engine.dispose()
+        optuna.logging.set_verbosity(verbosity)
+
+
+class Study:
+    """One search. All it knows is in the study: a new process goes on where another stopped."""
+
+    def __init__(self, task: str, arm: str, space: Space, *, storage: Any, seed: int) -> None:
+        optuna = require("optuna", extra="compare")
+        self.arm = arm
+        self._start = space
+        # Equal spaces of one task get equal quasi-random points, whatever the arm.
+        digest = hashlib.sha256(f"{seed}/{task}".encode()).digest()
+        self._seed = int.from_bytes(digest[:4], "big") % 2**31
+        self._study: optuna.Study = optuna.create_study(
+            storage=storage,
+            study_name=f"{task} | {arm}",
+            load_if_exists=True,
+        )
+
+    def propose(self, end: int) -> list[Proposal]:
+        """Trials below `end` that are not over: those that a killed process left, and new ones."""
+        space, probes = self._widened(upto=end)
+        probe = probes.get(self._first(end))
+        known = len(self._trials())
+        for number in range(known, end):
+            self._ask(number, space, probe if number == self._first(end) else None)
+        return [
+            Proposal(self.arm, trial.number, dict(trial.params))
+            for trial in self._trials()
+            if not trial.state.is_finished()
+        ]
+
+    def tell(self, proposal: Proposal, result: TrialResult) -> None:
+        """Writes down what came of a trial."""
+        optuna = require("optuna", extra="compare")
+        if result.failed is not None:
+            trial = self._trials()[proposal.number]
+            # A trial of Optuna's can say why only while it is open.
+            self._study._storage.set_trial_user_attr(trial._trial_id, "failed", result.failed)
+            self._study.tell(proposal.number, state=optuna.trial.TrialState.FAIL)
+            return
+        # TPE goes by the order of losses alone, so that infinity is as good as any other number.
+        loss = result.loss if math.isfinite(result.loss) else math.inf
+        self._study.tell(proposal.number, loss)
+
+    def result(self) -> Search:
+        """What was found."""
+        found = self._found()
+        space, _ = self._widened(upto=len(found))
+        widened = []
+        for name, dimension in self._start.dimensions.items():
+            now = space.dimensions[name]
+            if isinstance(dimension, Dimension) and isinstance(now, Dimension):
+                widened += [f"{name} beyond {dimension.high:g}"] * (now.high > dimension.high)
+                widened += [f"{name} below {dimension.low:g}"] * (now.low < dimension.low)
+        edges = _edges(_best(found), space)
+        return Search(tuple(found), tuple(widened), tuple(dict.fromkeys(name for name, _ in edges)))
+
+    def _first(self, end: int) -> int:
+        """The first trial of the round that ends with `end`."""
+        return (end - 1) // ROUND * ROUND
+
+    def _widened(self, *, upto: int) -> tuple[Space, dict[int, Setting]]:
+        """The space before the round that ends with `upto`, and what to try first where it grew."""
+        space, probes = self._start, {}
+        found = self._found()
+        for start in range(ROUND, upto, ROUND):
+            best = _best(found[:start])
+            probe = dict(best.setting)
+            for name, up in _edges(best, space):
+                wider = space.widened(name, up=up)
+                old, new = space.dimensions[name], wider.dimensions[name]
+                assert isinstance(old, Dimension)
+                assert isinstance(new, Dimension)
+                if new == old:
+                    continue
+                # In the middle of the new room, so that the next round knows more of it.
+                ends = (old.high, new.high) if up else (new.low, old.low)
+                logarithmic = new.log and ends[0] > 0
+                probe[name] = math.sqrt(ends[0] * ends[1]) if logarithmic else sum(ends) / 2
+                space = wider
+            if probe != best.setting:
+                probes[start] = probe
+        return space, probes
+
+    def _ask(self, number: int, space: Space, probe: Setting | None) -> None:
+        optuna = require("optuna", extra="compare")
+        fixed = _quasi_random(space, number, seed=self._seed) if number < ROUND else probe
+        waiting = any(t.state == optuna.trial.TrialState.WAITING for t in self._study.trials)
+        if fixed is not None and not waiting:
+            self._study.enqueue_trial(dict(fixed))
+        # A sampler for each trial: a search that was stopped proposes what it would have.
+        self._study.sampler = optuna.samplers.TPESampler(
+            seed=self._seed + number, n_startup_trials=ROUND, constant_liar=True
+        )
+        self._study.ask({name: _distribution(d) for name, d in space.dimensions.items()})
+
+    def _trials(self) -> list[optuna.trial.FrozenTrial]:
+        optuna = require("optuna", extra="compare")
+        trials = self._study.get_trials(deepcopy=False)
+        return [t for t in trials if t.state != optuna.trial.TrialState.WAITING]
+
+    def _found(self) -> list[Trial]:
+        return [
+            Trial(
+                number=t.number,
+                setting=dict(t.params),
+                loss=math.inf if t.value is None else t.value,
+                failed=t.user_attrs.get("failed"),
+            )
+            for t in self._trials()
+            if t.state.is_finished()
+        ]
+
+
+def _best(trials: Sequence[Trial]) -> Trial:
+    return min(trials, key=lambda trial: (trial.loss, trial.number))
+
+
+def _edges(best: Trial, space: Space) -> list[tuple[str, bool]]:
+    """Numbers of a setting that lie on an edge which could be moved, and whether on the upper."""
+    if not math.isfinite(best.loss):
+        return []
+    edges = []
+    for name, dimension in space.dimensions.items():
+        value = best.setting[name]
+        if isinstance(dimension, Choice) or isinstance(value, str):
+            continue
+        low, high = dimension.low, dimension.high
+        if dimension.log:
+            low, high, value = math.log(low), math.log(high), math.log(value)
+        for up, distance in ((False, value - low), (True, high - value)):
+            movable = dimension.widened(up=up) != dimension
+            if movable and distance <= EDGE * (high - low) * (1 + 1e-9):
+                edges.append((name, up))
+    return edges
+
+
+def _quasi_random(space: Space, number: int, *, seed: int) -> Setting:
+    """Point `number` of a quasi-random sequence over a space; the default comes first."""
+    if number == 0:
+        return space.default
+    qmc = require("scipy.stats.qmc", extra="compare")
+    # A shift keeps the spread of the sequence and makes it another one for another seed.
+    shift = np.random.default_rng(seed).random(len(space.dimensions))
+    point = qmc.Halton(len(space.dimensions), scramble=False).random(number + 1)[number]
+    setting: dict[str, float | str] = {}
+    for (name, d), share in zip(space.dimensions.items(), (point + shift) % 1, strict=True):
+        if isinstance(d, Choice):
+            setting[name] = d.options[int(share * len(d.options))]
+        elif d.log:
+            setting[name] = float(min(d.high, d.low * (d.high / d.low) ** share))
+        else:
+            setting[name] = float(d.low + share * (d.high - d.low))
+    return setting
+
+
+def _distribution(dimension: Dimension | Choice) -> optuna.distributions.BaseDistribution:
+    optuna = require("optuna", extra="compare")
+    if isinstance(dimension, Choice):
+        return optuna.distributions.CategoricalDistribution(dimension.options)  # type: ignore[no-any-return]
+    return optuna.distributions.FloatDistribution(  # type: ignore[no-any-return]
+        dimension.low, dimension.high, log=dimension.log
+    )
