@@ -63,12 +63,25 @@ def load_job_state(
 
 
 def _from_version_1(run: ControlledRun, state: dict[str, Any]) -> dict[str, Any]:
-    """What version 1 lacked is as it is in a run that has just begun."""
+    """What version 1 lacked is as it is in a run that has just begun.
+
+    It kept sums of the interval under way, from which single steps cannot be had: the interval's
+    statistics are those of its remaining steps.
+    """
     fresh = run.state_dict()
     pilot = {
         **fresh["pilot"],
         "codec": {**fresh["pilot"]["codec"], **state["codec"]},
         "encoder": state["encoder"],
+    }
+    old, new = state["monitor"], fresh["monitor"]
+    signals = {n: old["signals"][n] for n in ("norm_mean", "norm_count")}
+    monitor = {
+        **new,
+        "signals": {**new["signals"], **signals},
+        "ratio": float(old["ratio"]),
+        "threshold": float(old["threshold"]),
+        "skipped": old["skipped"],
     }
     own = {
         **fresh,
@@ -77,7 +90,7 @@ def _from_version_1(run: ControlledRun, state: dict[str, Any]) -> dict[str, Any]
         "clock": state["clock"],
         "groups": state["groups"],
         "pilot": pilot,
-        "monitor": state["monitor"],
+        "monitor": monitor,
         "snapshot": None,
     }
     return {**state, "planned_steps": state["total_steps"], "run": own}

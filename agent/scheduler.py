@@ -19,7 +19,7 @@ from pacesetter.agent.checks import one_number, positive_integer
 from pacesetter.agent.composition import RECIPE, warn_of_others
 from pacesetter.agent.directions import check_supported
 from pacesetter.agent.explanation import Explanation, explain
-from pacesetter.agent.gradients import finish_update
+from pacesetter.agent.gradients import finish_update, overflowed
 from pacesetter.agent.history import History, Intervention
 from pacesetter.agent.hooks import attach
 from pacesetter.agent.job_state import job_state, load_job_state
@@ -160,7 +160,7 @@ class LearnedScheduler:
                 f"{run.total_steps}: the last values hold from here on; extend() sets a later end"
             )
             return
-        if run.steps == 0 and not run.groups.latest:
+        if run.steps == 0 and not run.groups.latest and not overflowed(self.optimizer):
             self._warn_once(
                 "LearnedScheduler.step() was called before optimizer.step(), or there was no "
                 "gradient: call optimizer.step() first, or each loss counts for a wrong update"
