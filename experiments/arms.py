@@ -9,12 +9,21 @@ import numpy as np
 import torch
 from torch import nn
 
-from pacesetter.experiments.schedules import Feedback, FloatArray, Schedule, constant
-from pacesetter.experiments.search_space import Setting, Space
+from pacesetter.experiments.schedules import WARM_UP, Feedback, FloatArray, Schedule, constant
+from pacesetter.experiments.search_space import Dimension, Setting, Space
 from pacesetter.inner_models.task import OPTIMIZERS, OptimizerName, Task
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter], Setting, Task], torch.optim.Optimizer]
 """``factory(params, hyperparameters, task)``: an optimizer of a package's or one's own."""
+
+LR = Dimension(1e-4, 1e-1, default=1e-3, most=1e2)
+"""Learning rate of the Adam family; the default is that of `torch.optim.AdamW`."""
+MOMENTUM = Dimension(0.5, 0.98, default=0.9, log=False, most=0.999)
+"""beta1, or momentum."""
+WEIGHT_DECAY = Dimension(1e-3, 1.0, default=0.01)
+"""Decoupled; the default is that of `torch.optim.AdamW`."""
+RISE = Dimension(0.01, 0.3, default=WARM_UP, most=0.5)
+"""Share of a run in which a warm-up rises."""
 
 
 @dataclass(frozen=True, kw_only=True)

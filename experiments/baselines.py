@@ -1,185 +1,222 @@
 """The arms of a comparison: each baseline is a row, and so is each way of using the agent.
 
-A baseline is an optimizer, a schedule and the learning rates it may choose from. To add one, write
-a schedule as a function of progress and append a row to `BASELINES`, or hand it to `compare`::
+A baseline is an optimizer, a schedule, what may be tuned, and where it comes from. To add one,
+append a row to `BASELINES`, or hand it to `compare`. An optimizer that trains one model at a time
+is a function at the top level of a module; one of `OPTIMIZERS` is a name::
 
-    def half_cosine(progress: FloatArray) -> FloatArray:
-        return np.cos(0.5 * np.pi * progress)
+    def adamax(params, h, task):
+        return torch.optim.Adamax(params, lr=h["lr"], weight_decay=h["weight_decay"])
 
     MINE = Baseline(
-        name="adamw-half-cosine", label="tuned AdamW half cosine", optimizer="adamw",
-        schedule=half_cosine, lrs=ADAMW_LRS, source="mine",
+        name="adamax-half-cosine", label="Adamax half cosine", optimizer=adamax,
+        schedule=lambda progress, h: np.cos(0.5 * np.pi * progress),
+        space=Space({"lr": Dimension(1e-4, 1e-1, default=2e-3)}), source="mine",
     )
 
-No baseline clips gradients; the agent does, which is part of what it has to offer. Weight decay,
-beta2 and eps of AdamW are the task's own in every arm.
+No baseline clips gradients; the agent does, which is part of what it has to offer. beta2 and eps
+are the task's own in every arm of the Adam family, as is weight decay where no row says otherwise.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import replace
 
-import numpy as np
-from numpy.typing import NDArray
+from pacesetter.experiments.arms import (
+    LR,
+    MOMENTUM,
+    RISE,
+    WEIGHT_DECAY,
+    AgentArm,
+    Arm,
+    Baseline,
+)
+from pacesetter.experiments.package_arms import PACKAGE_ARMS
+from pacesetter.experiments.schedules import (
+    Plateau,
+    cosine,
+    cosine_restarts,
+    exponential,
+    linear,
+    one_cycle,
+    step_decay,
+    warm_up_cosine,
+    warm_up_stable_decay,
+)
+from pacesetter.experiments.search_space import Choice, Dimension, Space
 
-from pacesetter.inner_models.task import Task
-
-FloatArray = NDArray[np.float64]
-
-Schedule = Callable[[FloatArray], FloatArray]
-"""From progress, the share of steps already taken, (n,) in [0, 1), to factors of the lr, (n,)."""
+__all__ = [
+    "ADAMW_LRS",
+    "AGENT_ARMS",
+    "BASELINES",
+    "DO_NOTHING",
+    "OPEN_LOOP",
+    "POLICY",
+    "RANDOM",
+    "REFERENCE",
+    "STRICT",
+    "AgentArm",
+    "Arm",
+    "Baseline",
+    "all_arms",
+    "arm_labels",
+    "arm_names",
+    "check_arms",
+]
 
 ADAMW_LRS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-"""Half decades from which AdamW arms choose; widened where the best lies on an edge."""
-SGD_LRS = (3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
-"""Half decades from which SGD arms choose; widened where the best lies on an edge."""
-WARM_UP = 0.05
-"""Share of the steps in which a warm-up rises."""
-WARM_UP_START = 0.01
-"""Where it begins, over the peak."""
+"""Half decades over the range that AdamW arms search."""
 REFERENCE = "adamw-default"
 """The arm against which all others are held."""
 
 
-def constant(progress: FloatArray) -> FloatArray:
-    """The learning rate stays as it is."""
-    return np.ones_like(progress)
+def _adamw(name: str, label: str, source: str, **rest: Dimension | Choice) -> Baseline:
+    """A tuned AdamW row; its schedule is put in by `replace`."""
+    return Baseline(
+        name=f"adamw-{name}",
+        label=f"tuned AdamW {label}",
+        optimizer="adamw",
+        space=Space({"lr": LR, **rest}),
+        source=source,
+    )
 
 
-def cosine(progress: FloatArray) -> FloatArray:
-    """Cosine to zero, as `torch.optim.lr_scheduler.CosineAnnealingLR` with ``T_max`` all steps.
-
-    >>> cosine(np.array([0.0, 0.5])).round(6).tolist()
-    [1.0, 0.5]
-    """
-    return np.asarray(0.5 * (1 + np.cos(np.pi * progress)))
-
-
-def warm_up_cosine(progress: FloatArray) -> FloatArray:
-    """Linear rise over the first `WARM_UP` of the steps, then a cosine to zero over the rest.
-
-    >>> warm_up_cosine(np.array([0.0, WARM_UP])).tolist()
-    [0.01, 1.0]
-    """
-    rise = WARM_UP_START + (1 - WARM_UP_START) * progress / WARM_UP
-    fall = cosine((progress - WARM_UP) / (1 - WARM_UP))
-    return np.where(progress < WARM_UP, rise, fall)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Baseline:
-    """One hand-written schedule.
-
-    Attributes:
-        name: as in tables and on the command line.
-        label: as in figures.
-        optimizer: ``"adamw"`` or ``"sgd"``.
-        schedule: factors of the learning rate by progress.
-        lrs: learning rates to choose from, ascending. One: it is used as it is, nothing is tuned.
-            Empty: the rate that `calibration` found once for this name.
-        source: where the schedule comes from.
-        momentum: ``betas[0]`` of AdamW, ``momentum`` of SGD.
-        weight_decay: None: the task's own.
-    """
-
-    name: str
-    label: str
-    optimizer: Literal["adamw", "sgd"]
-    schedule: Schedule
-    lrs: tuple[float, ...]
-    source: str
-    momentum: float = 0.9
-    weight_decay: float | None = None
-
-    def __post_init__(self) -> None:
-        if list(self.lrs) != sorted(set(self.lrs)) or any(lr <= 0 for lr in self.lrs):
-            raise ValueError(
-                f"lrs of {self.name!r} must be positive and ascending, but got {self.lrs}"
-            )
-
-    @property
-    def tuned(self) -> bool:
-        """Whether a learning rate is chosen per task."""
-        return len(self.lrs) > 1
-
-    @property
-    def calibrated(self) -> bool:
-        """Whether the learning rate is the one that `calibration` found."""
-        return not self.lrs
-
-    def configure(self, task: Task) -> Task:
-        """The task with this baseline's optimizer; learning rates are given step by step."""
-        decay = task.optimizer.weight_decay if self.weight_decay is None else self.weight_decay
-        return task.with_optimizer(name=self.optimizer, momentum=self.momentum, weight_decay=decay)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AgentArm:
-    """One way of using the policy, run from every start of the learning rate.
-
-    Attributes:
-        name: as in tables and on the command line.
-        label: as in figures.
-        source: what it is and why it is held against the policy.
-    """
-
-    name: str
-    label: str
-    source: str
-
-
-BASELINES = (
+BASELINES: tuple[Baseline, ...] = (
     Baseline(
         name=REFERENCE,
         label="AdamW 1e-3",
         optimizer="adamw",
-        schedule=constant,
-        lrs=(1e-3,),
+        fixed={"lr": 1e-3},
         source="the default of torch.optim.AdamW, untuned",
     ),
-    Baseline(
-        name="adamw-constant",
-        label="tuned AdamW constant",
-        optimizer="adamw",
-        schedule=constant,
-        lrs=ADAMW_LRS,
-        source="Loshchilov & Hutter 2019, arXiv:1711.05101",
+    _adamw(
+        "constant",
+        "constant",
+        "Loshchilov & Hutter 2019, arXiv:1711.05101",
+        momentum=MOMENTUM,
+        weight_decay=WEIGHT_DECAY,
     ),
-    Baseline(
-        name="adamw-cosine",
-        label="tuned AdamW cosine",
-        optimizer="adamw",
+    replace(
+        _adamw(
+            "cosine",
+            "cosine",
+            "Loshchilov & Hutter 2017, arXiv:1608.03983",
+            weight_decay=WEIGHT_DECAY,
+        ),
         schedule=cosine,
-        lrs=ADAMW_LRS,
-        source="Loshchilov & Hutter 2017, arXiv:1608.03983",
     ),
-    Baseline(
-        name="adamw-warmup-cosine",
-        label="tuned AdamW warm-up cosine",
-        optimizer="adamw",
+    replace(
+        _adamw(
+            "warmup-cosine",
+            "warm-up cosine",
+            "Goyal et al. 2017, arXiv:1706.02677, with the cosine of arXiv:1608.03983",
+            warm_up=RISE,
+            weight_decay=WEIGHT_DECAY,
+        ),
         schedule=warm_up_cosine,
-        lrs=ADAMW_LRS,
-        source="Goyal et al. 2017, arXiv:1706.02677, with the cosine of arXiv:1608.03983",
+    ),
+    replace(
+        _adamw(
+            "linear", "linear", "Defazio et al. 2023, arXiv:2310.07831", weight_decay=WEIGHT_DECAY
+        ),
+        schedule=linear,
+    ),
+    replace(
+        _adamw(
+            "wsd",
+            "warm-up stable decay",
+            "Hu et al. 2024, arXiv:2404.06395; shapes of Haegele et al. 2024, arXiv:2405.18392",
+            decay=Dimension(0.1, 0.8, default=0.2, log=False, least=0.05, most=0.9),
+            shape=Choice(("sqrt", "linear"), default="sqrt"),
+        ),
+        schedule=warm_up_stable_decay,
+    ),
+    replace(
+        _adamw(
+            "one-cycle",
+            "one-cycle",
+            "Smith & Topin 2019, arXiv:1708.07120, as torch.optim.lr_scheduler.OneCycleLR",
+            peak=Dimension(0.05, 0.5, default=0.3, log=False, least=0.01, most=0.9),
+        ),
+        schedule=one_cycle,
+    ),
+    replace(
+        _adamw(
+            "step",
+            "step decay",
+            "He et al. 2016, arXiv:1512.03385: two drops, after 1/2 and 3/4 of a run",
+            gamma=Dimension(0.03, 0.5, default=0.1, most=1.0),
+        ),
+        schedule=step_decay,
+    ),
+    replace(
+        _adamw(
+            "exponential",
+            "exponential",
+            "torch.optim.lr_scheduler.ExponentialLR; Li & Arora 2020, arXiv:1910.07454",
+            final=Dimension(1e-4, 0.3, default=0.01, most=1.0),
+        ),
+        schedule=exponential,
+    ),
+    replace(
+        _adamw(
+            "restarts",
+            "cosine with restarts",
+            "Loshchilov & Hutter 2017, arXiv:1608.03983; each cycle twice the one before",
+            cycles=Choice(("2", "3", "4"), default="3"),
+        ),
+        schedule=cosine_restarts,
+    ),
+    replace(
+        _adamw(
+            "plateau",
+            "reduce on plateau",
+            "torch.optim.lr_scheduler.ReduceLROnPlateau on inner-valid losses; 20 checks a run",
+            factor=Dimension(0.05, 0.7, default=0.1, most=0.99),
+            patience=Choice(("0", "1", "2", "4"), default="2"),
+        ),
+        feedback=Plateau,
     ),
     Baseline(
         name="sgd-cosine",
         label="tuned SGD momentum cosine",
         optimizer="sgd",
         schedule=cosine,
-        lrs=SGD_LRS,
-        weight_decay=0.0,
-        source="Loshchilov & Hutter 2017, arXiv:1608.03983; torch.optim.SGD, momentum 0.9",
+        space=Space({"lr": Dimension(3e-3, 3.0, default=0.1, most=1e2), "momentum": MOMENTUM}),
+        fixed={"weight_decay": 0.0},
+        source="Loshchilov & Hutter 2017, arXiv:1608.03983; torch.optim.SGD",
+    ),
+    Baseline(
+        name="rmsprop-cosine",
+        label="tuned RMSprop cosine",
+        optimizer="rmsprop",
+        schedule=cosine,
+        space=Space(
+            {
+                "lr": Dimension(1e-4, 1e-1, default=1e-2, most=1e2),
+                "momentum": Dimension(0.0, 0.95, default=0.0, log=False, most=0.999),
+            }
+        ),
+        fixed={"weight_decay": 0.0, "beta2": 0.99},
+        source="Tieleman & Hinton 2012, lecture 6.5; torch.optim.RMSprop",
+    ),
+    *PACKAGE_ARMS,
+    Baseline(
+        name="population",
+        label="population-based training",
+        optimizer="adamw",
+        space=Space({"lr": LR, "momentum": MOMENTUM, "weight_decay": WEIGHT_DECAY}),
+        source="Jaderberg et al. 2017, arXiv:1711.09846; AdamW, as many runs as a search costs",
+        population=True,
     ),
     Baseline(
         name="adamw-cosine-calibrated",
         label="calibrated AdamW cosine",
         optimizer="adamw",
         schedule=cosine,
-        lrs=(),
         source="one learning rate for all jobs, calibrated once on the meta-train families",
+        calibrated=True,
     ),
 )
 
@@ -196,14 +233,17 @@ STRICT = AgentArm(
     label="strict open-loop replay",
     source="the policy's mean schedule over the compared tasks themselves, from the same start",
 )
+RANDOM = AgentArm(
+    name="random-policy",
+    label="random policy",
+    source="the same bounds, ramp, decay and clipping, and actions drawn uniformly",
+)
 DO_NOTHING = AgentArm(
     name="do-nothing",
     label="do nothing",
     source="the same bounds, ramp, decay and clipping, and an agent that never acts",
 )
-AGENT_ARMS = (POLICY, OPEN_LOOP, STRICT, DO_NOTHING)
-
-Arm = AgentArm | Baseline
+AGENT_ARMS = (POLICY, OPEN_LOOP, STRICT, RANDOM, DO_NOTHING)
 
 
 def all_arms(baselines: Sequence[Baseline] = BASELINES) -> tuple[Arm, ...]:

@@ -44,8 +44,9 @@ def start_trainer(
         device=device,
         dtype=dtype,
     )
-    decays = [number(c.baseline.hyperparameters(c.setting, task), "weight_decay", 0.0)
-              for c in configured]
+    decays = [
+        number(c.baseline.hyperparameters(c.setting, task), "weight_decay", 0.0) for c in configured
+    ]
     trainer.optimizer.decay_by(torch.tensor(decays, dtype=torch.float64).repeat(len(seeds)))
     return trainer
 
@@ -179,4 +180,6 @@ def run_batch(
         ],
         evaluate=evaluate,
     )
-    return [found[i * len(configured) + j] for j in range(len(configured)) for i in range(len(seeds))]
+    return [
+        found[i * len(configured) + j] for j in range(len(configured)) for i in range(len(seeds))
+    ]

@@ -20,8 +20,9 @@ import torch
 from numpy.typing import NDArray
 
 from pacesetter.agent.run_folder import write_json
-from pacesetter.experiments.baselines import BASELINES, Baseline
-from pacesetter.experiments.running import Setting, run_schedules
+from pacesetter.experiments.arms import Baseline, Configured
+from pacesetter.experiments.baselines import BASELINES
+from pacesetter.experiments.batched_runs import train_batch
 from pacesetter.experiments.sampling import adamw_groups
 from pacesetter.experiments.statistics import comparable
 from pacesetter.inner_models.registry import META_TRAIN, make_family
@@ -75,8 +76,8 @@ def calibrate(
     for tasks in adamw_groups(families, num_tasks=num_tasks, generator=generator):
         for task in tasks:
             assert task.seed is not None
-            settings = [Setting(baseline, lr) for lr in lrs]
-            runs = run_schedules(task, settings, seeds=[task.seed], num_intervals=1, device=device)
+            settings = [Configured(baseline, {"lr": lr}) for lr in lrs]
+            runs = train_batch(task, settings, seeds=[task.seed], num_intervals=1, device=device)
             losses = runs.losses("outer_valid")[:, None, None]
             rows.append(comparable(losses, untrained=runs.untrained[:1])[:, 0, 0])
     mean = np.mean(rows, axis=0)

@@ -1,39 +1,33 @@
-"""Figures of a comparison: for each a function that computes the data and one that draws it.
-
-Figures are single panels, narrow enough to be read on a phone, returned as SVG to be put into a
-page. matplotlib is imported when a figure is drawn; its global state is not touched.
-"""
+"""What the figures of a comparison show, as numbers; `figures` draws them."""
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import cycle
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pacesetter.experiments.findings import EntrySummary, Summary
 from pacesetter.experiments.records import Entry, RunRecord
 from pacesetter.experiments.statistics import Interval, bootstrap_interval, quantile_band
-from pacesetter.experiments.summary import Summary
-from pacesetter.inner_models.extras import require
 
 FloatArray = NDArray[np.float64]
-Quantity = Literal["curve", "lrs", "momenta", "clip_thresholds"]
-
-WIDTH = 4.2
-"""Inches: the text of a figure that fills a phone's screen can still be read."""
-COLOURS = ("#d1495b", "#f0803c", "#8f2d56", "#00798c", "#6a994e", "#30638e", "#b8a100", "#7a5195")
-REFERENCE_COLOUR = "#444444"
-OTHERS_COLOUR = "#a8a8a8"
+Quantity = Literal["curve", "valid_curve", "lrs", "momenta", "clip_thresholds"]
 
 
 @dataclass(frozen=True)
 class Band:
-    """Median and quartiles over seeds, against inner steps; all (K,)."""
+    """A line with a band around it; all (K,).
+
+    Attributes:
+        steps: inner steps, or whatever else the horizontal axis is.
+        median: the line; the median over seeds, or an estimate.
+        low: lower edge of the band; a quartile, or the end of an interval.
+        high: upper edge.
+    """
 
     steps: FloatArray
     median: FloatArray
@@ -42,7 +36,7 @@ class Band:
 
 
 def band_data(records: Sequence[RunRecord], *, task: str, quantity: Quantity) -> dict[Entry, Band]:
-    """What happened over the steps of a task, by arm and start.
+    """What happened over the steps of a task, by arm, start and budget.
 
     Args:
         records: of any tasks.
@@ -50,18 +44,20 @@ def band_data(records: Sequence[RunRecord], *, task: str, quantity: Quantity) ->
         quantity: which of the histories of a record.
 
     Returns:
-        Median and quartiles over seeds; nothing for an arm that never has the quantity.
+        Median and quartiles over the seeds that did not crash; nothing for an arm that never has
+        the quantity.
     """
     runs: dict[Entry, list[RunRecord]] = {}
     for record in records:
-        if record.task == task:
+        if record.task == task and getattr(record, quantity):
             runs.setdefault(record.entry, []).append(record)
     bands = {}
     for entry, group in runs.items():
-        values = np.array([getattr(record, quantity) for record in group], dtype=np.float64)
+        steps = group[0].valid_steps if quantity == "valid_curve" else group[0].steps
+        same = [r for r in group if len(getattr(r, quantity)) == len(steps)]
+        values = np.array([getattr(record, quantity) for record in same], dtype=np.float64)
         if np.isfinite(values).any():
-            steps = np.array(group[0].steps, dtype=np.float64)
-            bands[entry] = Band(steps, *quantile_band(values))
+            bands[entry] = Band(np.array(steps, dtype=np.float64), *quantile_band(values))
     return bands
 
 
@@ -70,7 +66,7 @@ def final_data(
     *,
     task: str,
     generator: np.random.Generator,
-    split: str = "test",
+    split: Literal["train", "outer_valid", "test"] = "test",
 ) -> dict[Entry, Interval]:
     """Mean final loss of a task over seeds with its 95 % interval, the least first.
 
@@ -93,108 +89,94 @@ def final_data(
     return dict(sorted(found.items(), key=lambda item: item[1].estimate))
 
 
-def score_data(summary: Summary, split: str = "test") -> dict[Entry, Interval]:
-    """Score of every arm but the reference, the best first."""
-    found = {e.entry: e.scores[split] for e in summary.entries if e.entry != summary.reference}
+def score_data(summary: Summary) -> dict[Entry, Interval]:
+    """Score on test of every arm of the field but the reference, the best first."""
+    rows = [e for e in summary.field if e != summary.reference]
+    found = {e: summary.of(e).scores["test"] for e in rows}
     return dict(sorted(found.items(), key=lambda item: item[1].estimate))
 
 
-def shown_entries(summary: Summary, ours: Sequence[str], *, rivals: int = 4) -> list[Entry]:
-    """Arms whose curves are drawn: the agent's, the reference, and the best other baselines."""
-    first = [e.entry for e in summary.entries if e.entry.arm in ours]
-    rest = [e for e in score_data(summary) if e.start_lr is None and e not in first]
-    return [*first, summary.reference, *rest[:rivals]]
+def profile_data(summary: Summary) -> dict[Entry, Band]:
+    """Performance profiles: over a score, the share of runs that did better."""
+    return {
+        entry: Band(profile.thresholds, profile.share, profile.low, profile.high)
+        for entry, profile in summary.profiles.items()
+    }
 
 
-def colours(summary: Summary, shown: Sequence[Entry]) -> dict[Entry, str]:
-    """A colour of its own for every arm that is shown; grey for the reference and the rest."""
-    found = dict.fromkeys((e.entry for e in summary.entries), OTHERS_COLOUR)
-    found |= zip((e for e in shown if e != summary.reference), cycle(COLOURS))
-    return {**found, summary.reference: REFERENCE_COLOUR}
-
-
-def draw_bands(
-    bands: Mapping[Entry, Band],
-    *,
-    colour: Mapping[Entry, str],
-    ylabel: str,
-    log: bool,
-    dashed: Sequence[Entry] = (),
-) -> str:
-    """Draws lines with bands against inner steps, as SVG.
+def budget_data(summary: Summary, shown: Sequence[Entry]) -> dict[Entry, Band]:
+    """Scores on test against the tuning budget, for arms that are shown.
 
     Args:
-        bands: what to draw.
-        colour: by entry.
-        ylabel: of the axis.
-        log: whether the axis is logarithmic, if all values allow it.
-        dashed: entries whose line is dashed.
+        summary: of a comparison.
+        shown: one entry per arm; an arm with a single budget gives a band of one point.
+
+    Returns:
+        Bands over trials; nothing where no arm has more than one budget.
     """
-    figure, axes = _panel(height=2.7)
-    for entry, band in bands.items():
-        style: Any = (0, (4, 2)) if entry in dashed else "-"
-        axes.plot(band.steps, band.median, color=colour[entry], linewidth=1.5, linestyle=style)
-        axes.fill_between(
-            band.steps, band.low, band.high, color=colour[entry], alpha=0.18, linewidth=0
-        )
-    lows = [np.nanmin(band.low) for band in bands.values()]
-    if log and lows and min(lows) > 0:
-        axes.set_yscale("log")
-    axes.set_xlabel("inner step")
-    axes.set_ylabel(ylabel)
-    return _svg(figure)
+    if not summary.by_budget:
+        return {}
+    found = {}
+    for entry in shown:
+        several = summary.by_budget.get(entry.arm, (summary.of(entry),))
+        found[entry] = _band([e.entry.budget for e in several], [_score(e) for e in several])
+    return found
 
 
-def draw_intervals(
-    intervals: Mapping[Entry, Interval],
-    *,
-    labels: Mapping[Entry, str],
-    colour: Mapping[Entry, str],
-    xlabel: str,
-    zero: str | None = None,
-) -> str:
-    """Draws a line per arm with its estimate and interval, labels above the lines, as SVG.
+def sensitivity_data(summary: Summary, shown: Sequence[Entry]) -> dict[Entry, Band]:
+    """Scores on test against the start of the learning rate, over the reference's.
 
     Args:
-        intervals: what to draw, from top to bottom.
-        labels: by entry.
-        colour: by entry.
-        xlabel: of the axis.
-        zero: what the zero stands for, drawn as a line; None: no line.
+        summary: of a comparison.
+        shown: entries that are to be drawn; others with several starts come after them.
     """
-    figure, axes = _panel(height=0.7 + 0.36 * max(len(intervals), 1))
-    for row, (entry, found) in enumerate(intervals.items()):
-        axes.plot([found.low, found.high], [row, row], color=colour[entry], linewidth=2.5)
-        axes.plot([found.estimate], [row], marker="o", markersize=5, color=colour[entry])
-        axes.text(0.01, row - 0.28, labels[entry], transform=axes.get_yaxis_transform(), fontsize=8)
-    if zero is not None:
-        axes.axvline(0.0, color=REFERENCE_COLOUR, linewidth=1, linestyle=(0, (4, 2)))
-        xlabel = f"{xlabel}\n0: {zero}"
-    axes.set_ylim(len(intervals) - 0.5, -0.75)
-    axes.set_yticks([])
-    axes.set_xlabel(xlabel)
-    return _svg(figure)
+    by_arm = {entry.arm: entry for entry in (*summary.field, *shown)}
+    order = [entry.arm for entry in shown]
+    found = {
+        by_arm[s.arm]: _band(s.factors, s.scores) for s in summary.sensitivity if s.arm in by_arm
+    }
+    return dict(sorted(found.items(), key=lambda item: _place(order, item[0].arm)))
 
 
-def _panel(*, height: float) -> tuple[Any, Any]:
-    figure = require("matplotlib.figure", extra="compare").Figure(
-        figsize=(WIDTH, height), layout="constrained"
+def task_slugs(tasks: Sequence[str]) -> dict[str, str]:
+    """Names that can stand in an address and in a file name, by task; no two are equal.
+
+    >>> task_slugs(["digits/0", "digits 0"])
+    {'digits/0': 'digits-0', 'digits 0': 'digits-0-2'}
+    """
+    found: dict[str, str] = {}
+    for task in tasks:
+        plain = "".join(c if c.isascii() and c.isalnum() else "-" for c in task).strip("-")
+        slug, number = plain or "task", 1
+        while slug in found.values():
+            number += 1
+            slug = f"{plain or 'task'}-{number}"
+        found[task] = slug
+    return found
+
+
+def finite_ends(interval: Interval) -> tuple[float, float]:
+    """The ends of an interval; of one that is unknown, the estimate itself.
+
+    >>> finite_ends(Interval(1.0, -math.inf, math.inf))
+    (1.0, 1.0)
+    """
+    low, high = interval.low, interval.high
+    return (
+        low if math.isfinite(low) else interval.estimate,
+        high if math.isfinite(high) else interval.estimate,
     )
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="x", color="#e6e6e6", linewidth=0.6)
-    axes.set_axisbelow(True)
-    return figure, axes
 
 
-def _svg(figure: Any) -> str:
-    """The figure as an element for an HTML page, without prolog, metadata or foreign names."""
-    matplotlib = require("matplotlib", extra="compare")
-    text = io.StringIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    # Text stays text: it can be searched and is drawn in the reader's own font.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "pacesetter"}):
-        figure.savefig(text, format="svg", metadata=nothing)
-    svg = text.getvalue()
-    svg = svg[svg.index("<svg") :].replace("xlink:href", "href")
-    return re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", svg)
+def _score(summary: EntrySummary) -> Interval:
+    return summary.scores["test"]
+
+
+def _band(places: Sequence[float], scores: Sequence[Interval]) -> Band:
+    ends = [finite_ends(score) for score in scores]
+    columns = (places, [s.estimate for s in scores], [a for a, _ in ends], [b for _, b in ends])
+    return Band(*(np.array(column, dtype=np.float64) for column in columns))
+
+
+def _place(order: Sequence[str], arm: str) -> int:
+    return order.index(arm) if arm in order else len(order)

@@ -1,15 +1,14 @@
 """Runs arms on a task, all those that share an optimizer as siblings in one tensor program.
 
 Every arm gets the same initial weights and batch order for the same seed; what an arm does is
-kept interval by interval. Nothing is evaluated here but the untrained loss on outer_valid: whoever
-asks for another split, `test` above all, does so on purpose.
+kept interval by interval. Only the splits that are asked for are evaluated at the horizon; on the
+way, outer_valid for the curve, and inner_valid where an arm's method looks at it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import Protocol
 
 import numpy as np
@@ -17,11 +16,15 @@ import torch
 from numpy.typing import NDArray
 
 from pacesetter.agent.policy import Policy
-from pacesetter.envs.actions import NUM_ACTIONS, ControlConfig, interval_ends
+from pacesetter.envs.actions import NUM_ACTIONS, ControlConfig
 from pacesetter.envs.runs import ScheduledRuns
-from pacesetter.experiments.baselines import Baseline
+from pacesetter.experiments.arms import Baseline, Configured
+from pacesetter.experiments.batched_runs import batches, run_batch
+from pacesetter.experiments.outcomes import FinishedRuns, RunOutcome, crashed, why
+from pacesetter.experiments.schedules import number
+from pacesetter.experiments.search_space import Setting
+from pacesetter.experiments.workers import run_jobs
 from pacesetter.inner_models.task import SplitName, Task
-from pacesetter.inner_models.trainer import InnerTrainer
 
 FloatArray = NDArray[np.float64]
 
@@ -62,97 +65,143 @@ class Idle:
 
 
 @dataclass(frozen=True)
-class Setting:
-    """A baseline with a learning rate."""
-
-    baseline: Baseline
-    lr: float
-
-
-@dataclass
-class FinishedRuns:
-    """Runs at their horizon, with what happened on the way.
+class RandomActions:
+    """Acts without looking, uniformly within the bounds of an action.
 
     Attributes:
-        trainer: holds the trained models; rows are group-major, siblings within.
-        untrained: (num_runs,), outer-valid losses before the first step.
-        steps: (K,), inner step at which each interval ended.
-        curve: K arrays (num_runs,), mean training loss of each interval.
-        lrs: K arrays (num_runs,), mean learning rate of each interval.
-        momenta: K arrays (num_runs,).
-        clip_thresholds: K arrays (num_runs,), at the interval's end; NaN where nothing is clipped.
-        trajectory: K arrays (num_runs, 3), log factors of lr, 1 - momentum and clip ratio over
-            their starts; empty for baselines.
+        generator: of the actions.
     """
 
-    trainer: InnerTrainer
-    untrained: FloatArray
-    steps: tuple[int, ...]
-    curve: list[FloatArray] = field(default_factory=list)
-    lrs: list[FloatArray] = field(default_factory=list)
-    momenta: list[FloatArray] = field(default_factory=list)
-    clip_thresholds: list[FloatArray] = field(default_factory=list)
-    trajectory: list[FloatArray] = field(default_factory=list)
+    generator: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
 
-    def losses(self, split: SplitName) -> FloatArray:
-        """Final losses on a split, (num_runs,); not finite where a run diverged."""
-        return self.trainer.evaluate(split)
+    def act(self, features: FloatArray, *, interval: int, num_intervals: int) -> FloatArray:
+        """See `Controller.act`."""
+        return self.generator.uniform(-1.0, 1.0, size=(len(features), NUM_ACTIONS))
 
 
-def by_optimizer(baselines: Sequence[Baseline]) -> list[list[Baseline]]:
-    """Groups of baselines that can be siblings: those that share optimizer and weight decay."""
-
-    def kind(baseline: Baseline) -> tuple[str, float]:
-        decay = baseline.weight_decay
-        return baseline.optimizer, -1.0 if decay is None else decay
-
-    return [list(group) for _, group in groupby(sorted(baselines, key=kind), key=kind)]
-
-
-def run_schedules(
+def run_settings(
     task: Task,
+    arm: Baseline,
     settings: Sequence[Setting],
     *,
     seeds: Sequence[int],
-    num_intervals: int,
     device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-) -> FinishedRuns:
-    """Trains a task once per setting and seed; gradients are never clipped.
+    evaluate: Sequence[SplitName] = ("outer_valid",),
+    num_intervals: int = 1,
+    jobs: int = 1,
+) -> list[RunOutcome]:
+    """`run_configured` with settings of one arm."""
+    return run_configured(
+        task,
+        [Configured(arm, setting) for setting in settings],
+        seeds=seeds,
+        device=device,
+        evaluate=evaluate,
+        num_intervals=num_intervals,
+        jobs=jobs,
+    )
+
+
+def run_configured(
+    task: Task,
+    configured: Sequence[Configured],
+    *,
+    seeds: Sequence[int],
+    device: torch.device | str = "cpu",
+    evaluate: Sequence[SplitName] = ("outer_valid",),
+    num_intervals: int = 1,
+    jobs: int = 1,
+) -> list[RunOutcome]:
+    """Trains a task once per setting and seed, of any mixture of baselines.
+
+    A run that crashes or diverges touches no other.
 
     Args:
         task: its data and model; seed and optimizer are replaced.
-        settings: baselines of one optimizer (`by_optimizer`) with their learning rates.
+        configured: baselines with settings; no populations (see `run_population`).
         seeds: of initial weights and batch order.
-        num_intervals: parts into which curves are cut.
         device: where the runs live.
-        dtype: of parameters and data.
+        evaluate: splits on which the final loss and metric are wanted; each is read once.
+        num_intervals: parts into which curves are cut.
+        jobs: worker processes for arms that cannot be batched; 1: all in this process.
 
     Returns:
-        Run ``i * len(settings) + j`` is seed i under setting j.
+        Setting-major: outcome ``j * len(seeds) + i`` is seed i under setting j.
+
+    Raises:
+        ValueError: a population is among the baselines.
     """
-    base = settings[0].baseline.configure(task)
-    trainer = InnerTrainer(
-        [base.with_seed(seed) for seed in seeds],
-        siblings=len(settings),
+    populations = [c.baseline.name for c in configured if c.baseline.population]
+    if populations:
+        raise ValueError(f"{populations[0]!r} is a population: use run_population for it")
+    n = len(seeds)
+    plain = [j for j, c in enumerate(configured) if not c.baseline.batched]
+    pending = run_jobs(
+        task,
+        [(configured[j], seed) for j in plain for seed in seeds],
+        workers=jobs,
+        num_intervals=num_intervals,
+        evaluate=evaluate,
         device=device,
-        dtype=dtype,
     )
-    factors = [s.baseline.schedule(np.arange(task.horizon) / task.horizon) for s in settings]
-    rates = np.stack([f * s.lr for f, s in zip(factors, settings, strict=True)], axis=1)
-    rates = np.tile(rates, (1, len(seeds)))
-    momentum = np.tile([s.baseline.momentum for s in settings], len(seeds))
-    steps = interval_ends(task.horizon, num_intervals)
-    runs = FinishedRuns(trainer, trainer.evaluate("outer_valid"), steps)
-    start = 0
-    for end in steps:
-        stats = trainer.run(rates[start:end], momentum=momentum, clip_ratio=None)
-        runs.curve.append(stats.loss_mean)
-        runs.lrs.append(rates[start:end].mean(axis=0))
-        runs.momenta.append(momentum)
-        runs.clip_thresholds.append(np.full(trainer.num_runs, np.nan))
-        start = end
-    return runs
+    found: dict[int, list[RunOutcome]] = {}
+
+    def batch(rows: Sequence[int]) -> list[RunOutcome]:
+        return run_batch(
+            task,
+            [configured[j] for j in rows],
+            seeds=seeds,
+            num_intervals=num_intervals,
+            evaluate=evaluate,
+            device=device,
+        )
+
+    def failure(j: int, error: Exception) -> list[RunOutcome]:
+        c = configured[j]
+        lr = number(c.baseline.hyperparameters(c.setting, task), "lr", float("nan"))
+        return [
+            crashed(
+                c.baseline.name,
+                dict(c.setting),
+                seed=seed,
+                lr=lr,
+                reason=why(error),
+                evaluate=evaluate,
+            )
+            for seed in seeds
+        ]
+
+    try:
+        for rows in batches(configured):
+            outcomes = halved(rows, batch, failure)
+            for position, j in enumerate(rows):
+                found[j] = outcomes[position * n : (position + 1) * n]
+        outcomes = pending.outcomes()
+    except BaseException:
+        pending.cancel()
+        raise
+    for position, j in enumerate(plain):
+        found[j] = outcomes[position * n : (position + 1) * n]
+    return [outcome for j in range(len(configured)) for outcome in found[j]]
+
+
+def halved(
+    rows: Sequence[int],
+    batch: Callable[[Sequence[int]], list[RunOutcome]],
+    failure: Callable[[int, Exception], list[RunOutcome]],
+) -> list[RunOutcome]:
+    """Runs siblings together; where that raises, in halves, until the one at fault is alone.
+
+    The same answers to memory that does not hold all of them.
+    """
+    try:
+        return batch(rows)
+    except Exception as error:
+        if len(rows) == 1:
+            return failure(rows[0], error)
+    middle = len(rows) // 2
+    parts = rows[:middle], rows[middle:]
+    return [outcome for part in parts for outcome in halved(part, batch, failure)]
 
 
 def run_agents(
@@ -187,16 +236,19 @@ def run_agents(
         runs.momenta.append(codec.momentum)
         runs.clip_thresholds.append(codec.clip_ratio * episode.stats.norm_running)
         runs.trajectory.append(_state(episode) - origin)
+        runs.look()
 
-    features = episode.begin()
+    with runs.watch:
+        features = episode.begin()
     keep(0, codec.ends[0])
     while not episode.done:
-        grid = features.reshape(len(tasks), siblings, -1)
-        actions = [
-            c.act(grid[:, j], interval=episode.interval, num_intervals=len(codec.ends))
-            for j, c in enumerate(controllers)
-        ]
-        features = episode.decide(np.stack(actions, axis=1).reshape(-1, NUM_ACTIONS))
+        with runs.watch:
+            grid = features.reshape(len(tasks), siblings, -1)
+            actions = [
+                c.act(grid[:, j], interval=episode.interval, num_intervals=len(codec.ends))
+                for j, c in enumerate(controllers)
+            ]
+            features = episode.decide(np.stack(actions, axis=1).reshape(-1, NUM_ACTIONS))
         keep(*codec.ends[episode.interval - 2 : episode.interval])
     return runs
 

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
+import numpy as np
+
 Setting = Mapping[str, float | str]
 """A point of a search space: values by hyperparameter name, such as ``{"lr": 1e-3}``."""
 
@@ -51,6 +53,12 @@ class Dimension:
         if self.log and self.low <= 0:
             raise ValueError(f"a logarithmic dimension needs a positive low, but got {self.low}")
 
+    def sample(self, generator: np.random.Generator) -> float:
+        """A value drawn uniformly, on the logarithmic scale where the dimension has it."""
+        if self.log:
+            return float(np.exp(generator.uniform(np.log(self.low), np.log(self.high))))
+        return float(generator.uniform(self.low, self.high))
+
     def widened(self, *, up: bool) -> Dimension:
         """The dimension with more room on one side, as far as it may go."""
         length = self.high - self.low
@@ -80,6 +88,10 @@ class Choice:
         if self.default not in self.options:
             raise ValueError(f"the default must be one of {self.options}, but got {self.default!r}")
 
+    def sample(self, generator: np.random.Generator) -> str:
+        """One of the options, all alike."""
+        return self.options[int(generator.integers(len(self.options)))]
+
 
 @dataclass(frozen=True)
 class Space:
@@ -107,6 +119,10 @@ class Space:
     def default(self) -> dict[str, float | str]:
         """The setting that is tried first."""
         return {name: d.default for name, d in self.dimensions.items()}
+
+    def sample(self, generator: np.random.Generator) -> dict[str, float | str]:
+        """A setting drawn uniformly."""
+        return {name: d.sample(generator) for name, d in self.dimensions.items()}
 
     def widened(self, name: str, *, up: bool) -> Space:
         """The space with more room on one side of one dimension.

@@ -1,0 +1,187 @@
+"""Worker processes for runs that cannot be batched: one run each at a time, one thread each.
+
+What travels is pickled in memory, between processes of one user. What cannot be pickled, such as a
+task made of lambdas, is run in this process instead; a worker that dies takes no other run along.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import cache, lru_cache
+from multiprocessing import get_context
+from typing import Any
+
+import torch
+
+from pacesetter.experiments.arms import Configured
+from pacesetter.experiments.outcomes import RunOutcome, crashed, why
+from pacesetter.experiments.plain_runs import run_plain
+from pacesetter.experiments.schedules import number
+from pacesetter.inner_models.task import SplitName, Task
+
+Job = tuple[Configured, int]
+"""A setting and a seed."""
+
+
+def run_plain_safely(
+    task: Task,
+    configured: Configured,
+    *,
+    seed: int,
+    num_intervals: int,
+    evaluate: Sequence[SplitName],
+    device: torch.device | str = "cpu",
+) -> RunOutcome:
+    """`run_plain`, with the outcome of a crashed run where it raises."""
+    try:
+        return run_plain(
+            task,
+            configured,
+            seed=seed,
+            num_intervals=num_intervals,
+            evaluate=evaluate,
+            device=device,
+        )
+    except Exception as error:
+        return _crashed(task, (configured, seed), why(error), evaluate)
+
+
+def run_jobs(
+    task: Task,
+    jobs: Sequence[Job],
+    *,
+    workers: int,
+    num_intervals: int,
+    evaluate: Sequence[SplitName],
+    device: torch.device | str = "cpu",
+) -> PendingRuns:
+    """Starts runs in worker processes.
+
+    Args:
+        task: what all of them train.
+        jobs: what to run.
+        workers: processes; 1: none, all runs in this process.
+        num_intervals: see `run_plain`.
+        evaluate: see `run_plain`.
+        device: where the runs live.
+
+    Returns:
+        What to ask for the outcomes, once this process has done what it has to do itself.
+    """
+    options = {"num_intervals": num_intervals, "evaluate": tuple(evaluate), "device": device}
+    return PendingRuns(task, jobs, workers=workers, options=options)
+
+
+class PendingRuns:
+    """Runs that are under way; see `run_jobs`."""
+
+    def __init__(
+        self, task: Task, jobs: Sequence[Job], *, workers: int, options: dict[str, Any]
+    ) -> None:
+        self._task, self._jobs, self._options = task, list(jobs), options
+        self._workers = workers
+        self._packed = [None] * len(jobs) if workers < 2 else _pack(task, jobs, options)
+        self._futures: list[Future[RunOutcome | None] | None] = [
+            None if packed is None else _pool(workers).submit(_work, *packed)
+            for packed in self._packed
+        ]
+
+    def outcomes(self) -> list[RunOutcome]:
+        """Waits; outcomes in the order of the jobs."""
+        try:
+            return [self._outcome(i) for i in range(len(self._jobs))]
+        except BaseException:
+            self.cancel()
+            raise
+
+    def cancel(self) -> None:
+        """Takes back what has not begun."""
+        for future in self._futures:
+            if future is not None:
+                future.cancel()
+
+    def _outcome(self, i: int) -> RunOutcome:
+        future, (configured, seed) = self._futures[i], self._jobs[i]
+        found = None
+        if future is not None:
+            try:
+                found = future.result()
+            except BrokenProcessPool:
+                _pool.cache_clear()
+                found = self._alone(i)
+        if found is None:
+            found = run_plain_safely(self._task, configured, seed=seed, **self._options)
+        return found
+
+    def _alone(self, i: int) -> RunOutcome | None:
+        """Runs a job in a process of its own: a worker died, and it may have been another's."""
+        packed = self._packed[i]
+        assert packed is not None
+        with _new_pool(1) as pool:
+            try:
+                return pool.submit(_work, *packed).result()
+            except BrokenProcessPool:
+                reason = "its worker process died, killed for want of memory or crashed"
+                return _crashed(self._task, self._jobs[i], reason, self._options["evaluate"])
+
+
+def _pack(
+    task: Task, jobs: Sequence[Job], options: dict[str, Any]
+) -> list[tuple[bytes, bytes] | None]:
+    """Task and job as bytes; None: this one cannot leave the process."""
+    whole = _pickled((task, options))
+    parts = [_pickled(job) for job in jobs]
+    return [None if whole is None or part is None else (whole, part) for part in parts]
+
+
+def _pickled(value: object) -> bytes | None:
+    try:
+        return pickle.dumps(value)
+    except (pickle.PicklingError, AttributeError, TypeError, NotImplementedError):
+        return None
+
+
+@lru_cache(maxsize=1)
+def _unpacked(whole: bytes) -> Any:
+    return pickle.loads(whole)
+
+
+def _work(whole: bytes, part: bytes) -> RunOutcome | None:
+    """Runs a job in a worker; None: it cannot be loaded here, where other modules are known."""
+    try:
+        task, options = _unpacked(whole)
+        configured, seed = pickle.loads(part)
+    except (ImportError, AttributeError, pickle.UnpicklingError):
+        return None
+    return run_plain_safely(task, configured, seed=seed, **options)
+
+
+def _start_worker() -> None:
+    torch.set_num_threads(1)
+
+
+def _new_pool(workers: int) -> ProcessPoolExecutor:
+    # Not forked: a copy of a process with threads may hang.
+    return ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker)
+
+
+@cache
+def _pool(workers: int) -> ProcessPoolExecutor:
+    """Workers start slowly, so that they are kept from one call to the next."""
+    return _new_pool(workers)
+
+
+def _crashed(task: Task, job: Job, reason: str, evaluate: Sequence[SplitName]) -> RunOutcome:
+    configured, seed = job
+    hyper = configured.baseline.hyperparameters(configured.setting, task)
+    return crashed(
+        configured.baseline.name,
+        dict(configured.setting),
+        seed=seed,
+        lr=number(hyper, "lr", float("nan")),
+        reason=reason,
+        evaluate=evaluate,
+    )
