@@ -315,6 +315,10 @@ class LearnedScheduler:
 
     def _tell(self, interventions: Sequence[Intervention]) -> None:
         for intervention in interventions:
+            if intervention.kind == "unfamiliar":  # it may come and go: it is said once
+                if "unfamiliar" in self._warned:
+                    continue
+                self._warned.add("unfamiliar")
             warnings.warn(f"LearnedScheduler: {intervention}", stacklevel=3)
 
     def _warn_once(self, message: str) -> None:

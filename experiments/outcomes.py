@@ -52,9 +52,9 @@ class RunOutcome:
     lr: float
     inner_steps: int = 0
     untrained: float = math.nan
-    losses: dict[SplitName, float] = field(default_factory=dict)
+    losses: dict[str, float] = field(default_factory=dict)
     metric_name: str | None = None
-    metric: dict[SplitName, float] | None = None
+    metric: dict[str, float] | None = None
     steps: list[int] = field(default_factory=list)
     curve: list[float] = field(default_factory=list)
     lrs: list[float] = field(default_factory=list)
@@ -89,7 +89,7 @@ def crashed(
     evaluate: Sequence[SplitName],
 ) -> RunOutcome:
     """The outcome of a run that raised."""
-    losses = dict.fromkeys(evaluate, math.nan)
+    losses: dict[str, float] = dict.fromkeys(evaluate, math.nan)
     return RunOutcome(arm=arm, setting=setting, seed=seed, lr=lr, losses=losses, failed=reason)
 
 

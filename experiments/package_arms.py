@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import redirect_stdout
 from dataclasses import replace
+from io import StringIO
 
 import torch
 from torch import nn
@@ -68,14 +70,16 @@ def schedule_free(params: Params, h: Setting, task: Task) -> torch.optim.Optimiz
 
 def prodigy(params: Params, h: Setting, task: Task) -> torch.optim.Optimizer:
     """`prodigyopt.Prodigy`; its authors advise to leave lr at 1 and to tune ``d_coef``."""
-    made: torch.optim.Optimizer = require("prodigyopt", extra="compare").Prodigy(
-        params,
-        lr=number(h, "lr", 1.0),
-        betas=(number(h, "momentum", 0.9), task.optimizer.beta2),
-        eps=task.optimizer.eps,
-        weight_decay=number(h, "weight_decay", 0.0),
-        d_coef=number(h, "d_coef", 1.0),
-    )
+    # It greets whoever makes it.
+    with redirect_stdout(StringIO()):
+        made: torch.optim.Optimizer = require("prodigyopt", extra="compare").Prodigy(
+            params,
+            lr=number(h, "lr", 1.0),
+            betas=(number(h, "momentum", 0.9), task.optimizer.beta2),
+            eps=task.optimizer.eps,
+            weight_decay=number(h, "weight_decay", 0.0),
+            d_coef=number(h, "d_coef", 1.0),
+        )
     return made
 
 

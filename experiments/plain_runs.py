@@ -23,6 +23,8 @@ from pacesetter.inner_models.task import Batch, LossFn, SplitName, Task
 
 EVAL_ROWS = 2**14
 """Rows of a split that are evaluated at a time."""
+NORM_BATCHES = 50
+"""Batches from which running means of BatchNorm are taken anew for an average of weights."""
 
 
 class PlainRun:
@@ -107,6 +109,8 @@ class PlainRun:
         data, total = self._split(split), 0.0
         rows = len(data[0])
         self._mode(train=False)
+        if self._modes:
+            self._renew_norms()
         try:
             for start in range(0, rows, EVAL_ROWS):
                 part = tuple(t[start : start + EVAL_ROWS] for t in data)
@@ -114,6 +118,22 @@ class PlainRun:
         finally:
             self._mode(train=True)
         return total / rows
+
+    def _renew_norms(self) -> None:
+        """Takes the running means of BatchNorm from the weights that are evaluated.
+
+        Training has left those of other weights. So does the package's documentation advise.
+        """
+        norms = [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        if not norms:
+            return
+        size = self.task.batch_size
+        devices = [self._device] if self._device.type == "cuda" else []
+        self.model.train()
+        with torch.random.fork_rng(devices=devices):
+            for start in range(0, min(len(self._train[0]), NORM_BATCHES * size) - size + 1, size):
+                self.task.loss(self.model, tuple(t[start : start + size] for t in self._train))
+        self.model.eval()
 
 
 def run_plain(

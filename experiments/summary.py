@@ -1,110 +1,39 @@
 """From records of runs to what they say: every arm against the reference, the agent against each.
 
-Pure computation; tables and figures only lay out what is found here. 'Better' and 'worse' are said
-where the 95 % interval of the paired difference excludes zero, and nowhere else.
+Pure computation; `findings` says what comes out, tables and figures only lay it out.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pacesetter.experiments.baselines import POLICY, REFERENCE
+from pacesetter.experiments.field_summary import (
+    field_of,
+    profiles_of,
+    ranks_of,
+    sensitivity_of,
+    task_summaries,
+)
+from pacesetter.experiments.findings import (
+    SCORED_SPLITS,
+    Difference,
+    EntrySummary,
+    Summary,
+)
+from pacesetter.experiments.metrics import area_under_curve, time_to_target, wall_seconds
+from pacesetter.experiments.ranking import bootstrap_p_value, holm, improvement_probabilities
 from pacesetter.experiments.records import Entry, RunRecord
-from pacesetter.experiments.statistics import Interval, bootstrap_interval, comparable
+from pacesetter.experiments.scoring import Scores, share_interval
+from pacesetter.experiments.statistics import Interval, comparable, iqm_over_runs
+from pacesetter.experiments.task_findings import Failure
+from pacesetter.experiments.wording import entry_label
 
 FloatArray = NDArray[np.float64]
-
-SCORED_SPLITS: tuple[Literal["test", "outer_valid"], ...] = ("test", "outer_valid")
-"""Splits on which arms are compared, the headline's first."""
-
-
-@dataclass(frozen=True)
-class EntrySummary:
-    """One arm, from one start, over all tasks and seeds.
-
-    Attributes:
-        entry: which.
-        label: how tables call it.
-        scores: by split, the mean over tasks of log(loss / the reference's loss), with interval.
-        trials: mean settings tried per task.
-        inner_steps: inner steps spent, tuning included, over all tasks and seeds.
-        diverged: how many runs diverged.
-        num_runs: of how many.
-    """
-
-    entry: Entry
-    label: str
-    scores: Mapping[str, Interval]
-    trials: float
-    inner_steps: int
-    diverged: int
-    num_runs: int
-
-
-@dataclass(frozen=True)
-class Difference:
-    """The agent against a rival, in pairs of equal task and seed.
-
-    Attributes:
-        ours: the agent's entry.
-        rival: the other.
-        scores: by split, the mean over tasks of log(our loss / the rival's), with interval.
-    """
-
-    ours: Entry
-    rival: Entry
-    scores: Mapping[str, Interval]
-
-    def finding(self, split: str = "test") -> Literal["better", "worse", "no clear difference"]:
-        """What the interval allows to say of the agent."""
-        score = self.scores[split]
-        if score.below_zero:
-            return "better"
-        return "worse" if score.above_zero else "no clear difference"
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a comparison found.
-
-    Attributes:
-        tasks: names.
-        seeds: of the report.
-        entries: every arm and start, in the order of the records.
-        differences: every entry of the agent against every other arm that fits: those without a
-            start, and those from the same start.
-        reference: what scores are relative to.
-        relative: whether scores are logs of ratios on every task; elsewhere some task has losses
-            that are not positive, and its differences are over their spread.
-    """
-
-    tasks: tuple[str, ...]
-    seeds: tuple[int, ...]
-    entries: tuple[EntrySummary, ...]
-    differences: tuple[Difference, ...]
-    reference: Entry
-    relative: bool
-
-    @property
-    def labels(self) -> dict[Entry, str]:
-        """Labels by entry."""
-        return {e.entry: e.label for e in self.entries}
-
-
-def entry_label(entry: Entry, labels: Mapping[str, str]) -> str:
-    """How tables call an arm from a start.
-
-    >>> entry_label(Entry("policy", 1e-3), {"policy": "policy"})
-    'policy from 0.001'
-    """
-    label = labels.get(entry.arm, entry.arm)
-    return label if entry.start_lr is None else f"{label} from {entry.start_lr:g}"
 
 
 def summarise(
@@ -118,128 +47,200 @@ def summarise(
     """Scores every arm.
 
     Args:
-        records: one per task, seed, arm and start; none missing.
-        generator: of the bootstrap.
+        records: one per task, seed, arm, start and budget; none missing. A run that crashed counts
+            as diverged; an arm of which all runs crashed is reported as failed and left out.
+        generator: of the bootstrap. One number is drawn from it, the seed of all resamples: of
+            `Resamples.draw` for as many tasks and seeds as a figure is about.
         labels: by name of the arm; an arm without one goes by its name.
         ours: names of the agent's arms, held against all others.
-        reference: name of the arm that scores are relative to; it has no start.
+        reference: name of the arm that scores are relative to; it has no start and budget 1.
 
     Raises:
         ValueError: a run is missing or there twice, or the reference was not run.
     """
-    table = {(r.entry, r.task, r.seed): r for r in records}
-    entries = tuple(dict.fromkeys(r.entry for r in records))
-    tasks = tuple(dict.fromkeys(r.task for r in records))
-    seeds = tuple(dict.fromkeys(r.seed for r in records))
-    if len(table) != len(records) or len(table) != len(entries) * len(tasks) * len(seeds):
-        raise ValueError(
-            f"need one run for each of {len(entries)} arms, {len(tasks)} tasks and {len(seeds)} "
-            f"seeds, but got {len(records)}, of which {len(table)} differ"
-        )
-    if Entry(reference) not in entries:
-        raise ValueError(f"the reference {reference!r} is not among the arms that were run")
-    grid = [[[table[e, t, s] for s in seeds] for t in tasks] for e in entries]
-    untrained = np.array([np.mean([r.untrained for r in row]) for row in grid[0]])
-    values = {
-        split: comparable(
-            np.array([[[r.losses[split] for r in row] for row in rows] for rows in grid]),
-            untrained=untrained,
-        )
-        for split in SCORED_SPLITS
-    }
-    row_of = {entry: i for i, entry in enumerate(entries)}
-    # The same resamples for every pair: a pair has one interval, however often it is asked for.
-    resamples = int(generator.integers(2**63))
-
-    def against(one: Entry, other: Entry) -> dict[str, Interval]:
-        return {
-            split: bootstrap_interval(
-                value[row_of[one]] - value[row_of[other]],
-                generator=np.random.default_rng(resamples),
-            )
-            for split, value in values.items()
-        }
-
-    summaries = []
-    for entry, rows in zip(entries, grid, strict=True):
-        runs = [record for row in rows for record in row]
-        summaries.append(
-            EntrySummary(
-                entry=entry,
-                label=entry_label(entry, labels or {}),
-                scores=against(entry, Entry(reference)),
-                trials=float(np.mean([r.trials for r in runs])),
-                inner_steps=_inner_steps(rows),
-                diverged=sum(r.diverged for r in runs),
-                num_runs=len(runs),
-            )
-        )
-    differences = [
-        Difference(mine, rival, against(mine, rival))
-        for mine in entries
-        if mine.arm in ours
-        for rival in entries
-        if rival != mine and rival.start_lr in (None, mine.start_lr)
-    ]
-    positive = [loss > 0 for r in records for loss in r.losses.values() if math.isfinite(loss)]
+    alive = {r.entry for r in records if r.failed is None}
+    entries = list(dict.fromkeys(r.entry for r in records))
+    budgets: dict[str, int] = {}
+    for entry in entries:
+        budgets[entry.arm] = max(entry.budget, budgets.get(entry.arm, 1))
+    names = {e: entry_label(e, labels or {}, tuned=budgets[e.arm] > 1) for e in entries}
+    base = Entry(reference)
+    if base not in alive:
+        failed = " (all its runs failed)" if base in entries else ""
+        raise ValueError(f"the reference {reference!r} is not among the arms that were run{failed}")
+    scores = Scores(
+        [r for r in records if r.entry in alive],
+        reference=base,
+        seed=int(generator.integers(2**63)),
+    )
+    grid = scores.grid
+    field = field_of(scores)
+    profiles, profile_of = profiles_of(scores, field)
+    tuned = scores.ends["test"]
     return Summary(
-        tasks, seeds, tuple(summaries), tuple(differences), Entry(reference), all(positive)
+        tasks=grid.tasks,
+        seeds=grid.seeds,
+        entries=_entries(scores, names),
+        differences=_differences(scores, ours),
+        reference=base,
+        relative=scores.relative,
+        task_summaries=task_summaries(scores),
+        field=field,
+        profiles=profiles,
+        profile_of=profile_of,
+        ranks=ranks_of(scores, field),
+        sensitivity=sensitivity_of(scores, labels or {}),
+        failures=_failures(records, names, alive),
+        tuned_budget=None if tuned is None else tuned.entries[0].budget,
     )
 
 
-def _inner_steps(rows: Sequence[Sequence[RunRecord]]) -> int:
+def _entries(scores: Scores, names: Mapping[Entry, str]) -> tuple[EntrySummary, ...]:
+    grid, base = scores.grid, scores.base
+    both, seeds = scores.resamples(), scores.resamples(over_tasks=False)
+    best = scores.against_base(grid.array(lambda r: r.best.get("outer_valid", np.nan)), known=True)
+    area = area_under_curve(grid)
+    area = None if area is None else scores.against_base(area)
+    target = time_to_target(grid, reference=scores.reference)
+    wall = wall_seconds(grid)
+    corrected = {split: _corrected(scores, split) for split in SCORED_SPLITS}
+    regret = _regrets(scores)
+    found = []
+    for i, entry in enumerate(grid.entries):
+        runs = [r for task in grid.tasks for r in grid.of(entry, task)]
+        relative = {s: scores.values[s][i] - scores.values[s][base] for s in SCORED_SPLITS}
+        normal = {s: x[i] for s, x in scores.normalised.items() if x.shape[1]}
+        normal_resamples = {s: scores.resamples(x.shape[0]) for s, x in normal.items()}
+        broken = np.array(
+            [[r.diverged or r.failed is not None for r in grid.of(entry, t)] for t in grid.tasks]
+        )
+        seconds_known = target is not None and np.isfinite(target.seconds[i]).all()
+        found.append(
+            EntrySummary(
+                entry=entry,
+                label=names[entry],
+                scores={s: both.interval(x) for s, x in relative.items()},
+                seed_scores={s: seeds.interval(x) for s, x in relative.items()},
+                iqm={s: both.interval(x, iqm_over_runs) for s, x in relative.items()},
+                p_values={s: corrected[s][i] for s in SCORED_SPLITS},
+                normalised={
+                    s: normal_resamples[s].interval(x, iqm_over_runs) for s, x in normal.items()
+                },
+                normalised_mean={s: normal_resamples[s].interval(x) for s, x in normal.items()},
+                best=None if best is None else both.interval(best[i]),
+                area=None if area is None else both.interval(area[i]),
+                steps_to_target=None if target is None else both.interval(target.steps[i]),
+                seconds_to_target=(
+                    both.interval(target.seconds[i]) if target and seconds_known else None
+                ),
+                reached=None if target is None else share_interval(target.reached[i], both),
+                metrics=_metrics(scores, i),
+                regret=regret[i][0],
+                worst_task=regret[i][1],
+                seconds=float(wall[i].mean()),
+                overhead=scores.overhead(i, base),
+                trials=float(np.mean([r.trials for r in runs])),
+                inner_steps=_inner_steps(scores, entry),
+                diverged=int(broken.sum()),
+                diverged_share=share_interval(broken, both),
+                num_runs=len(runs),
+                failed=sum(r.failed is not None for r in runs),
+            )
+        )
+    return tuple(found)
+
+
+def _corrected(scores: Scores, split: str) -> list[float]:
+    """Of every entry against the reference, Holm's p-values; the reference's own is 1."""
+    values, base = scores.values[split], scores.base
+    others = [i for i in range(len(values)) if i != base]
+    samples = scores.resamples().means(values - values[base])
+    found = [1.0] * len(values)
+    p_values = holm([scores.p_value(samples[i]) for i in others])
+    for i, p_value in zip(others, p_values, strict=True):
+        found[i] = p_value
+    return found
+
+
+def _regrets(scores: Scores) -> list[tuple[Interval, str]]:
+    """Of every entry, the largest mean distance on a task from the arm that is best there."""
+    values, resamples = scores.values["test"], scores.resamples(over_tasks=False)
+    means = values.mean(axis=-1)
+    regret = means - means.min(axis=0)
+    drawn = np.array([resamples.of(value).mean(axis=-1) for value in values])
+    samples = (drawn - drawn.min(axis=0)).max(axis=-1)
+    return [
+        (resamples.around(float(row.max()), sample), scores.grid.tasks[int(row.argmax())])
+        for row, sample in zip(regret, samples, strict=True)
+    ]
+
+
+def _metrics(scores: Scores, row: int) -> dict[str, Interval]:
+    """Differences of task metrics from the reference's; none where a run has lost its metric."""
+    found = {}
+    for name, (values, tasks) in scores.metrics.items():
+        difference = values[row][tasks] - values[scores.base][tasks]
+        if np.isfinite(difference).all():
+            found[name] = scores.resamples(len(tasks)).interval(difference)
+    return found
+
+
+def _differences(scores: Scores, ours: Sequence[str]) -> tuple[Difference, ...]:
+    grid, resamples = scores.grid, scores.resamples()
+    found: list[Difference] = []
+    for i, mine in enumerate(grid.entries):
+        if mine.arm not in ours:
+            continue
+        rivals = [
+            j
+            for j, rival in enumerate(grid.entries)
+            if j != i and rival.start_lr in (None, mine.start_lr)
+        ]
+        if not rivals:
+            continue
+        gaps = {s: x[i] - x[rivals] for s, x in scores.values.items()}
+        p_values = {
+            s: holm([scores.p_value(sample) for sample in resamples.means(gap)])
+            for s, gap in gaps.items()
+        }
+        test = scores.values["test"]
+        chances = improvement_probabilities(test[i], test[rivals], resamples=resamples)
+        found += [
+            Difference(
+                ours=mine,
+                rival=grid.entries[j],
+                scores={s: resamples.interval(gap[n]) for s, gap in gaps.items()},
+                p_values={s: p[n] for s, p in p_values.items()},
+                improvement=chances[n],
+                overhead=scores.overhead(i, j),
+            )
+            for n, j in enumerate(rivals)
+        ]
+    return tuple(found)
+
+
+def _inner_steps(scores: Scores, entry: Entry) -> int:
     """Inner steps of all runs, with each task's tuning, which its seeds share, counted once."""
     total = 0
-    for row in rows:
-        tuning = row[0].inner_steps - row[0].steps[-1]
-        total += tuning + sum(r.steps[-1] for r in row)
+    for task in scores.grid.tasks:
+        horizon, runs = scores.grid.horizon(task), scores.grid.of(entry, task)
+        tuning = max(r.inner_steps - horizon for r in runs)
+        total += max(tuning, 0) + horizon * len(runs)
     return total
 
 
-def verdict(summary: Summary) -> list[str]:
-    """What can be said of the agent on the test split: a sentence for each start."""
-    sentences = []
-    unit = "log ratio" if summary.relative else "log ratio, or difference over its spread"
-    for entry in dict.fromkeys(d.ours for d in summary.differences):
-        rows = [d for d in summary.differences if d.ours == entry]
-        found: dict[str, list[str]] = {}
-        for row in rows:
-            rival = summary.labels[row.rival]
-            if entry.start_lr is not None:
-                rival = rival.removesuffix(f" from {entry.start_lr:g}")
-            found.setdefault(row.finding(), []).append(rival)
-        parts = [
-            f"{word}: {', '.join(found[key])}"
-            for key, word in (
-                ("better", "better than"),
-                ("no clear difference", "not clearly different from"),
-                ("worse", "worse than"),
-            )
-            if key in found
-        ]
-        score = next(e.scores["test"] for e in summary.entries if e.entry == entry)
-        what = f"test loss {_percent(score.estimate)} than" if summary.relative else "score against"
-        sentences.append(
-            f"{capital(summary.labels[entry])}: {what} {summary.labels[summary.reference]}'s "
-            f"({unit} {signed_interval(score)}, mean over tasks); {'; '.join(parts)}."
+def _failures(
+    records: Sequence[RunRecord], names: Mapping[Entry, str], alive: set[Entry]
+) -> tuple[Failure, ...]:
+    found: dict[tuple[Entry, str], Failure] = {}
+    for r in records:
+        if r.failed is None:
+            continue
+        key = (r.entry, r.task)
+        old = found.get(key)
+        found[key] = (
+            Failure(names[r.entry], r.task, 1, r.failed, r.entry not in alive)
+            if old is None
+            else replace(old, runs=old.runs + 1)
         )
-    return sentences
-
-
-def signed_interval(interval: Interval) -> str:
-    """An interval in words.
-
-    >>> signed_interval(Interval(-0.1, -0.2, 0.05))
-    '-0.100 [-0.200, +0.050]'
-    """
-    return f"{interval.estimate:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
-
-
-def capital(text: str) -> str:
-    """The text with its first letter in upper case, and no other letter changed."""
-    return text[:1].upper() + text[1:]
-
-
-def _percent(log_ratio: float) -> str:
-    change = 100 * math.expm1(log_ratio)
-    return f"{abs(change):.2g} % {'lower' if change < 0 else 'higher'}"
+    return tuple(found.values())

@@ -4,6 +4,7 @@ import copy
 import io
 import math
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import ChainedScheduler, LambdaLR, LinearLR, SequentialLR
 
+from pacesetter.agent.familiarity_fit import fit_familiarity
 from pacesetter.agent.policy import Policy
 from pacesetter.agent.scheduler import LearnedScheduler
 from pacesetter.envs.actions import ControlConfig, interval_ends
@@ -424,6 +426,41 @@ def test_an_extended_run_resumes_bit_for_bit(stop, warmup_steps):
         assert same(again, whole)
         assert list(resumed.history) == list(scheduler.history)
         assert resumed.should_stop == scheduler.should_stop
+
+
+# -- jobs unlike all that the policy knows ----------------------------------------------------
+
+
+def knowing(features, threshold):
+    """A policy that raises the rate, and knows features around those given."""
+    rng = np.random.default_rng(0)
+    rows = np.clip(features + rng.normal(size=(2000, NUM_FEATURES)), -5, 5)
+    return always(0.2, 0.1, -0.1).with_familiarity(
+        replace(fit_familiarity(rows), threshold=threshold)
+    )
+
+
+def test_in_a_strange_job_the_plain_decay_decides_and_it_is_said_once():
+    strange, plain = Job(), Job()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        scheduler = LearnedScheduler(
+            strange.optimizer, 200, policy=knowing(np.full(NUM_FEATURES, 4.0), 1.5)
+        )
+        strange.run(200, scheduler)
+    (message,) = [str(w.message) for w in caught]
+    assert "unlike all that the policy was trained on" in message
+    (record,) = scheduler.history.interventions
+    assert record.kind == "unfamiliar"
+    assert record.step == scheduler.history[0].step
+    plain.run(200, LearnedScheduler(plain.optimizer, 200, policy=Policy.do_nothing()))
+    assert strange.lrs == plain.lrs
+    assert same(strange, plain)
+    # The same policy, where nothing is strange, acts.
+    job = Job()
+    known = LearnedScheduler(job.optimizer, 200, policy=knowing(np.zeros(NUM_FEATURES), 1e9))
+    job.run(200, known)
+    assert known.history[-1].action == pytest.approx((0.2, 0.1, -0.1))
 
 
 # -- the rest ---------------------------------------------------------------------------------
