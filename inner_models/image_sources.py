@@ -76,7 +76,7 @@ folder, the folder's own name must say which they are.
 """
 
 
-def data_folder(data: Path | None = None) -> Path:
+def data_folder(data: str | Path | None = None) -> Path:
     """The folder that holds the data sets' files: `data`, or what ``PACESETTER_DATA`` names.
 
     Raises:
@@ -84,6 +84,7 @@ def data_folder(data: Path | None = None) -> Path:
         ValueError: neither is given.
     """
     origin = ""
+    data = None if data is None else Path(data)
     if data is None:
         found = os.environ.get(DATA_VARIABLE)
         if not found:

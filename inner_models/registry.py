@@ -122,7 +122,7 @@ def family_names() -> tuple[str, ...]:
     return (*_FAMILIES, *_FILE_FAMILIES)
 
 
-def make_family(name: str, *, data: Path | None = None) -> TaskFamily:
+def make_family(name: str, *, data: str | Path | None = None) -> TaskFamily:
     """A family by name.
 
     Args:
@@ -142,7 +142,7 @@ def make_family(name: str, *, data: Path | None = None) -> TaskFamily:
 
 
 @cache
-def fixed_task(family: str, index: int, *, data: Path | None = None) -> Task:
+def fixed_task(family: str, index: int, *, data: str | Path | None = None) -> Task:
     """Task number `index` of a family: the same one on every machine and in every report.
 
     The task starts AdamW at 1e-3, whatever start the family draws; it is named ``family/index``.
