@@ -78,9 +78,14 @@ class GroupHyperparameters:
         return list(self._written)
 
     @property
+    def lead(self) -> int:
+        """Number of the first group that starts at a learning rate above zero; 0 if none does."""
+        return next((i for i, s in enumerate(self._starts) if s.lr), 0)
+
+    @property
     def lr_start(self) -> float:
-        """Learning rate at the start of the first group that has any; 0 if none has."""
-        return next((s.lr for s in self._starts if s.lr), 0.0)
+        """Learning rate at the start of the leading group."""
+        return self._starts[self.lead].lr
 
     def held(self) -> list[Setting]:
         """What the groups hold, as far as that can be told for free."""

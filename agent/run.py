@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ class ControlledRun:
         stopping: counts intervals without a better validation loss.
         should_stop: what that said at the latest decision, on all ranks alike.
         recorded: the schedule, update by update.
-        warmup_lrs: learning rates of the warm-up, until it is over.
+        warmup_lrs: learning rates of the warm-up, group by group, until it is over.
 
     Raises:
         ValueError: a param group starts outside the bounds of the learning rate.
@@ -68,7 +69,7 @@ class ControlledRun:
         self.stopping = EarlyStopping(options.patience)
         self.should_stop = False
         self.recorded = RecordedSchedule()
-        self.warmup_lrs: list[float] = []
+        self.warmup_lrs: list[list[float]] = []
         self._valid_loss: float | None = None
         self._threshold = math.inf
         self._foreign: set[int] = set()
@@ -172,7 +173,8 @@ class ControlledRun:
         self.monitor.record_loss(self._sign * loss)
         self.steps += 1
         if self.warming:
-            self.warmup_lrs.append((self.groups.latest or self.groups.held())[0].lr)
+            latest = self.groups.latest or self.groups.held()
+            self.warmup_lrs.append([s.lr for s in latest])
             self.warmup_left -= 1
             return None
         self._record()
@@ -183,11 +185,17 @@ class ControlledRun:
 
     def _record(self) -> None:
         latest = self.groups.latest or self.settings
-        lr, start = latest[0].lr, self.groups.lr_start
         momentum = next((s.momentum for s in latest if s.momentum is not None), None)
         self.recorded.append(
-            lr / start if start else 0.0, momentum=momentum, clip_threshold=self._threshold
+            self._factor([s.lr for s in latest]),
+            momentum=momentum,
+            clip_threshold=self._threshold,
         )
+
+    def _factor(self, lrs: Sequence[float]) -> float:
+        """Learning rate over its start, given that of every group."""
+        start = self.groups.lr_start
+        return lrs[self.groups.lead] / start if start else 0.0
 
     def _take_over(self) -> None:
         """The warm-up is over: what it led to is the start."""
@@ -197,9 +205,8 @@ class ControlledRun:
         latest = self.groups.latest
         self.start()
         self.groups.latest = latest
-        start = self.groups.lr_start
-        for lr in self.warmup_lrs:
-            self.recorded.append(lr / start if start else 0.0, momentum=None)
+        for lrs in self.warmup_lrs:
+            self.recorded.append(self._factor(lrs), momentum=None)
         self.warmup_lrs = []
 
     # -- decisions ----------------------------------------------------------------------------

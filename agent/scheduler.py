@@ -172,7 +172,7 @@ class LearnedScheduler:
             self._tell(decision.interventions)
             for callback in self._callbacks:
                 callback.on_decision(decision)
-        elif run.over:
+        elif run.steps == run.total_steps:
             at_the_end = run.finish()
             self.history.interventions_at_end = at_the_end
             self._tell(at_the_end)

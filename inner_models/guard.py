@@ -174,7 +174,8 @@ class DivergenceGuard:
         worse = mean - _logs(m["first"], self._positive)
         diverged = worse > np.fmax(math.log(UNTRAINED_FACTOR), NOISE_FACTOR * error)
         m["log_noise"] = _learn(m["log_noise"], spread, alarm=diverged)
-        return self._positive & diverged
+        found: BoolArray = self._positive & diverged
+        return found
 
     def state_dict(self) -> dict[str, Any]:
         """The memory as plain lists."""
@@ -226,16 +227,17 @@ def _logs(values: FloatArray, positive: BoolArray) -> FloatArray:
 
 def _median(rows: FloatArray) -> FloatArray:
     """The lower median of each column; of broken numbers as if they were the greatest."""
-    ordered: FloatArray = np.sort(rows, axis=0)  # NaN last
-    return ordered[(len(rows) - 1) // 2]
+    middle: FloatArray = np.sort(rows, axis=0)[(len(rows) - 1) // 2]  # NaN last
+    return middle
 
 
 def _usual_change(rows: FloatArray) -> FloatArray:
     """Standard deviation by the lower quartile of changes from step to step."""
-    changes: FloatArray = np.sort(np.abs(np.diff(rows, axis=0)), axis=0)  # NaN last
+    changes = np.sort(np.abs(np.diff(rows, axis=0)), axis=0)  # NaN last
     if not len(changes):
         return np.zeros(rows.shape[1])
-    return 2.2 * changes[(len(changes) - 1) // 4]  # 2.2: as for normal numbers
+    usual: FloatArray = 2.2 * changes[(len(changes) - 1) // 4]  # 2.2: as for normal numbers
+    return usual
 
 
 def _first(rows: FloatArray) -> FloatArray:

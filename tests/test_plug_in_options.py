@@ -514,6 +514,20 @@ def test_explain_and_export_of_a_run(tmp_path):
     assert replay.lrs == job.lrs
 
 
+def test_the_schedule_of_a_run_is_that_of_a_group_that_moves():
+    job = Job()
+    params = list(job.model.parameters())
+    job.optimizer = AdamW([{"params": params[:2], "lr": 0.0}, {"params": params[2:], "lr": 0.01}])
+    scheduler = LearnedScheduler(job.optimizer, 50, policy=gentle(), warmup_steps=5)
+    factors = []
+    for _ in range(50):
+        job.run(1)
+        factors.append(job.optimizer.param_groups[1]["lr"] / 0.01)
+        scheduler.step(job.losses[-1])
+    assert list(scheduler.export_schedule().lr_factors) == factors
+    assert factors[:5] == [1.0] * 5
+
+
 def test_a_model_that_is_none_is_refused():
     with pytest.raises(TypeError, match=r"torch.nn.Module whose buffers .* got list"):
         LearnedScheduler(Job().optimizer, 10, model=[1])
