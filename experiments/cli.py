@@ -12,9 +12,8 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from pacesetter.experiments import cli_policy
+from pacesetter.experiments import cli_compare, cli_policy
 
 _EXAMPLES = {
     "train": """\
@@ -26,19 +25,7 @@ examples:
   pacesetter train --preset laptop --out runs/laptop    about a quarter of an hour
   pacesetter train --preset laptop --out runs/laptop --resume
 """,
-    "compare": """\
-Hold a policy against AdamW and its rivals: same tasks, same seeds, same initial weights and
-batches; rivals tuned on outer-valid; all reported on test. Prints a table and writes results.csv,
-table.txt and report.html.
-
-examples:
-  pacesetter compare --out runs/compare                 the shipped policy
-  pacesetter compare --policy runs/laptop/policy.safetensors --out runs/mine \\
-      --start-lr 3e-4 1e-3 1e-2
-  pacesetter compare --out runs/quick --quick
-  pacesetter compare --out runs/mnist --tasks mnist-convnet --data ~/datasets
-  pacesetter compare --out runs/compare --resume        go on after a stop
-""",
+    "compare": cli_compare.EXAMPLE,
     **cli_policy.EXAMPLES,
     "demo": """\
 Meta-train a small agent (two to three minutes on two cores), put it and the shipped policy into an
@@ -85,44 +72,11 @@ def make_parser() -> argparse.ArgumentParser:
         sub.add_argument("--quiet", action="store_true", help="no progress bar")
 
     train = command("train", "meta-train an agent")
-    train.add_argument("--preset", default="laptop", help="smoke, demo, laptop or mixed")
+    train.add_argument("--preset", default="laptop", help="smoke, demo, laptop or workstation")
     train.add_argument("--resume", action="store_true", help="go on with the run in DIR")
     long_running(train)
 
-    compare = command("compare", "hold a policy against AdamW and its rivals")
-    compare.add_argument(
-        "--policy",
-        default="default",
-        metavar="FILE",
-        help="policy file; the word default means the shipped one",
-    )
-    compare.add_argument(
-        "--tasks",
-        nargs="+",
-        metavar="TASK",
-        help="tasks such as digits-mlp/0, or families (default: all validation families)",
-    )
-    compare.add_argument(
-        "--data",
-        type=Path,
-        metavar="DIR",
-        help="folder with files of MNIST, Fashion-MNIST or CIFAR-10, for tasks such as mnist-mlp; "
-        "without --tasks, all that it has are added (default: $PACESETTER_DATA, without adding)",
-    )
-    compare.add_argument("--arms", nargs="+", metavar="ARM", help="names of arms (default: all)")
-    compare.add_argument("--seeds", type=int, help="runs per task and arm (default: 5; quick: 3)")
-    compare.add_argument(
-        "--start-lr",
-        type=float,
-        nargs="+",
-        action="extend",
-        metavar="LR",
-        help="learning rates from which the policy starts (default: 0.001)",
-    )
-    compare.add_argument("--quick", action="store_true", help="fewer tasks and seeds")
-    compare.add_argument("--resume", action="store_true", help="go on with the run in DIR")
-    long_running(compare)
-
+    cli_compare.add_parser(command, long_running)
     cli_policy.add_parsers(command)
 
     demo = command("demo", "see all of it at work, in a few minutes")
@@ -191,43 +145,6 @@ def _train(args: argparse.Namespace, line: str) -> None:
     print(f"next:   pacesetter compare --policy {path} --out {args.out / 'compare'}")
 
 
-def _compare(args: argparse.Namespace, line: str) -> None:
-    from pacesetter.inner_models.extras import require
-
-    for module in ("matplotlib", "tqdm", "sklearn", "PIL"):
-        require(module, extra="compare")
-    from pacesetter.experiments.compare import CompareConfig, compare
-    from pacesetter.experiments.tasks import (
-        QUICK_TASKS_PER_FAMILY,
-        TASKS_PER_FAMILY,
-        families_in,
-        task_names,
-    )
-    from pacesetter.inner_models.registry import VALIDATION
-
-    given: dict[str, Any] = {"num_seeds": 3, "replay_tasks": 16} if args.quick else {}
-    if args.seeds is not None:
-        given["num_seeds"] = args.seeds
-    if args.arms:
-        given["arms"] = tuple(args.arms)
-    if args.start_lr:
-        given["start_lrs"] = tuple(args.start_lr)
-    names = args.tasks or (*VALIDATION, *families_in(args.data))
-    per_family = QUICK_TASKS_PER_FAMILY if args.quick else TASKS_PER_FAMILY
-    config = CompareConfig(
-        policy=args.policy,
-        tasks=task_names(names, per_family=per_family),
-        seed=args.seed,
-        device=args.device,
-        data=args.data and str(args.data.resolve()),
-        **given,
-    )
-    progress = not args.quiet
-    found = compare(config, args.out, resume=args.resume, progress=progress, command=line)
-    print(found.table)
-    print(f"\nreport: {args.out / 'report.html'}")
-
-
 def _demo(args: argparse.Namespace, line: str) -> None:
     from pacesetter.experiments.demo import DemoConfig, run_demo
     from pacesetter.experiments.environment import check_device
@@ -247,7 +164,7 @@ def _demo(args: argparse.Namespace, line: str) -> None:
 
 _COMMANDS = {
     "train": _train,
-    "compare": _compare,
+    "compare": cli_compare.run_compare,
     "inspect": cli_policy.run_inspect,
     "export": cli_policy.run_export,
     "demo": _demo,

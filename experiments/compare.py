@@ -1,17 +1,16 @@
 """Holds a policy against hand-written schedules: same tasks, same seeds, tuned rivals.
 
-The order of things keeps the comparison honest. Baselines choose their learning rate by the
-outer-valid loss on seeds of their own; then every arm runs on the report's seeds, paired in
-initial weights and batch order; only then, once per run, is the test split read. Each task's
-results are written when it is done, so that a comparison that was stopped goes on from there.
+The order of things keeps the comparison honest. Baselines choose their settings by the outer-valid
+loss on seeds of their own; then every arm runs on the report's seeds, paired in initial weights and
+batch order; only then, once per run, is the test split read. Every piece of work is written when it
+is over, so that a comparison that was stopped, or killed, goes on from there.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,70 +18,46 @@ import torch
 
 from pacesetter.agent.policy import Policy, load_policy
 from pacesetter.agent.run_folder import claim_folder, write_json, write_text
-from pacesetter.experiments.arm_runs import Plan, strict_records, strict_replays, task_records
+from pacesetter.experiments.arm_runs import Plan, strict_records, strict_replays
 from pacesetter.experiments.baselines import (
     BASELINES,
     OPEN_LOOP,
+    POLICY,
     REFERENCE,
     STRICT,
     Baseline,
     all_arms,
     arm_labels,
-    arm_names,
     check_arms,
 )
 from pacesetter.experiments.calibration import calibrated_lrs
+from pacesetter.experiments.compare_config import CompareConfig
 from pacesetter.experiments.environment import check_device, describe_environment
+from pacesetter.experiments.own_tasks import own_task
+from pacesetter.experiments.progress import Clock, Progress
 from pacesetter.experiments.records import RunRecord, read_records, write_csv, write_records
 from pacesetter.experiments.replay import Replay, meta_train_replay
 from pacesetter.experiments.report import Report, write_report
 from pacesetter.experiments.summary import Summary, summarise
-from pacesetter.experiments.tables import format_summary
-from pacesetter.experiments.tasks import named_task, task_names
-from pacesetter.experiments.tuning import TUNING_SEEDS, Tuned, read_tuned, tune, write_tuned
+from pacesetter.experiments.tables import format_latex, format_markdown, format_summary
+from pacesetter.experiments.task_checks import check_task
+from pacesetter.experiments.task_work import (
+    choose,
+    edge_notes,
+    piece_records,
+    pieces,
+    search_arms,
+    slug,
+)
+from pacesetter.experiments.tasks import named_task
+from pacesetter.experiments.tuning import TUNING_SEEDS
 from pacesetter.inner_models.extras import require
 from pacesetter.inner_models.registry import META_TRAIN, family_names, make_family
 from pacesetter.inner_models.task import Task, TaskFamily
 
+__all__ = ["CompareConfig", "Comparison", "compare"]
 
-@dataclass(frozen=True, kw_only=True)
-class CompareConfig:
-    """What decides the result of a comparison.
-
-    Attributes:
-        policy: file, or ``"default"`` for the shipped one.
-        tasks: names of fixed tasks.
-        arms: names of arms; the reference is always run.
-        num_seeds: seeds of the report, 0 to ``num_seeds - 1``, on every task.
-        start_lrs: learning rates from which the agent starts, one run each.
-        replay_tasks: meta-train tasks whose mean schedule the open-loop replay plays back.
-        seed: of these tasks and of the bootstrap.
-        device: where the runs live.
-        data: folder of the image files that tasks on MNIST, Fashion-MNIST and CIFAR-10 read; None:
-            the one that the environment variable ``PACESETTER_DATA`` names.
-    """
-
-    policy: str = "default"
-    tasks: tuple[str, ...] = task_names()
-    arms: tuple[str, ...] = arm_names()
-    num_seeds: int = 5
-    start_lrs: tuple[float, ...] = (1e-3,)
-    replay_tasks: int = 64
-    seed: int = 0
-    device: str = "cpu"
-    data: str | None = None
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.num_seeds <= min(TUNING_SEEDS):
-            raise ValueError(f"num_seeds must be positive, but got {self.num_seeds}")
-        if not self.start_lrs or any(not 0 < lr < float("inf") for lr in self.start_lrs):
-            raise ValueError(f"start_lrs must be positive numbers, but got {self.start_lrs}")
-        for name in ("tasks", "arms", "start_lrs"):
-            values = getattr(self, name)
-            if not values or len(set(values)) < len(values):
-                raise ValueError(f"{name} must be given, each only once, but got {values}")
-        if self.replay_tasks < 1:
-            raise ValueError(f"replay_tasks must be positive, but got {self.replay_tasks}")
+TITLE = "pacesetter against hand-written schedules"
 
 
 @dataclass(frozen=True)
@@ -106,21 +81,24 @@ def compare(
     *,
     resume: bool = False,
     progress: bool = False,
+    latex: bool = False,
     command: str | None = None,
     policy: Policy | None = None,
     tasks: Sequence[Task] | None = None,
     families: Sequence[TaskFamily] | None = None,
     baselines: Sequence[Baseline] = BASELINES,
 ) -> Comparison:
-    """Runs the comparison; writes ``results.csv``, ``table.txt``, ``report.html``, ``scores.svg``.
+    """Runs the comparison; writes ``results.csv``, ``table.txt``, ``table.md``, ``report.html``.
 
+    The figures of the report are in ``figures``, searches in ``studies.db``, all runs in ``tasks``.
     ``data.json`` has a digest of each task's data: texts that ship with Python vary by version.
 
     Args:
         config: what to compare.
         out: the folder, new or empty; or that of a comparison to go on with.
-        resume: go on with the comparison in `out`; finished tasks are not run again.
-        progress: show a progress bar.
+        resume: go on with the comparison in `out`; finished work is not done again.
+        progress: show how far it is.
+        latex: write ``table.tex`` as well.
         command: the command line that asked for it, for the report.
         policy: used instead of the file that `config` names.
         tasks: used instead of those that `config` names; one's own, say. Names must differ.
@@ -133,72 +111,90 @@ def compare(
         FileNotFoundError: there is no such policy, nothing to go on with, or image files that
             tasks need are missing.
         ImportError: a package that comes with the extra `compare` is missing.
-        ValueError: unknown arms, tasks or device, a damaged image file, or `out` holds another
-            comparison.
+        ValueError: unknown arms, tasks or device, a damaged image file, a task that cannot be
+            compared on, `out` holds another comparison, or all runs of the reference crashed.
     """
     check_arms(config.arms, baselines)
     check_device(config.device)
-    bar_type = require("tqdm", extra="compare").tqdm
-    require("matplotlib.figure", extra="compare")
-    tasks = (
-        [named_task(name, config.data) for name in config.tasks] if tasks is None else list(tasks)
-    )
+    for module in ("matplotlib.figure", "optuna", "scipy.stats", "tqdm"):
+        require(module, extra="compare")
+    tasks = _tasks(config) if tasks is None else list(tasks)
+    slugs = [slug(task.name) for task in tasks]
+    if not tasks or len(set(slugs)) < len(slugs):
+        raise ValueError(f"need tasks with names that differ, but got {[t.name for t in tasks]}")
+    for task in tasks:
+        check_task(task)
     plan = _plan(config, policy or load_policy(config.policy), baselines)
-    slugs = _slugs(tasks)
+    digests = {task.name: task.splits.digest() for task in tasks}
     settings = {
-        **asdict(config),
+        **config.deciding(),
         "arms": sorted(plan.arms),
         "tasks": [task.name for task in tasks],
         "policy": plan.policy.digest,
         "fixed_lrs": dict(plan.fixed_lrs),
-        "grids": {b.name: list(b.lrs) for b in plan.baselines if b.tuned},
+        "spaces": {b.name: repr(dict(b.space.dimensions)) for b in plan.baselines},
+        "data": {name: digest[:12] for name, digest in digests.items()},
     }
     claim_folder(out, kind="compare", settings=settings, resume=resume)
-    write_json(out / "data.json", {task.name: task.splits.digest() for task in tasks})
+    write_json(out / "data.json", digests)
 
-    records: list[RunRecord] = []
-    widened: list[str] = []
-    with bar_type(total=2 * len(tasks) + 2, unit="stage", disable=not progress) as bar:
-        bar.set_description("the policy's mean schedule")
-        known = [name for name in plan.policy.info.families if name in family_names()]
-        learned_on = families or [make_family(name) for name in known or META_TRAIN]
+    known = [name for name in plan.policy.info.families if name in family_names()]
+    learned_on = families or [make_family(name) for name in known or META_TRAIN]
+    notes = _notes(config, plan)
+    clock = Clock(out / "seconds.json")
+    parts = pieces(plan)
+    total = 2 + len(tasks) * (1 + len(parts))
+    with Progress(total, shown=progress) as bar:
+        records, widened, edges = [], [], []
+        bar.begin("the policy's mean schedule")
         replay = _replay(config, plan, out / "replay.json", learned_on)
-        bar.update()
-        for task, slug in zip(tasks, slugs, strict=True):
-            bar.set_description(f"{task.name}, tuning")
-            tuned = _tuned(task, plan, out / "tuning" / f"{slug}.json")
-            widened += [f"{name} on {task.name}" for name, t in tuned.items() if t.widened]
-            bar.update()
-            bar.set_description(f"{task.name}, all arms")
-            path = out / "tasks" / f"{slug}.json"
-            if not path.is_file():
-                write_records(path, task_records(task, plan, tuned=tuned, replay=replay))
-            records += read_records(path)
-            bar.update()
-        if STRICT.name in plan.arms:
-            bar.set_description("strict replay")
-            replays = strict_replays(records, plan)
-            for task, slug in zip(tasks, slugs, strict=True):
-                path = out / "strict" / f"{slug}.json"
-                if not path.is_file():
-                    write_records(path, strict_records(task, plan, replays))
-                records += read_records(path)
-        bar.update()
-
+        bar.done()
+        for task, name in zip(tasks, slugs, strict=True):
+            bar.begin(f"{task.name}, tuning")
+            searches = search_arms(
+                task, plan, trials=config.trials, storage=out / "studies.db", seed=config.seed
+            )
+            clock.write()
+            bar.done()
+            moved, reached = edge_notes(task.name, searches)
+            widened += moved
+            edges += reached
+            chosen = choose(task, plan, searches, trials=config.trials)
+            for piece in parts:
+                bar.begin(f"{task.name}, {piece.name}")
+                folder = out / "tasks" / name
+                records += piece_records(task, piece, folder, chosen=chosen, replay=replay)
+                clock.write()
+                bar.done()
+        bar.begin("strict replay")
+        records += _strict(tasks, slugs, plan, records, out / "strict")
+        bar.done()
+    if widened:
+        notes.append(
+            "The best setting lay on an edge of what was searched, which was widened for the "
+            f"trials that were left: {'; '.join(widened)}."
+        )
+    if edges:
+        notes.append(f"The best setting still lay on an edge at the end: {'; '.join(edges)}.")
+    if config.quick:
+        notes.append("A quick look: few tasks, arms, seeds and trials. Hints, and no findings.")
+    notes.append(f"It took {clock.seconds / 3600:.2f} hours.")
+    write_csv(out / "results.csv", records)
+    _check_reference(records)
     summary = summarise(
-        records,
-        generator=np.random.default_rng(config.seed),
-        labels=arm_labels(baselines),
+        records, generator=np.random.default_rng(config.seed), labels=arm_labels(baselines)
     )
     table = format_summary(summary)
-    write_csv(out / "results.csv", records)
     write_text(out / "table.txt", table + "\n")
+    write_text(out / "table.md", format_markdown(summary) + "\n")
+    if latex:
+        write_text(out / "table.tex", format_latex(summary) + "\n")
     report = Report(
-        title="pacesetter against hand-written schedules",
+        title=TITLE,
         summary=summary,
         records=tuple(records),
         arms=[arm for arm in all_arms(baselines) if arm.name in plan.arms],
-        notes=_notes(plan, widened),
+        notes=notes,
         environment=describe_environment(plan.device),
         command=command or f"pacesetter.experiments.compare.compare({config!r}, {str(out)!r})",
     )
@@ -206,9 +202,14 @@ def compare(
     return Comparison(tuple(records), summary, table)
 
 
+def _tasks(config: CompareConfig) -> list[Task]:
+    own = [own_task(spec, seed=config.seed, steps=config.steps) for spec in config.own_tasks]
+    return [*own, *(named_task(name, config.data) for name in config.tasks)]
+
+
 def _plan(config: CompareConfig, policy: Policy, baselines: Sequence[Baseline]) -> Plan:
     chosen = tuple(b for b in baselines if b.name in config.arms or b.name == REFERENCE)
-    fixed = {b.name: b.lrs[0] for b in chosen if len(b.lrs) == 1}
+    fixed: dict[str, float] = {}
     if any(b.calibrated for b in chosen):
         stored = calibrated_lrs()
         missing = [b.name for b in chosen if b.calibrated and b.name not in stored]
@@ -217,24 +218,21 @@ def _plan(config: CompareConfig, policy: Policy, baselines: Sequence[Baseline]) 
                 f"no calibrated learning rate is stored for {', '.join(missing)}; make it with: "
                 "python -m pacesetter.experiments.calibration"
             )
-        fixed |= {b.name: stored[b.name] for b in chosen if b.calibrated}
+        fixed = {b.name: stored[b.name] for b in chosen if b.calibrated}
+    arms = dict.fromkeys((*config.arms, REFERENCE))
+    if STRICT.name in arms:
+        arms.setdefault(POLICY.name)  # what is replayed has to be run
     return Plan(
-        arms=tuple(dict.fromkeys((*config.arms, REFERENCE))),
+        arms=tuple(arms),
         baselines=chosen,
         fixed_lrs=fixed,
         policy=policy,
         start_lrs=config.start_lrs,
         seeds=tuple(range(config.num_seeds)),
         device=config.device,
+        budgets=config.budgets,
+        jobs=config.jobs,
     )
-
-
-def _slugs(tasks: Sequence[Task]) -> list[str]:
-    """File names of the tasks."""
-    slugs = [re.sub(r"[^\w.-]+", "_", task.name) for task in tasks]
-    if not tasks or len(set(slugs)) < len(slugs):
-        raise ValueError(f"need tasks with names that differ, but got {[t.name for t in tasks]}")
-    return slugs
 
 
 def _replay(
@@ -256,27 +254,46 @@ def _replay(
     return Replay(mean, plan.policy.control)
 
 
-def _tuned(task: Task, plan: Plan, path: Path) -> dict[str, Tuned]:
-    """What tuning found on a task: kept in a file, or found anew."""
-    if not path.is_file():
-        baselines = [b for b in plan.baselines if b.tuned]
-        write_tuned(path, tune(task, baselines, device=plan.device))
-    return read_tuned(path)
+def _strict(
+    tasks: Sequence[Task],
+    slugs: Sequence[str],
+    plan: Plan,
+    records: Sequence[RunRecord],
+    folder: Path,
+) -> Iterator[RunRecord]:
+    """Records of the strict replay, where it is among the arms: it needs all tasks' runs."""
+    # Where all of the policy's runs crashed there is nothing to play back.
+    replayed = {r.start_lr for r in records if r.arm == POLICY.name and r.trajectory}
+    starts = tuple(start for start in plan.start_lrs if start in replayed)
+    if STRICT.name not in plan.arms or not starts:
+        return
+    replays = strict_replays(records, replace(plan, start_lrs=starts))
+    for task, name in zip(tasks, slugs, strict=True):
+        path = folder / f"{name}.json"
+        if not path.is_file():
+            write_records(path, strict_records(task, plan, replays))
+        yield from read_records(path)
 
 
-def _notes(plan: Plan, widened: Sequence[str]) -> tuple[str, ...]:
+def _check_reference(records: Sequence[RunRecord]) -> None:
+    runs = [r for r in records if r.arm == REFERENCE]
+    if all(r.failed is not None for r in runs):
+        raise ValueError(
+            f"all runs of {REFERENCE!r}, against which all arms are held, crashed: "
+            f"{runs[0].failed}. results.csv has the others"
+        )
+
+
+def _notes(config: CompareConfig, plan: Plan) -> list[str]:
     info = plan.policy.info
-    notes = [
-        "Baselines never clip gradients; the agent sets a clip threshold. Weight decay, beta2 and "
-        "eps of AdamW are the task's own in every AdamW arm.",
-        f"Tuned arms chose from a grid by the mean outer-valid loss over {len(TUNING_SEEDS)} "
-        "seeds that this report does not use. The test split was read once per run, at its end.",
+    several = ", ".join(map(str, config.budgets[:-1]))
+    trials = f"{several} and {config.trials} trials" if several else "one trial, its default"
+    return [
+        "Baselines never clip gradients; the agent sets a clip threshold. beta2 and eps of AdamW "
+        "are the task's own in every AdamW arm.",
+        f"Tuned arms chose among {trials} per task, the default first, then quasi-random ones, "
+        f"then Optuna's TPE, by the mean outer-valid loss over {len(TUNING_SEEDS)} seeds that this "
+        "report does not use. The test split was read once per run, at its end.",
         f"Policy {plan.policy.digest[:12]}: preset {info.preset}, seed {info.seed}, "
         f"{info.decisions:,} decisions, learned on {', '.join(info.families) or 'nothing named'}.",
     ]
-    if widened:
-        notes.append(
-            "The best of the grid lay on its edge, so that it was widened by decades: "
-            f"{'; '.join(widened)}."
-        )
-    return tuple(notes)

@@ -68,7 +68,7 @@ class EntrySummary:
         metrics: by name of the metric, mean over the tasks that have it of the difference from the
             reference's, on test.
         regret: of the worst task: largest over tasks of the mean of log(test loss / that of the
-            arm which is best on the task); its interval is over seeds.
+            arm which is best on the task); its interval is over seeds, for that task and that arm.
         worst_task: the task of that.
         seconds: mean wall-clock of a run, seconds; NaN: not recorded. Runs trained side by side
             share their time equally.

@@ -46,6 +46,7 @@ class Grid:
     tasks: tuple[str, ...] = field(init=False)
     seeds: tuple[int, ...] = field(init=False)
     _table: dict[tuple[Entry, str, int], RunRecord] = field(init=False, repr=False)
+    _horizons: dict[str, int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         put = object.__setattr__
@@ -60,6 +61,11 @@ class Grid:
                 f"seeds, but got {len(self.records)}, of which {len(self._table)} differ"
             )
 
+        horizons = dict.fromkeys(self.tasks, 1)
+        for r in self.records:
+            horizons[r.task] = max(horizons[r.task], *r.steps[-1:], 1)
+        put(self, "_horizons", horizons)
+
     def of(self, entry: Entry, task: str) -> list[RunRecord]:
         """Runs of one arm on one task, by seed."""
         return [self._table[entry, task, seed] for seed in self.seeds]
@@ -71,9 +77,13 @@ class Grid:
             dtype=np.float64,
         )
 
+    def losses(self, split: SplitName) -> FloatArray:
+        """Final losses, (num_entries, num_tasks, num_seeds); NaN where a run crashed."""
+        return self.array(lambda r: r.losses[split] if r.failed is None else math.nan)
+
     def horizon(self, task: str) -> int:
         """Inner steps of a run of a task; crashed runs, which have none, do not count."""
-        return max(r.steps[-1] if r.steps else 1 for e in self.entries for r in self.of(e, task))
+        return self._horizons[task]
 
     def untrained(self) -> FloatArray:
         """Loss of the untrained models, (num_tasks,): mean over the runs that know it."""
@@ -135,9 +145,8 @@ def anchors(grid: Grid, split: SplitName, *, reference: Entry) -> Anchors | None
     if not tuned:
         return None
     untrained = grid.untrained()
-    raw = grid.array(lambda r: r.losses[split])
-    losses = fill_diverged(raw, untrained=untrained)
-    valid = fill_diverged(grid.array(lambda r: r.losses["outer_valid"]), untrained=untrained)
+    losses = fill_diverged(grid.losses(split), untrained=untrained)
+    valid = fill_diverged(grid.losses("outer_valid"), untrained=untrained)
     rows = np.array([grid.entries.index(e) for e in tuned])
     chosen = rows[valid[rows].mean(axis=-1).argmin(axis=0)]
     default = losses[grid.entries.index(reference)].mean(axis=-1)
@@ -146,8 +155,8 @@ def anchors(grid: Grid, split: SplitName, *, reference: Entry) -> Anchors | None
     scale = np.where(positive, default, untrained - default)
     # Where the reference learned nothing there is no scale: whatever tuning gains counts.
     gained = default - best
-    gain = np.where(scale > 0, gained / np.where(scale > 0, scale, 1.0), np.sign(gained) * np.inf)
-    gain = np.where(gained == 0, 0.0, gain)
+    without = np.select([gained > 0, gained < 0], [np.inf, -np.inf], 0.0)
+    gain = np.where(scale > 0, gained / np.where(scale > 0, scale, 1.0), without)
     names = tuple(grid.entries[i] for i in chosen)
     return Anchors(default, best, gain, gain >= LEAST_GAIN, names)
 
@@ -198,7 +207,7 @@ def time_to_target(grid: Grid, *, reference: Entry) -> TimeToTarget | None:
     """
     if not has_curves(grid):
         return None
-    goal = grid.array(lambda r: r.losses["outer_valid"])[grid.entries.index(reference)]
+    goal = grid.losses("outer_valid")[grid.entries.index(reference)]
     goal = np.where(np.isfinite(goal), goal + _ROUNDING * np.abs(goal), np.finfo(np.float64).max)
     steps = np.full((len(grid.entries), *goal.shape), np.nan)
     for t, task in enumerate(grid.tasks):

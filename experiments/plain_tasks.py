@@ -13,10 +13,12 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from pacesetter.experiments.task_checks import same_batches
+from pacesetter.inner_models.metrics import ACCURACY
 from pacesetter.inner_models.task import Batch, LossFn, ModuleTask, Splits, Task
 
 EPOCHS = 10
@@ -64,6 +66,8 @@ def plain_task(
     size = getattr(sources["train"], "batch_size", None)
     options.setdefault("batch_size", min(size or BATCH_SIZE, rows))
     options.setdefault("horizon", EPOCHS * math.ceil(rows / options["batch_size"]))
+    if _classifies(loss, splits.train):
+        options.setdefault("metric", ACCURACY)
     try:
         return ModuleTask(_factory(model), _loss(loss), splits, **options)
     except TypeError as error:
@@ -87,7 +91,7 @@ def _named(loaders: Any) -> dict[str, Any]:
             f"{what(loaders)}. The validation split is what settings are chosen by: without one, "
             "cut it from the training data, such as with torch.utils.data.random_split"
         )
-    wanted = ("train", "inner_valid", "outer_valid", "test")
+    wanted: tuple[str, ...] = ("train", "inner_valid", "outer_valid", "test")
     if "valid" in loaders:
         wanted = ("train", "valid", "test")
     missing = [name for name in wanted if loaders.get(name) is None]
@@ -179,6 +183,12 @@ def _loss(loss: Any) -> LossFn:
         except (TypeError, ValueError):  # a builtin has no signature
             first = ""
     return loss if first in MODEL_NAMES else partial(_output_loss, loss)
+
+
+def _classifies(loss: Any, batch: Batch) -> bool:
+    """Whether accuracy means something: cross entropy of one label per row."""
+    known = isinstance(loss, nn.CrossEntropyLoss) or loss is F.cross_entropy
+    return known and len(batch) == 2 and batch[1].ndim == 1 and not batch[1].is_floating_point()
 
 
 def _output_loss(loss: Callable[[Any, Tensor], Tensor], model: nn.Module, batch: Batch) -> Tensor:

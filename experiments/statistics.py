@@ -207,7 +207,7 @@ class Resamples:
 
     def of(self, values: FloatArray) -> FloatArray:
         """Values of every resample: (num_tasks, num_seeds) to (num_resamples, T, S)."""
-        return values[self.tasks[:, :, None], self.seeds]
+        return np.asarray(values[self.tasks[:, :, None], self.seeds])
 
     @cached_property
     def weights(self) -> FloatArray:
@@ -217,7 +217,7 @@ class Resamples:
         places = self.tasks[:, :, None] * num_seeds + self.seeds
         places = places + size * np.arange(count)[:, None, None]
         counts = np.bincount(places.ravel(), minlength=count * size)
-        return counts.reshape(count, size) / size
+        return np.asarray(counts.reshape(count, size) / size)
 
     def means(self, values: FloatArray) -> FloatArray:
         """Mean over tasks and seeds in every resample: (..., T, S) to (..., num_resamples)."""

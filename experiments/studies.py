@@ -25,7 +25,9 @@ from pacesetter.experiments.search_space import Choice, Dimension, Setting, Spac
 from pacesetter.inner_models.extras import require
 
 if TYPE_CHECKING:
-    import optuna
+    from optuna.distributions import BaseDistribution
+    from optuna.study import Study as OptunaStudy
+    from optuna.trial import FrozenTrial
 
 ROUND = 5
 """Trials of an arm that run side by side; what they found is known to the next round."""
@@ -135,7 +137,7 @@ class Study:
         # Equal spaces of one task get equal quasi-random points, whatever the arm.
         digest = hashlib.sha256(f"{seed}/{task}".encode()).digest()
         self._seed = int.from_bytes(digest[:4], "big") % 2**31
-        self._study: optuna.Study = optuna.create_study(
+        self._study: OptunaStudy = optuna.create_study(
             storage=storage,
             study_name=f"{task} | {arm}",
             load_if_exists=True,
@@ -186,7 +188,8 @@ class Study:
 
     def _widened(self, *, upto: int) -> tuple[Space, dict[int, Setting]]:
         """The space before the round that ends with `upto`, and what to try first where it grew."""
-        space, probes = self._start, {}
+        space = self._start
+        probes: dict[int, Setting] = {}
         found = self._found()
         for start in range(ROUND, upto, ROUND):
             best = _best(found[:start])
@@ -210,7 +213,8 @@ class Study:
     def _ask(self, number: int, space: Space, probe: Setting | None) -> None:
         optuna = require("optuna", extra="compare")
         fixed = _quasi_random(space, number, seed=self._seed) if number < ROUND else probe
-        waiting = any(t.state == optuna.trial.TrialState.WAITING for t in self._study.trials)
+        trials = self._study.get_trials(deepcopy=False)
+        waiting = any(t.state == optuna.trial.TrialState.WAITING for t in trials)
         if fixed is not None and not waiting:
             self._study.enqueue_trial(dict(fixed))
         # A sampler for each trial: a search that was stopped proposes what it would have.
@@ -219,7 +223,7 @@ class Study:
         )
         self._study.ask({name: _distribution(d) for name, d in space.dimensions.items()})
 
-    def _trials(self) -> list[optuna.trial.FrozenTrial]:
+    def _trials(self) -> list[FrozenTrial]:
         optuna = require("optuna", extra="compare")
         trials = self._study.get_trials(deepcopy=False)
         return [t for t in trials if t.state != optuna.trial.TrialState.WAITING]
@@ -279,7 +283,7 @@ def _quasi_random(space: Space, number: int, *, seed: int) -> Setting:
     return setting
 
 
-def _distribution(dimension: Dimension | Choice) -> optuna.distributions.BaseDistribution:
+def _distribution(dimension: Dimension | Choice) -> BaseDistribution:
     optuna = require("optuna", extra="compare")
     if isinstance(dimension, Choice):
         return optuna.distributions.CategoricalDistribution(dimension.options)  # type: ignore[no-any-return]

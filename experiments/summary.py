@@ -25,15 +25,17 @@ from pacesetter.experiments.findings import (
     EntrySummary,
     Summary,
 )
-from pacesetter.experiments.metrics import area_under_curve, time_to_target, wall_seconds
-from pacesetter.experiments.ranking import bootstrap_p_value, holm, improvement_probabilities
+from pacesetter.experiments.metrics import area_under_curve, time_to_target
+from pacesetter.experiments.ranking import holm, improvement_probabilities
 from pacesetter.experiments.records import Entry, RunRecord
 from pacesetter.experiments.scoring import Scores, share_interval
-from pacesetter.experiments.statistics import Interval, comparable, iqm_over_runs
+from pacesetter.experiments.statistics import Interval, iqm_over_runs
 from pacesetter.experiments.task_findings import Failure
 from pacesetter.experiments.wording import entry_label
 
 FloatArray = NDArray[np.float64]
+
+__all__ = ["Summary", "summarise"]
 
 
 def summarise(
@@ -98,11 +100,10 @@ def summarise(
 def _entries(scores: Scores, names: Mapping[Entry, str]) -> tuple[EntrySummary, ...]:
     grid, base = scores.grid, scores.base
     both, seeds = scores.resamples(), scores.resamples(over_tasks=False)
-    best = scores.against_base(grid.array(lambda r: r.best.get("outer_valid", np.nan)), known=True)
+    best, wall = scores.best, scores.wall
     area = area_under_curve(grid)
     area = None if area is None else scores.against_base(area)
     target = time_to_target(grid, reference=scores.reference)
-    wall = wall_seconds(grid)
     corrected = {split: _corrected(scores, split) for split in SCORED_SPLITS}
     regret = _regrets(scores)
     found = []
@@ -163,16 +164,19 @@ def _corrected(scores: Scores, split: str) -> list[float]:
 
 
 def _regrets(scores: Scores) -> list[tuple[Interval, str]]:
-    """Of every entry, the largest mean distance on a task from the arm that is best there."""
-    values, resamples = scores.values["test"], scores.resamples(over_tasks=False)
+    """Of every entry, the largest mean distance on a task from the arm that is best there.
+
+    The interval is of that distance on that task; resampled maxima would lie above it throughout.
+    """
+    values, resamples = scores.values["test"], scores.resamples(1)
     means = values.mean(axis=-1)
-    regret = means - means.min(axis=0)
-    drawn = np.array([resamples.of(value).mean(axis=-1) for value in values])
-    samples = (drawn - drawn.min(axis=0)).max(axis=-1)
-    return [
-        (resamples.around(float(row.max()), sample), scores.grid.tasks[int(row.argmax())])
-        for row, sample in zip(regret, samples, strict=True)
-    ]
+    best = means.argmin(axis=0)
+    found = []
+    for row, regret in enumerate(means - means.min(axis=0)):
+        worst = int(regret.argmax())
+        gap = values[row, worst] - values[best[worst], worst]
+        found.append((resamples.interval(gap[None]), scores.grid.tasks[worst]))
+    return found
 
 
 def _metrics(scores: Scores, row: int) -> dict[str, Interval]:
@@ -239,7 +243,14 @@ def _failures(
         key = (r.entry, r.task)
         old = found.get(key)
         found[key] = (
-            Failure(names[r.entry], r.task, 1, r.failed, r.entry not in alive)
+            Failure(
+                entry=r.entry,
+                label=names[r.entry],
+                task=r.task,
+                runs=1,
+                reason=r.failed,
+                left_out=r.entry not in alive,
+            )
             if old is None
             else replace(old, runs=old.runs + 1)
         )

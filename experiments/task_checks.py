@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
@@ -48,7 +48,8 @@ def check_task(task: Task) -> None:
             "for it: draw from that, and from no generator of your own, of NumPy's or of Python's"
         )
     for split in SPLITS:
-        numbers = [t for t in getattr(task.splits, split) if t.is_floating_point()]
+        rows: Batch = getattr(task.splits, split)
+        numbers = [t for t in rows if t.is_floating_point()]
         if not all(bool(torch.isfinite(t).all()) for t in numbers):
             raise ValueError(f"the rows of {split} of {task.name!r} have NaN or infinity in them")
     model.eval()
@@ -58,7 +59,7 @@ def check_task(task: Task) -> None:
         if not bool(torch.isfinite(value)):
             raise ValueError(
                 f"the loss of {task.name!r} must be finite at the start, but on {split} it is "
-                f"{float(value)}. Look for NaN in the data, for targets out of range, and for "
+                f"{value.item()}. Look for NaN in the data, for targets out of range, and for "
                 "weights that start too large"
             )
         if not _same(value, _loss(task, model, _rows(task, split), split)):
@@ -74,7 +75,7 @@ def check_task(task: Task) -> None:
             f"the loss of {task.name!r} does not depend on the model's parameters: look for "
             "detach(), item() or no_grad() in the loss"
         )
-    grads = _or_else(
+    grads: Sequence[Tensor | None] = _or_else(
         lambda: torch.autograd.grad(loss, trained, allow_unused=True),
         f"the gradient of the loss of {task.name!r} cannot be taken",
     )
@@ -92,7 +93,7 @@ def same_batches(one: Batch, other: Batch) -> bool:
 
 
 def _build(task: Task) -> nn.Module:
-    model = _or_else(
+    model: object = _or_else(
         lambda: build_model(task.with_seed(PROBE_SEED)),
         f"the model factory of {task.name!r} failed",
     )
@@ -112,7 +113,7 @@ def _rows(task: Task, split: SplitName) -> Batch:
 
 def _loss(task: Task, model: nn.Module, batch: Batch, split: SplitName) -> Tensor:
     with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(split == "train"):
-        value = _or_else(
+        value: object = _or_else(
             lambda: task.loss(model, batch),
             f"the loss of {task.name!r} failed on {split}",
             # The usual mistake: a loss of the other form.

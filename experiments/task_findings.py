@@ -63,13 +63,15 @@ class Failure:
     """Runs of an arm that crashed on a task.
 
     Attributes:
-        label: of the arm.
+        entry: the arm, its start and budget.
+        label: how tables call it.
         task: name of the task.
         runs: how many.
         reason: what the first of them said.
         left_out: whether the arm failed everywhere and so is in no other table.
     """
 
+    entry: Entry
     label: str
     task: str
     runs: int

@@ -17,7 +17,7 @@ from pacesetter.experiments.studies import ROUND, Proposal, Search, Study, Trial
 TUNING_SEEDS = (1_000_003, 1_000_033)
 """Seeds over which a setting's loss is averaged; far from those that reports use."""
 BUDGETS = (1, 5, 20)
-"""Numbers of trials that are reported, as far as a search has them."""
+"""Numbers of trials that are reported, as far as a search has them, and all that it has."""
 
 RunTrials = Callable[[Sequence[Proposal]], Sequence[TrialResult]]
 """Runs trials of any number of arms, and says in the same order what came of each."""
@@ -27,9 +27,9 @@ def budgets(trials: int) -> tuple[int, ...]:
     """The budgets that a search of some trials reports.
 
     >>> budgets(20), budgets(8), budgets(1)
-    ((1, 5, 20), (1, 5), (1,))
+    ((1, 5, 20), (1, 5, 8), (1,))
     """
-    return tuple(budget for budget in BUDGETS if budget <= trials)
+    return tuple(sorted({*(budget for budget in BUDGETS if budget < trials), trials}))
 
 
 def tune(

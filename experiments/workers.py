@@ -1,17 +1,20 @@
 """Worker processes for runs that cannot be batched: one run each at a time, one thread each.
 
-What travels is pickled in memory, between processes of one user. What cannot be pickled, such as a
-task made of lambdas, is run in this process instead; a worker that dies takes no other run along.
+What travels is what `multiprocessing` makes of it, from memory to memory. A task that cannot be
+sent to another process, such as one made of lambdas, is trained in this one instead. A worker that
+dies takes no other run along.
 """
 
 from __future__ import annotations
 
-import pickle
+import copyreg
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache, lru_cache
+from io import BytesIO
 from multiprocessing import get_context
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import torch
@@ -82,11 +85,11 @@ class PendingRuns:
         self, task: Task, jobs: Sequence[Job], *, workers: int, options: dict[str, Any]
     ) -> None:
         self._task, self._jobs, self._options = task, list(jobs), options
-        self._workers = workers
-        self._packed = [None] * len(jobs) if workers < 2 else _pack(task, jobs, options)
+        self._broken = False
+        self._parcels = [None] * len(jobs) if workers < 2 else _parcels(task, jobs, options)
         self._futures: list[Future[RunOutcome | None] | None] = [
-            None if packed is None else _pool(workers).submit(_work, *packed)
-            for packed in self._packed
+            None if parcel is None else _pool(workers).submit(_work, *parcel)
+            for parcel in self._parcels
         ]
 
     def outcomes(self) -> list[RunOutcome]:
@@ -110,51 +113,58 @@ class PendingRuns:
             try:
                 found = future.result()
             except BrokenProcessPool:
-                _pool.cache_clear()
+                if not self._broken:
+                    self._broken = True
+                    _pool.cache_clear()
                 found = self._alone(i)
         if found is None:
             found = run_plain_safely(self._task, configured, seed=seed, **self._options)
         return found
 
     def _alone(self, i: int) -> RunOutcome | None:
-        """Runs a job in a process of its own: a worker died, and it may have been another's."""
-        packed = self._packed[i]
-        assert packed is not None
-        with _new_pool(1) as pool:
-            try:
-                return pool.submit(_work, *packed).result()
-            except BrokenProcessPool:
-                reason = "its worker process died, killed for want of memory or crashed"
-                return _crashed(self._task, self._jobs[i], reason, self._options["evaluate"])
+        """Runs a job with no other beside it: a worker died, and maybe not of this one."""
+        parcel = self._parcels[i]
+        assert parcel is not None
+        try:
+            return _pool(1).submit(_work, *parcel).result()
+        except BrokenProcessPool:
+            _pool.cache_clear()
+            reason = "its worker process died, killed for want of memory or crashed"
+            return _crashed(self._task, self._jobs[i], reason, self._options["evaluate"])
 
 
-def _pack(
+def _parcels(
     task: Task, jobs: Sequence[Job], options: dict[str, Any]
 ) -> list[tuple[bytes, bytes] | None]:
-    """Task and job as bytes; None: this one cannot leave the process."""
-    whole = _pickled((task, options))
-    parts = [_pickled(job) for job in jobs]
+    """What all jobs share and what they do not, as bytes; None: it cannot leave the process."""
+    whole = _packed((task, options))
+    parts = [_packed(job) for job in jobs]
     return [None if whole is None or part is None else (whole, part) for part in parts]
 
 
-def _pickled(value: object) -> bytes | None:
+def _packed(value: object) -> bytes | None:
+    buffer = BytesIO()
+    pickler = ForkingPickler(buffer)
+    # Not torch's ways of sharing memory, which hold an open file per tensor of every job.
+    pickler.dispatch_table = copyreg.dispatch_table
     try:
-        return pickle.dumps(value)
-    except (pickle.PicklingError, AttributeError, TypeError, NotImplementedError):
+        pickler.dump(value)
+    except Exception:  # which error says so depends on what is in the way
         return None
+    return buffer.getvalue()
 
 
 @lru_cache(maxsize=1)
 def _unpacked(whole: bytes) -> Any:
-    return pickle.loads(whole)
+    return ForkingPickler.loads(whole)
 
 
 def _work(whole: bytes, part: bytes) -> RunOutcome | None:
     """Runs a job in a worker; None: it cannot be loaded here, where other modules are known."""
     try:
         task, options = _unpacked(whole)
-        configured, seed = pickle.loads(part)
-    except (ImportError, AttributeError, pickle.UnpicklingError):
+        configured, seed = ForkingPickler.loads(part)
+    except Exception:
         return None
     return run_plain_safely(task, configured, seed=seed, **options)
 
@@ -163,15 +173,11 @@ def _start_worker() -> None:
     torch.set_num_threads(1)
 
 
-def _new_pool(workers: int) -> ProcessPoolExecutor:
-    # Not forked: a copy of a process with threads may hang.
-    return ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker)
-
-
 @cache
 def _pool(workers: int) -> ProcessPoolExecutor:
     """Workers start slowly, so that they are kept from one call to the next."""
-    return _new_pool(workers)
+    # Not forked: a copy of a process with threads may hang.
+    return ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker)
 
 
 def _crashed(task: Task, job: Job, reason: str, evaluate: Sequence[SplitName]) -> RunOutcome:

@@ -6,6 +6,7 @@ import math
 
 from torch import Tensor, nn
 
+from pacesetter.inner_models.generated import ScaledLoss
 from pacesetter.inner_models.logistic import binary_cross_entropy
 from pacesetter.inner_models.losses import cross_entropy
 from pacesetter.inner_models.task import Batch, LossFn, Metric, Task
@@ -55,7 +56,8 @@ def metric_of(task: Task) -> Metric | None:
     """
     if task.metric is not None:
         return task.metric
+    loss = task.loss.loss if isinstance(task.loss, ScaledLoss) else task.loss
     try:
-        return _NATURAL.get(task.loss)
+        return _NATURAL.get(loss)
     except TypeError:  # a loss that cannot be hashed is not one of ours
         return None

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any, Literal
 
@@ -218,6 +218,34 @@ class ModuleTask:
 
 Task = ModuleTask
 """Every task is a module task: signatures say `Task`, who brings a task says `ModuleTask`."""
+
+
+def check_shapes(tasks: Sequence[Task]) -> None:
+    """Checks that tasks can be trained as one tensor program.
+
+    Raises:
+        ValueError: they differ in something that all of it has to share.
+    """
+
+    def shape(task: Task) -> tuple[object, ...]:
+        rows = tuple(task.splits.num_rows(name) for name in SPLITS)
+        o = task.optimizer
+        endless = task.fresh_rows is not None
+        return (
+            task.horizon,
+            task.batch_size,
+            rows,
+            (o.name, o.beta2, o.eps, o.weight_decay),
+            endless,
+        )
+
+    first = shape(tasks[0])
+    for task in tasks[1:]:
+        if shape(task) != first:
+            raise ValueError(
+                "tasks trained together must agree in (horizon, batch size, rows of splits, "
+                f"optimizer, endless data), but got {first} and {shape(task)}"
+            )
 
 
 class TaskFamily(ABC):

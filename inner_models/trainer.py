@@ -7,8 +7,7 @@ are one (num_runs, num_params) buffer (`RunStack`); losses and gradients of all 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -24,6 +23,7 @@ from pacesetter.inner_models.graphed_steps import GraphedSteps, Step
 from pacesetter.inner_models.loss_program import LossProgram
 from pacesetter.inner_models.memory import is_out_of_memory, out_of_memory
 from pacesetter.inner_models.optimizers import make_optimizer
+from pacesetter.inner_models.randomness import own_randomness
 from pacesetter.inner_models.rounding import round_alike
 from pacesetter.inner_models.run_stack import RunStack
 from pacesetter.inner_models.signals import (
@@ -33,7 +33,7 @@ from pacesetter.inner_models.signals import (
     window_length,
 )
 from pacesetter.inner_models.snapshot import RunSnapshot
-from pacesetter.inner_models.task import SPLITS, Batch, LossFn, SplitName, Task
+from pacesetter.inner_models.task import SPLITS, Batch, LossFn, SplitName, Task, check_shapes
 from pacesetter.inner_models.tracing import TRACE_FROM
 
 round_alike()
@@ -79,7 +79,7 @@ class InnerTrainer:
             raise ValueError(
                 f"need at least one task and one sibling, but got {len(tasks)} and {siblings}"
             )
-        _check_shapes(tasks)
+        check_shapes(tasks)
         self.tasks = list(tasks)
         self.siblings = siblings
         self.num_tasks = len(tasks)
@@ -199,7 +199,7 @@ class InnerTrainer:
             device=self.device,
         )
         # Dropout and the like draw from the global generator, as in a user's job: lend it ours.
-        with _own_randomness(task_seeds(self.tasks[0])[2] + self.step_count, self.device):
+        with own_randomness(task_seeds(self.tasks[0])[2] + self.step_count, self.device):
             self._fits(lambda: self._interval(rates, momentum=mu, ratio=ratio))
         return self.signals.fetch()
 
@@ -298,41 +298,6 @@ class InnerTrainer:
             name.removeprefix("model."): value[task, sibling].clone()
             for name, value in self._stack.fixed.items()
         }
-
-
-@contextmanager
-def _own_randomness(seed: int, device: torch.device) -> Iterator[None]:
-    """Seeds torch's global generators of host and device; they are put back afterwards."""
-    on_cuda = device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if on_cuda else []):
-        torch.default_generator.manual_seed(seed)
-        if on_cuda:
-            # Not torch.manual_seed: it would seed other devices too, for good.
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        yield
-
-
-def _check_shapes(tasks: Sequence[Task]) -> None:
-    def shape(task: Task) -> tuple[object, ...]:
-        rows = tuple(task.splits.num_rows(name) for name in SPLITS)
-        o = task.optimizer
-        endless = task.fresh_rows is not None
-        return (
-            task.horizon,
-            task.batch_size,
-            rows,
-            (o.name, o.beta2, o.eps, o.weight_decay),
-            endless,
-        )
-
-    first = shape(tasks[0])
-    for task in tasks[1:]:
-        if shape(task) != first:
-            raise ValueError(
-                "tasks trained together must agree in (horizon, batch size, rows of splits, "
-                f"optimizer, endless data), but got {first} and {shape(task)}"
-            )
 
 
 def _row_dot(left: Tensor, right: Tensor) -> Tensor:

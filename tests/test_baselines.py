@@ -1,31 +1,23 @@
-"""Baselines are what they say: the schedules and optimizers of torch, tuned as stated."""
+"""Baselines are what they say: the schedules and optimizers of torch, from the space they name."""
 
+import copy
 import json
-import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR
+from torch.optim import lr_scheduler as torch_schedules
 
-from pacesetter.experiments import tuning
-from pacesetter.experiments.baselines import (
-    ADAMW_LRS,
-    BASELINES,
-    WARM_UP,
-    Baseline,
-    all_arms,
-    arm_names,
-    check_arms,
-    constant,
-    cosine,
-    warm_up_cosine,
-)
+from pacesetter.experiments import baselines, schedules
+from pacesetter.experiments.arms import Baseline, Configured
+from pacesetter.experiments.baselines import BASELINES, REFERENCE, all_arms, arm_names, check_arms
+from pacesetter.experiments.batched_runs import batches, train_batch
 from pacesetter.experiments.calibration import calibrate, calibrated_lrs, main
-from pacesetter.experiments.running import Setting, by_optimizer, run_schedules
-from pacesetter.experiments.tuning import TUNING_SEEDS, read_tuned, tune, write_tuned
+from pacesetter.experiments.running import run_settings
+from pacesetter.experiments.schedules import WARM_UP
+from pacesetter.experiments.search_space import Choice, Dimension, Space
 from pacesetter.inner_models.batching import batch_stream, build_model
 from pacesetter.inner_models.task import ModuleTask, OptimizerConfig, Splits, TaskFamily
 
@@ -83,12 +75,16 @@ def plain_run(task, make_optimizer, make_scheduler, *, seed):
     return {name: p.detach() for name, p in model.named_parameters()}
 
 
-def adamw(params):
-    return torch.optim.AdamW(params, lr=0.02, weight_decay=0.1)
+def adamw(params, momentum=0.9, weight_decay=0.1):
+    return torch.optim.AdamW(params, lr=0.02, betas=(momentum, 0.999), weight_decay=weight_decay)
 
 
-def sgd(params):
-    return torch.optim.SGD(params, lr=0.02, momentum=0.9)
+def torch_cosine(optimizer):
+    return torch_schedules.CosineAnnealingLR(optimizer, T_max=40)
+
+
+def torch_constant(optimizer):
+    return torch_schedules.ConstantLR(optimizer, factor=1.0)
 
 
 class WarmUpCosine:
@@ -98,30 +94,49 @@ class WarmUpCosine:
         self.optimizer, self.left = optimizer, round(WARM_UP * horizon)
         self.rest = horizon - self.left
         self.base = optimizer.param_groups[0]["lr"]
-        self.scheduler = LinearLR(optimizer, start_factor=0.01, total_iters=self.left)
+        self.scheduler = torch_schedules.LinearLR(
+            optimizer, start_factor=0.01, total_iters=self.left
+        )
 
     def step(self):
         self.scheduler.step()
         self.left -= 1
         if self.left == 0:
             self.optimizer.param_groups[0]["lr"] = self.base
-            self.scheduler = CosineAnnealingLR(self.optimizer, T_max=self.rest)
+            self.scheduler = torch_schedules.CosineAnnealingLR(self.optimizer, T_max=self.rest)
 
 
 @pytest.mark.parametrize(
-    ("name", "optimizer", "scheduler"),
+    ("name", "setting", "optimizer", "scheduler"),
     [
-        ("adamw-cosine", adamw, lambda o: CosineAnnealingLR(o, T_max=40)),
-        ("sgd-cosine", sgd, lambda o: CosineAnnealingLR(o, T_max=40)),
-        ("adamw-warmup-cosine", adamw, lambda o: WarmUpCosine(o, 40)),
-        ("adamw-constant", adamw, lambda o: LinearLR(o, start_factor=1.0)),
+        ("adamw-cosine", {}, adamw, torch_cosine),
+        ("adamw-warmup-cosine", {}, adamw, lambda o: WarmUpCosine(o, 40)),
+        (
+            "adamw-constant",
+            {"momentum": 0.7, "weight_decay": 0.3},
+            lambda p: adamw(p, 0.7, 0.3),
+            torch_constant,
+        ),
+        (
+            "sgd-cosine",
+            {"momentum": 0.8},
+            lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.8),
+            torch_cosine,
+        ),
+        (
+            "rmsprop-cosine",
+            {"momentum": 0.3},
+            lambda p: torch.optim.RMSprop(p, lr=0.02, alpha=0.99, momentum=0.3),
+            torch_cosine,
+        ),
     ],
 )
-def test_baseline_equals_torch(name, optimizer, scheduler):
-    task = small_task()
-    # A sibling at another rate, and a second seed: the run under test must not notice.
-    settings = [Setting(ROWS[name], 0.3), Setting(ROWS[name], 0.02)]
-    runs = run_schedules(task, settings, seeds=[3, 4], num_intervals=7, dtype=torch.float64)
+def test_baseline_equals_torch(name, setting, optimizer, scheduler):
+    task, row = small_task(), ROWS[name]
+    # A sibling of other numbers, and a second seed: the run under test must not notice.
+    other = {"lr": 0.3, "momentum": 0.1, "weight_decay": 0.7}
+    pair = [Configured(row, other), Configured(row, {"lr": 0.02, **setting})]
+    runs = train_batch(task, pair, seeds=[3, 4], num_intervals=7, dtype=torch.float64)
     for i, seed in enumerate((3, 4)):
         expected = plain_run(task, optimizer, scheduler, seed=seed)
         found = runs.trainer.parameters(2 * i + 1)
@@ -129,10 +144,93 @@ def test_baseline_equals_torch(name, optimizer, scheduler):
             torch.testing.assert_close(found[key], value, rtol=1e-6, atol=1e-9)
 
 
+def test_weight_decay_of_its_own_reaches_every_batched_optimizer():
+    task = small_task()
+    row = replace(ROWS["sgd-cosine"], fixed={})
+    pair = [Configured(row, {"lr": 0.02, "weight_decay": decay}) for decay in (0.5, 0.0)]
+    runs = train_batch(task, pair, seeds=[3], num_intervals=2, dtype=torch.float64)
+    for i, decay in enumerate((0.5, 0.0)):
+
+        def sgd(params, decay=decay):
+            return torch.optim.SGD(params, lr=0.02, momentum=0.9, weight_decay=decay)
+
+        expected = plain_run(task, sgd, torch_cosine, seed=3)
+        for key, value in expected.items():
+            torch.testing.assert_close(runs.trainer.parameters(i)[key], value, rtol=1e-6, atol=1e-9)
+
+
+def torch_factors(make, steps):
+    """What one of torch's schedulers does to a learning rate of 1."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    scheduler = make(optimizer)
+    found = []
+    for _ in range(steps):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return np.array(found)
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "make", "tolerance"),
+    [
+        ("linear", {}, lambda o, n: torch_schedules.LinearLR(o, 1.0, 0.0, n), 1e-12),
+        (
+            "step_decay",
+            {"gamma": 0.3},
+            lambda o, n: torch_schedules.MultiStepLR(o, [n // 2, 3 * n // 4], 0.3),
+            1e-12,
+        ),
+        (
+            "exponential",
+            {"final": 0.02},
+            lambda o, n: torch_schedules.ExponentialLR(o, 0.02 ** (1 / n)),
+            1e-12,
+        ),
+        (
+            "cosine_restarts",
+            {"cycles": "3"},
+            lambda o, n: torch_schedules.CosineAnnealingWarmRestarts(o, n // 7, 2),
+            1e-9,
+        ),
+        # torch's counts one step less in each phase.
+        (
+            "one_cycle",
+            {"peak": 0.2},
+            lambda o, n: torch_schedules.OneCycleLR(
+                o, 1.0, total_steps=n + 1, pct_start=0.2, cycle_momentum=False
+            ),
+            4e-3,
+        ),
+    ],
+)
+def test_schedule_equals_torch(name, setting, make, tolerance):
+    steps = 1400
+    found = getattr(schedules, name)(np.arange(steps) / steps, setting)
+    assert found == pytest.approx(torch_factors(lambda o: make(o, steps), steps), abs=tolerance)
+
+
+@pytest.mark.parametrize("shape", ["linear", "sqrt"])
+def test_stable_phase_lies_between_rise_and_decay(shape):
+    progress = np.arange(1000) / 1000
+    found = schedules.warm_up_stable_decay(progress, {"decay": 0.4, "shape": shape})
+    assert (found[50:600] == 1).all()
+    assert (np.diff(found[:50]) > 0).all()
+    assert (np.diff(found[600:]) < 0).all()
+    half = 0.5 if shape == "linear" else 1 - np.sqrt(0.5)
+    assert found[800] == pytest.approx(half)
+    assert found[-1] < 0.01
+
+
+def test_plateau_reduces_after_its_patience_whatever_the_sign_of_the_loss():
+    plateau = schedules.Plateau({"factor": 0.5, "patience": "1"})
+    losses = [3.0, -1.0, -1.0, -0.999, float("nan"), float("inf"), -2.0]
+    assert [plateau.factor(loss) for loss in losses] == [1.0, 1.0, 1.0, 0.5, 0.5, 0.25, 0.25]
+
+
 def test_what_is_kept_of_a_schedule():
-    runs = run_schedules(
-        small_task(), [Setting(ROWS["adamw-cosine"], 0.02)], seeds=[0], num_intervals=4
-    )
+    pair = [Configured(ROWS["adamw-cosine"], {"lr": 0.02})]
+    runs = train_batch(small_task(), pair, seeds=[0], num_intervals=4)
     assert runs.steps == (10, 20, 30, 40)
     expected = 0.02 * 0.5 * (1 + np.cos(np.pi * np.arange(40) / 40))
     assert np.ravel(runs.lrs) == pytest.approx(expected.reshape(4, 10).mean(axis=1))
@@ -140,86 +238,98 @@ def test_what_is_kept_of_a_schedule():
     assert np.ravel(runs.momenta) == pytest.approx(0.9)
 
 
-@pytest.mark.parametrize("schedule", [constant, cosine, warm_up_cosine])
-def test_schedules_start_right_and_stay_within_bounds(schedule):
-    factors = schedule(np.arange(1000) / 1000)
+@pytest.mark.parametrize("row", BASELINES, ids=lambda b: b.name)
+def test_row_is_complete(row):
+    assert row.source
+    task = small_task(horizon=1000)
+    default = row.space.default
+    row.space.check(default)
+    hyper = row.hyperparameters(default or {"lr": 1e-3}, task)
+    assert {"lr", "momentum", "weight_decay"} <= set(hyper)
+    factors = row.factors(1000, hyper)
     assert factors.shape == (1000,)
     assert 0 <= factors.min() <= factors.max() <= 1
-    assert schedule(np.array([WARM_UP]))[0] == pytest.approx(1.0, abs=0.01)
+    assert factors.max() == pytest.approx(1.0, abs=0.01)
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        setting = row.space.sample(generator)
+        row.space.check(setting)
+        found = row.factors(1000, row.hyperparameters(setting or {"lr": 1e-3}, task))
+        assert 0 <= found.min() <= found.max() <= 1
+    assert copy.deepcopy(row) == row  # as it is sent to a worker
 
 
-def test_rows_are_complete():
+def test_names_and_labels():
     assert len(set(arm_names())) == len(arm_names())
     for arm in all_arms():
         assert arm.label
         assert "," not in arm.label, "labels are listed with commas between them"
         assert "http" not in arm.source
+    assert not ROWS[REFERENCE].tuned
+    assert sum(b.tuned for b in BASELINES) == len(BASELINES) - 3
     with pytest.raises(ValueError, match="'adamw-cosin'; nearest: adamw-cosine"):
         check_arms(["adamw-cosin"])
-    with pytest.raises(ValueError, match="ascending"):
-        replace(BASELINES[1], lrs=(1.0, 0.1))
+
+
+def test_rows_that_cannot_be_run_are_refused():
+    with pytest.raises(ValueError, match="needs 'lr'"):
+        Baseline(name="a", label="a", optimizer="adamw", source="mine")
+    with pytest.raises(ValueError, match="one of adamw"):
+        Baseline(name="a", label="a", optimizer="adamax", source="mine", fixed={"lr": 1})
+    with pytest.raises(ValueError, match="population"):
+        replace(ROWS["nadam-cosine"], population=True)
+    short = replace(ROWS["adamw-cosine"], schedule=lambda progress, h: progress[:3])
+    with pytest.raises(ValueError, match=r"one factor per step, shape \(40,\), but got \(3,\)"):
+        short.factors(40, {})
 
 
 def test_arms_are_siblings_only_of_the_same_optimizer():
-    other = replace(ROWS["adamw-cosine"], name="no-decay", weight_decay=0.0)
-    groups = [[b.name for b in group] for group in by_optimizer([*BASELINES, other])]
-    assert sorted(map(len, groups)) == [1, 1, 5]
-    assert ["no-decay"] in groups
-    assert ["sgd-cosine"] in groups
+    configured = [Configured(b, {"lr": 1e-3}) for b in BASELINES]
+    groups = {frozenset(BASELINES[i].name for i in group) for group in batches(configured)}
+    assert {frozenset({"sgd-cosine"}), frozenset({"rmsprop-cosine"})} < groups
+    (adamw_group,) = (g for g in groups if REFERENCE in g)
+    assert adamw_group == {b.name for b in BASELINES if b.optimizer == "adamw"} - {"population"}
 
 
-def test_tuning_finds_the_best_of_separate_runs():
-    task, row = small_task(), ROWS["adamw-cosine"]
-    found = tune(task, [row, ROWS["sgd-cosine"]])["adamw-cosine"]
-    for lr in (1e-3, found.lr):
-        runs = run_schedules(task, [Setting(row, lr)], seeds=TUNING_SEEDS, num_intervals=3)
-        assert found.losses[lr] == pytest.approx(runs.losses("outer_valid").mean(), rel=1e-4)
-    assert found.losses[found.lr] == min(found.losses.values())
-    assert found.trials == len(found.losses)
-    assert found.inner_steps == found.trials * 2 * task.horizon
+def test_space_widens_on_the_side_that_is_asked_for():
+    space = Space(
+        {
+            "lr": Dimension(1e-3, 1.0, default=0.1, most=5.0),
+            "momentum": Dimension(0.5, 0.9, default=0.9, log=False, least=0.2),
+            "shape": Choice(("a", "b"), default="b"),
+        }
+    )
+    assert space.default == {"lr": 0.1, "momentum": 0.9, "shape": "b"}
+    up = space.widened("lr", up=True).dimensions["lr"]
+    assert (up.low, up.high) == (1e-3, 5.0)
+    down = space.widened("lr", up=False).dimensions["lr"]
+    assert (down.low, down.high) == pytest.approx((1e-4, 1.0))
+    low = space.widened("momentum", up=False).dimensions["momentum"]
+    assert (low.low, low.high) == (0.2, 0.9)
+    for name in ("shape", "beta"):
+        with pytest.raises(ValueError, match=f"only lr, momentum can be widened, not '{name}'"):
+            space.widened(name, up=True)
+    with pytest.raises(ValueError, match="must name"):
+        space.check({"lr": 0.1})
+    with pytest.raises(ValueError, match="'shape' must come from"):
+        space.check({"lr": 0.1, "momentum": 0.5, "shape": "c"})
+    with pytest.raises(ValueError, match="low <= default"):
+        Dimension(1e-3, 1.0, default=2.0)
+    with pytest.raises(ValueError, match="positive low"):
+        Dimension(0.0, 1.0, default=0.5)
+    with pytest.raises(ValueError, match="one of"):
+        Choice(("a",), default="b")
 
 
-def test_grid_is_widened_when_the_best_lies_on_an_edge():
-    low = replace(ROWS["adamw-cosine"], lrs=(1e-5, 3e-5))
-    found = tune(small_task(), [low])[low.name]
-    assert found.widened
-    assert set(low.lrs) < set(found.losses)
-    assert max(found.losses) == pytest.approx(3e-2)
-    inside = tune(small_task(), [ROWS["adamw-cosine"]])["adamw-cosine"]
-    assert inside.widened == (len(inside.losses) > len(ADAMW_LRS))
-
-
-def test_diverged_settings_lose(monkeypatch):
-    def losses(task, settings, *, seeds, device):
-        return [math.inf if s.lr > 2e-3 else s.lr for s in settings]
-
-    monkeypatch.setattr(tuning, "_mean_losses", losses)
-    row = replace(ROWS["adamw-constant"], lrs=(1e-3, 1e-2))
-    found = tune(small_task(), [row])[row.name]
-    assert found.lr == min(found.losses) < 1e-3  # here lower is always better
-    assert found.on_edge
-    monkeypatch.setattr(tuning, "_mean_losses", lambda task, s, **_: [math.inf] * len(s))
-    assert tune(small_task(), [row])[row.name].lr > 0
-
-
-def test_one_diverged_seed_is_enough(monkeypatch):
-    class Runs:
-        def losses(self, split):
-            assert split == "outer_valid"
-            return np.array([1.0, 1.0, np.nan, 3.0])
-
-    monkeypatch.setattr(tuning, "run_schedules", lambda *a, **k: Runs())
-    settings = [Setting(BASELINES[0], 1e-3), Setting(BASELINES[0], 1e-2)]
-    found = tuning._mean_losses(small_task(), settings, seeds=(1, 2), device="cpu")
-    assert found == [math.inf, 2.0]
-
-
-def test_what_tuning_found_can_be_kept(tmp_path):
-    found = tune(small_task(), [replace(ROWS["adamw-constant"], lrs=(1e-3, 1e12))])
-    path = tmp_path / "tuning.json"
-    write_tuned(path, found)
-    assert read_tuned(path) == found
-    json.loads(path.read_text(), parse_constant=pytest.fail)
+def test_samples_cover_the_space_evenly_on_its_own_scale():
+    space = Space({"lr": Dimension(1e-4, 1.0, default=0.1), "c": Choice(("a", "b"), default="a")})
+    generator = np.random.default_rng(1)
+    found = [space.sample(generator) for _ in range(400)]
+    logs = np.log10([s["lr"] for s in found])
+    assert logs.mean() == pytest.approx(-2, abs=0.15)
+    assert logs.min() >= -4
+    assert logs.max() <= 0
+    assert 150 < sum(s["c"] == "a" for s in found) < 250
 
 
 def test_calibration_takes_the_least_mean_log_loss():
@@ -234,9 +344,7 @@ def test_calibration_takes_the_least_mean_log_loss():
     tasks = family.sample_group(4, generator)
     for lr in lrs:
         losses = [
-            run_schedules(t, [Setting(row, lr)], seeds=[t.seed], num_intervals=1).losses(
-                "outer_valid"
-            )
+            run_settings(t, row, [{"lr": lr}], seeds=[t.seed])[0].losses["outer_valid"]
             for t in tasks
         ]
         means.append(np.log(losses).mean())
@@ -262,14 +370,16 @@ def test_calibration_is_stored_with_its_command(tmp_path, capsys, monkeypatch):
         calibrated_lrs(out)
 
 
-def test_a_baseline_of_ones_own_is_a_row():
-    mine = Baseline(
-        name="adamw-linear",
-        label="AdamW linear",
-        optimizer="adamw",
-        schedule=lambda progress: 1 - progress,
-        lrs=(1e-3, 1e-2),
-        source="mine",
+def test_a_baseline_of_ones_own_is_ten_lines():
+    lines = baselines.__doc__.split("::\n", 1)[1].splitlines()
+    example = "\n".join(line[4:] for line in lines if line.startswith("    "))
+    assert len([line for line in example.splitlines() if line.strip()]) <= 10
+    names = {"torch": torch, "np": np, "Baseline": Baseline, "Space": Space, "Dimension": Dimension}
+    exec(example, names)
+    mine = names["MINE"]
+    found = run_settings(
+        small_task(), mine, [mine.space.default, {"lr": 0.05}], seeds=[0], num_intervals=2
     )
-    runs = run_schedules(small_task(), [Setting(mine, 0.1)], seeds=[0], num_intervals=2)
-    assert np.ravel(runs.lrs) == pytest.approx([0.1 * (1 - 9.5 / 40), 0.1 * (1 - 29.5 / 40)])
+    assert found[1].losses["outer_valid"] < found[0].losses["outer_valid"] < found[0].untrained
+    factors = np.cos(0.5 * np.pi * np.arange(40) / 40)
+    assert found[0].lrs == pytest.approx(2e-3 * factors.reshape(2, 20).mean(axis=1))

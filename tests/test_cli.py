@@ -11,7 +11,7 @@ from pacesetter.agent.policy import Policy, PolicyInfo, save_policy
 from pacesetter.agent.run_folder import claim_folder
 from pacesetter.envs.actions import ControlConfig
 from pacesetter.envs.features import FEATURE_NAMES, NUM_FEATURES
-from pacesetter.experiments import cli, cli_policy, compare, demo
+from pacesetter.experiments import cli, cli_compare, cli_policy, compare, demo
 from pacesetter.experiments.demo import DemoConfig, digits_records, run_demo
 from pacesetter.experiments.records import Entry
 
@@ -86,6 +86,11 @@ def test_user_errors(capsys, tmp_path, policy_file):
         capsys, "train", "--preset", "smoke", "--device", "warp", "--out", out
     )
     given = ("compare", "--policy", policy_file, "--out", out)
+    assert "trials must be positive" in failure(capsys, *given, "--trials", 0)
+    assert "--start-lrs must be numbers" in failure(capsys, *given, "--start-lrs", "1e-3,fast")
+    assert "module:function" in failure(capsys, *given, "--task", "my_job")
+    assert "no module 'no_job'" in failure(capsys, *given, "--task", "no_job:make")
+    assert "steps" in failure(capsys, *given, "--steps", 10)
     assert "digits-mlp" in failure(capsys, *given, "--tasks", "digit-mlp")
     assert "nearest: adamw-cosine" in failure(capsys, *given, "--arms", "adamw-cosin")
     assert "num_seeds" in failure(capsys, *given, "--seeds", 0)
@@ -215,15 +220,112 @@ def test_train_passes_on_what_was_asked_for(capsys, tmp_path, monkeypatch):
 
 def test_compare_end_to_end(capsys, tmp_path, policy_file):
     out = tmp_path / "out"
-    argv = ["compare", "--policy", str(policy_file), "--out", str(out), "--quiet"]
-    argv += ["--tasks", "digits-mlp/2", "--seeds", "1", "--start-lr", "3e-3"]
-    argv += ["--arms", "policy", "do-nothing", "adamw-cosine-calibrated"]
+    argv = ["compare", "--policy", str(policy_file), "--out", str(out), "--latex"]
+    argv += ["--tasks", "digits-mlp/2", "--seeds", "1", "--start-lrs", "3e-3", "--trials", "1"]
+    argv += ["--arms", "policy,do-nothing", "adamw-cosine-calibrated"]
     assert cli.main(argv) == 0
-    text = capsys.readouterr().out
-    assert "policy from 0.003" in text
-    assert "calibrated AdamW cosine" in text
+    said = capsys.readouterr()
+    assert "policy from 0.003" in said.out
+    assert "calibrated AdamW cosine" in said.out
+    assert re.fullmatch(r"\d+ of \d+ stages, \d+\.\d minutes: .*\n", said.err)  # no bar in a log
     assert "digits-mlp/2" in (out / "results.csv").read_text()
-    assert "--start-lr 3e-3" in (out / "report.html").read_text()
+    assert "--start-lrs 3e-3" in (out / "report.html").read_text()
+    assert (out / "table.tex").is_file()
+
+
+OWN_JOB = """
+from torch import nn
+import torch
+
+def make_task(seed):
+    x = torch.randn(90, 3)
+    parts = [(p, p.sum(1, keepdim=True)) for p in x.split(30)]
+    return (lambda: nn.Linear(3, 1)), parts, nn.MSELoss()
+
+def without_validation():
+    x = torch.randn(60, 3)
+    return (lambda: nn.Linear(3, 1)), [(p, p) for p in x.split(30)], nn.MSELoss()
+"""
+
+
+def test_compare_on_a_job_of_ones_own(capsys, tmp_path, policy_file, monkeypatch):
+    (tmp_path / "cli_own_job.py").write_text(OWN_JOB)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    argv = ["compare", "--policy", str(policy_file), "--out", "out", "--quiet", "--seeds", "2"]
+    argv += ["--arms", "policy", "adamw-cosine", "--trials", "2", "--steps", "20", "--task"]
+    try:
+        assert "validation split" in failure(capsys, *argv, "cli_own_job:without_validation")
+        assert not (tmp_path / "out").exists()
+        assert cli.main([*argv, "cli_own_job:make_task"]) == 0
+        said = capsys.readouterr()
+        assert said.err == ""
+        rows = (tmp_path / "out" / "results.csv").read_text().splitlines()[1:]
+        assert {row.split(",")[0] for row in rows} == {"cli_own_job/make_task"}
+        assert len(rows) == 2 * 4  # seeds; policy, default, and cosine with two budgets
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["compare", "--out", "out", "--resume", "--task"])
+        assert stop.value.code == 2
+        capsys.readouterr()
+        assert "steps: 20 then, None now" in failure(
+            capsys,
+            *[a for a in argv if a not in ("--steps", "20")],
+            "cli_own_job:make_task",
+            "--resume",
+        )
+    finally:
+        sys.modules.pop("cli_own_job", None)
+
+
+def parsed(*argv):
+    args = cli.make_parser().parse_args(["compare", "--out", "x", *argv])
+    return cli_compare.config_of(args)
+
+
+def test_compare_settings_from_arguments():
+    config = parsed()
+    assert config == compare.CompareConfig()
+    config = parsed(
+        *("--tasks", "digits-mlp/1,tabular-mlp/0", "photo-denoiser/2", "--arms", "policy"),
+        *("--seeds", "7", "--trials", "9", "--start-lrs", "1e-4,1e-2", "--start-lr", "0.1"),
+        *("--jobs", "3", "--seed", "5"),
+    )
+    assert config.tasks == ("digits-mlp/1", "tabular-mlp/0", "photo-denoiser/2")
+    assert config.arms == ("policy",)
+    assert (config.num_seeds, config.trials, config.jobs, config.seed) == (7, 9, 3, 5)
+    assert config.start_lrs == (1e-4, 1e-2, 0.1)
+    config = parsed("--task", "my_module:make", "--steps", "30")
+    assert (config.own_tasks, config.tasks, config.steps) == (("my_module:make",), (), 30)
+    config = parsed("--task", "my_module:make", "--tasks", "digits-mlp/0")
+    assert (config.own_tasks, config.tasks) == (("my_module:make",), ("digits-mlp/0",))
+
+
+def test_quick_look_is_small_and_says_what_it_leaves_out():
+    config = parsed("--quick")
+    assert config.quick
+    whole = parsed()
+    assert len(config.tasks) < len(whole.tasks)
+    assert set(config.arms) < set(whole.arms)
+    assert config.num_seeds < whole.num_seeds
+    assert config.trials < whole.trials
+    text = cli_compare.left_out(config)
+    for name in whole.arms:
+        assert (name in text.replace(",", "").split("without")[1].rstrip(".").split()) == (
+            name not in config.arms
+        )
+    own = parsed("--quick", "--arms", "population", "--trials", "20", "--seeds", "9")
+    assert (own.arms, own.trials, own.num_seeds) == (("population",), 20, 9)
+
+
+def test_list_names_all_arms_and_families(capsys):
+    from pacesetter.experiments.baselines import arm_names
+    from pacesetter.inner_models.registry import family_names
+
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["compare", "--list"])
+    assert stop.value.code == 0
+    words = capsys.readouterr().out.split()
+    assert {*arm_names(), *family_names()} <= set(words)
 
 
 def test_ctrl_c_says_how_to_go_on(capsys, tmp_path, policy_file, monkeypatch):

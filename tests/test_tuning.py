@@ -72,7 +72,7 @@ def test_budgets_are_nested(tmp_path):
         short = search(tmp_path, bowl(-2.0), trials=trials, name=f"{trials}.db")
         assert all(short[arm].trials == long[arm].trials[:trials] for arm in "ab")
     assert BUDGETS == (1, 5, 20)
-    assert budgets(19) == (1, 5)
+    assert budgets(19) == (1, 5, 19)
     losses = [long["a"].best(budget).loss for budget in budgets(20)]
     assert losses == sorted(losses, reverse=True)
     assert long["a"].best(1).number == 0

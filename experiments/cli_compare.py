@@ -1,0 +1,265 @@
+"""The command `compare`: its arguments, and what they stand for."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pacesetter.experiments.compare_config import CompareConfig
+
+EXAMPLE = """\
+Hold a policy against AdamW and its rivals: same tasks, same seeds, same initial weights and
+batches; rivals tuned on outer-valid, with 1, 5 and 20 trials; all reported on test. Prints a table
+and writes results.csv, table.txt, table.md, report.html and figures. Every piece of work is kept:
+after a stop, --resume goes on. `pacesetter compare --list` prints the names of arms and tasks.
+
+examples:
+  pacesetter compare --out runs/compare                 the shipped policy
+  pacesetter compare --out runs/quick --quick           a first look, in minutes
+  pacesetter compare --policy runs/laptop/policy.safetensors --out runs/mine \\
+      --start-lrs 3e-4,1e-3,1e-2
+  pacesetter compare --task my_module:make_task --out runs/job
+  pacesetter compare --out runs/few --arms policy,adamw-cosine,schedule-free --trials 5
+  pacesetter compare --out runs/mnist --tasks mnist-convnet --data ~/datasets
+  pacesetter compare --out runs/compare --resume        go on after a stop
+"""
+
+QUICK_ARMS = (
+    *("policy", "policy-open-loop", "do-nothing", "adamw-default", "adamw-constant"),
+    *("adamw-cosine", "adamw-warmup-cosine", "adamw-wsd", "adamw-one-cycle", "adamw-plateau"),
+    *("sgd-cosine", "schedule-free", "adamw-cosine-calibrated"),
+)
+"""Arms of a quick look: but for one, all of them run side by side."""
+QUICK: dict[str, Any] = {"num_seeds": 3, "trials": 5, "replay_tasks": 8, "arms": QUICK_ARMS}
+"""Settings of a quick look, where nothing else is asked for."""
+
+
+class _ListAction(argparse.Action):
+    """Prints the names of arms and tasks and ends, as ``--help`` does."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        print(listing())
+        parser.exit()
+
+
+def add_parser(
+    command: Callable[[str, str], argparse.ArgumentParser],
+    long_running: Callable[[argparse.ArgumentParser], None],
+) -> None:
+    """Adds the command.
+
+    Args:
+        command: makes a parser from a name and a summary.
+        long_running: adds the options that all long commands have.
+    """
+    parser = command("compare", "hold a policy against AdamW and its rivals")
+    parser.add_argument(
+        "--policy",
+        default="default",
+        metavar="FILE",
+        help="policy file; the word default means the shipped one",
+    )
+    parser.add_argument(
+        "--task",
+        nargs="+",
+        action="extend",
+        metavar="MODULE:FUNCTION",
+        help="your own job: a function that returns a ModuleTask or (model, loaders, loss), see "
+        "docs/compare.md; without --tasks, nothing else is run",
+    )
+    parser.add_argument(
+        "--steps", type=int, metavar="N", help="inner steps of your own job (default: its own)"
+    )
+    parser.add_argument(
+        "--tasks",
+        nargs="+",
+        action="extend",
+        metavar="TASK",
+        help="tasks such as digits-mlp/0, or families (default: all validation families)",
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="folder with files of MNIST, Fashion-MNIST or CIFAR-10, for tasks such as mnist-mlp; "
+        "without --tasks, all that it has are added (default: $PACESETTER_DATA, without adding)",
+    )
+    parser.add_argument(
+        "--arms",
+        nargs="+",
+        action="extend",
+        metavar="ARM",
+        help="names of arms, with blanks or commas between them (default: all)",
+    )
+    parser.add_argument("--seeds", type=int, help="runs per task and arm (default: 5; quick: 3)")
+    parser.add_argument(
+        "--trials",
+        type=int,
+        help="settings that a tuned arm tries per task, the best of the first one and five "
+        "reported as well (default: 20; quick: 5)",
+    )
+    parser.add_argument(
+        "--start-lrs",
+        "--start-lr",
+        nargs="+",
+        action="extend",
+        metavar="LR",
+        help="learning rates from which the policy starts; of several, AdamW by hand starts from "
+        "each too (default: 0.001)",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="worker processes for optimizers that cannot be batched; changes no result",
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="a first look, under five minutes on two cores; says what it leaves out",
+    )
+    parser.add_argument("--latex", action="store_true", help="write table.tex for a paper too")
+    parser.add_argument(
+        "--list", action=_ListAction, nargs=0, help="print the names of all arms and tasks"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on with the run in DIR")
+    long_running(parser)
+
+
+def run_compare(args: argparse.Namespace, line: str) -> None:
+    """Runs the command.
+
+    Args:
+        args: its arguments.
+        line: the command line, for the report.
+
+    Raises:
+        ImportError: a package of the extra `compare` is missing.
+        ValueError: an argument is out of its range.
+    """
+    from pacesetter.inner_models.extras import require
+
+    for module in ("matplotlib", "optuna", "scipy", "tqdm", "sklearn", "PIL"):
+        require(module, extra="compare")
+    from pacesetter.experiments.compare import compare
+
+    config = config_of(args)
+    if args.quick and not args.quiet:
+        print(left_out(config), file=sys.stderr)
+    found = compare(
+        config,
+        args.out,
+        resume=args.resume,
+        progress=not args.quiet,
+        latex=args.latex,
+        command=line,
+    )
+    print(found.table)
+    print(f"\nreport: {args.out / 'report.html'}")
+
+
+def config_of(args: argparse.Namespace) -> CompareConfig:
+    """The settings that the arguments stand for.
+
+    Args:
+        args: as parsed.
+
+    Raises:
+        FileNotFoundError: ``--data`` holds no image files.
+        ValueError: an argument is out of its range.
+    """
+    from pacesetter.experiments.compare_config import CompareConfig
+    from pacesetter.experiments.tasks import (
+        QUICK_TASKS_PER_FAMILY,
+        TASKS_PER_FAMILY,
+        families_in,
+        task_names,
+    )
+    from pacesetter.inner_models.registry import VALIDATION
+
+    given: dict[str, Any] = dict(QUICK) if args.quick else {}
+    if args.seeds is not None:
+        given["num_seeds"] = args.seeds
+    if args.trials is not None:
+        given["trials"] = args.trials
+    if args.arms:
+        given["arms"] = tuple(_split(args.arms))
+    if args.start_lrs:
+        given["start_lrs"] = tuple(_numbers(args.start_lrs, "--start-lrs"))
+    names = _split(args.tasks or ())
+    if not names and not args.task:
+        names = [*VALIDATION, *families_in(args.data)]
+    per_family = QUICK_TASKS_PER_FAMILY if args.quick else TASKS_PER_FAMILY
+    return CompareConfig(
+        policy=args.policy,
+        tasks=task_names(names, per_family=per_family),
+        own_tasks=tuple(args.task or ()),
+        steps=args.steps,
+        seed=args.seed,
+        device=args.device,
+        data=args.data and str(args.data.resolve()),
+        jobs=args.jobs,
+        quick=args.quick,
+        **given,
+    )
+
+
+def left_out(config: CompareConfig) -> str:
+    """What a quick look leaves out, in a sentence."""
+    from pacesetter.experiments.baselines import arm_names
+    from pacesetter.experiments.compare_config import CompareConfig
+
+    whole = CompareConfig(tasks=config.tasks, own_tasks=config.own_tasks)
+    missing = [name for name in arm_names() if name not in config.arms]
+    parts = [
+        f"{len(config.tasks) + len(config.own_tasks)} tasks",
+        f"{config.num_seeds} seeds instead of {whole.num_seeds}",
+        f"{config.trials} trials instead of {whole.trials}",
+    ]
+    arms = f"without {', '.join(missing)}" if missing else "with all arms"
+    return f"A quick look: {', '.join(parts)}; {arms}."
+
+
+def listing() -> str:
+    """Names of all arms, with what is tuned in them, and of all task families."""
+    from pacesetter.experiments.arms import Baseline
+    from pacesetter.experiments.baselines import all_arms
+    from pacesetter.experiments.tables import align
+    from pacesetter.inner_models.registry import FROM_FILES, HELD_OUT, META_TRAIN, VALIDATION
+
+    rows = [["arm", "tuned", "what it is"]]
+    for arm in all_arms():
+        dimensions = arm.space.dimensions if isinstance(arm, Baseline) else ()
+        rows.append([arm.name, ", ".join(dimensions) or "-", arm.source])
+    families = [["tasks (family/0, family/1, ...)", "for"]]
+    for names, purpose in (
+        (VALIDATION, "validation: the default"),
+        (HELD_OUT, "held out: for final reports"),
+        (FROM_FILES, "held out, on files of your own (--data)"),
+        (META_TRAIN, "meta-training: policies have learned on them"),
+    ):
+        families += [[name, purpose] for name in names]
+    return f"{align(rows, left=3)}\n\n{align(families, left=2)}"
+
+
+def _split(values: Sequence[str]) -> list[str]:
+    """Names that were given with blanks or commas between them."""
+    return [part for value in values for part in value.split(",") if part]
+
+
+def _numbers(values: Sequence[str], option: str) -> list[float]:
+    try:
+        return [float(part) for part in _split(values)]
+    except ValueError as error:
+        raise ValueError(f"{option} must be numbers, but got {' '.join(values)}") from error
