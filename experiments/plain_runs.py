@@ -10,16 +10,17 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pacesetter.envs.actions import interval_ends
 from pacesetter.experiments.arms import Configured
 from pacesetter.experiments.batched_runs import check_points, finite_mean, segments
 from pacesetter.experiments.outcomes import RunOutcome, Stopwatch, valid_points
 from pacesetter.experiments.schedules import number
-from pacesetter.inner_models.batching import FreshStream, batch_stream, build_model, task_seeds
+from pacesetter.inner_models.batching import build_model, task_seeds
 from pacesetter.inner_models.metrics import metric_of
-from pacesetter.inner_models.task import Batch, LossFn, SplitName, Task
+from pacesetter.inner_models.plain_data import PlainData
+from pacesetter.inner_models.task import LossFn, SplitName, Task
 
 EVAL_ROWS = 2**14
 """Rows of a split that are evaluated at a time."""
@@ -54,8 +55,7 @@ class PlainRun:
         self.task = task
         self._device, self._dtype = torch.device(device), dtype
         self.model = build_model(task).to(self._device, dtype)
-        self._stream = batch_stream(task)
-        self._train = self._split("train")
+        self._data = PlainData(task, device=self._device, dtype=dtype)
         self._params = [p for p in self.model.parameters() if p.requires_grad]
         hyper = baseline.hyperparameters(configured.setting, task)
         self.optimizer = baseline.optimizer(self._params, hyper, task)
@@ -71,25 +71,12 @@ class PlainRun:
             switch: Callable[[], None] = getattr(self.optimizer, "train" if train else "eval")
             switch()
 
-    def _split(self, name: SplitName) -> tuple[Tensor, ...]:
-        batch: Batch = getattr(self.task.splits, name)
-        return tuple(self._moved(t) for t in batch)
-
-    def _moved(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self._device, self._dtype if tensor.is_floating_point() else tensor.dtype)
-
-    def _next_batch(self) -> Batch:
-        if isinstance(self._stream, FreshStream):
-            return tuple(self._moved(column[0]) for column in self._stream.take(1))
-        rows = self._stream.take(1)[0].to(self._device)
-        return tuple(t[rows] for t in self._train)
-
     def step(self, factor: float) -> float:
         """One inner step at a multiple of the learning rate; returns the training loss."""
         if self._scheduled:
             for group, lr in zip(self.optimizer.param_groups, self._base, strict=True):
                 group["lr"] = lr * factor
-        loss = self.task.loss(self.model, self._next_batch())
+        loss = self.task.loss(self.model, self._data.next_batch())
         self.optimizer.zero_grad()
         loss.backward()
         grads = [p.grad for p in self._params if p.grad is not None]
@@ -106,7 +93,7 @@ class PlainRun:
     @torch.no_grad()
     def evaluate(self, split: SplitName, what: LossFn | None = None) -> float:
         """Mean loss, or mean of something written like one, on a whole split."""
-        data, total = self._split(split), 0.0
+        data, total = self._data.split(split), 0.0
         rows = len(data[0])
         self._mode(train=False)
         if self._modes:
@@ -131,8 +118,10 @@ class PlainRun:
         devices = [self._device] if self._device.type == "cuda" else []
         self.model.train()
         with torch.random.fork_rng(devices=devices):
-            for start in range(0, min(len(self._train[0]), NORM_BATCHES * size) - size + 1, size):
-                self.task.loss(self.model, tuple(t[start : start + size] for t in self._train))
+            for start in range(
+                0, min(len(self._data.train[0]), NORM_BATCHES * size) - size + 1, size
+            ):
+                self.task.loss(self.model, tuple(t[start : start + size] for t in self._data.train))
         self.model.eval()
 
 

@@ -10,11 +10,12 @@ import math
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from pacesetter.inner_models.batching import FreshStream, batch_stream, build_model
+from pacesetter.inner_models.batching import build_model
+from pacesetter.inner_models.plain_data import PlainData
 from pacesetter.inner_models.signals import COUNTED_AT_MOST, NORM_RATE
-from pacesetter.inner_models.task import Batch, OptimizerConfig, SplitName, Task
+from pacesetter.inner_models.task import OptimizerConfig, SplitName, Task
 
 
 def make_torch_optimizer(
@@ -65,8 +66,7 @@ class ReferenceRun:
         self.task = task
         self._device, self._dtype = torch.device(device), dtype
         self.model = build_model(task).to(self._device, dtype)
-        self._stream = batch_stream(task)
-        self._train = self._split("train")
+        self._data = PlainData(task, device=self._device, dtype=dtype)
         params = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = make_torch_optimizer(params, task.optimizer)
         self.losses: list[float] = []
@@ -75,22 +75,9 @@ class ReferenceRun:
         self.skipped: list[bool] = []
         self._norm_mean, self._norm_count = 0.0, 0
 
-    def _split(self, name: SplitName) -> tuple[Tensor, ...]:
-        batch: tuple[Tensor, ...] = getattr(self.task.splits, name)
-        return tuple(self._moved(t) for t in batch)
-
-    def _moved(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self._device, self._dtype if tensor.is_floating_point() else tensor.dtype)
-
-    def _next_batch(self) -> Batch:
-        if isinstance(self._stream, FreshStream):
-            return tuple(self._moved(column[0]) for column in self._stream.take(1))
-        rows = self._stream.take(1)[0].to(self._device)
-        return tuple(t[rows] for t in self._train)
-
     def step(self, *, lr: float, momentum: float, clip_ratio: float = math.inf) -> float:
         """One inner step with the given hyperparameters; returns the training loss."""
-        batch = self._next_batch()
+        batch = self._data.next_batch()
         loss = self.task.loss(self.model, batch)
         self.optimizer.zero_grad()
         loss.backward()
@@ -124,6 +111,6 @@ class ReferenceRun:
         """Mean loss on a whole split, in evaluation mode."""
         self.model.eval()
         try:
-            return float(self.task.loss(self.model, self._split(split)))
+            return float(self.task.loss(self.model, self._data.split(split)))
         finally:
             self.model.train()
