@@ -51,7 +51,12 @@ def main() -> None:
     dist.all_gather_object(rates, [decision.lr for decision in scheduler.history])
     if rank == 0:
         print(f"{len(rates[0])} decisions, the same on all ranks: {rates[0] == rates[-1]}")
+    dist.barrier()  # nobody leaves while another is still talking
     dist.destroy_process_group()
+    sys.stdout.flush()
+    # All is done. An interpreter that shuts down in the usual way is now and then aborted by a
+    # thread of gloo's that is still there ("terminate called without an active exception").
+    os._exit(0)
 
 
 if __name__ == "__main__":

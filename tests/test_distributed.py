@@ -19,7 +19,7 @@ STEPS = 60
 # One job, trained in several ways: every rank writes what it ended with. On two processes, it is
 # also seen that a group averages and hands around.
 SCRIPT = """
-import json, math, sys
+import json, math, os, sys
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -128,7 +128,10 @@ if not ways[0].startswith("plain"):
 for how in ways:
     train(how)
 if dist.is_initialized():
+    dist.barrier()
     dist.destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # a thread of gloo's may abort an interpreter that shuts down
 """
 
 
