@@ -44,6 +44,7 @@ class GroupHyperparameters:
         ValueError: a group starts outside `lr_bounds`.
 
     Attributes:
+        lr_bounds: as given.
         latest: learning rate and momentum in force at the latest update, group by group.
     """
 
@@ -57,7 +58,7 @@ class GroupHyperparameters:
         lr_bounds: tuple[float, float] | None = None,
     ) -> None:
         self._optimizer = optimizer
-        self._lr_bounds = lr_bounds
+        self.lr_bounds = lr_bounds
         self._sets_lr, self._sets_momentum = "lr" in control, "momentum" in control
         self._bounds = tuple(math.log(b) for b in one_minus_momentum_bounds)
         self._scales_lr = momentum_scales_lr
@@ -126,8 +127,8 @@ class GroupHyperparameters:
             lr = start.lr * lr_factor
             if self._scales_lr and own != momentum_change:
                 lr *= math.exp(own - momentum_change)
-            if self._lr_bounds is not None and start.lr:
-                lr = min(max(lr, self._lr_bounds[0]), self._lr_bounds[1])
+            if self.lr_bounds is not None and start.lr:
+                lr = min(max(lr, self.lr_bounds[0]), self.lr_bounds[1])
             momentum = start.momentum
             if momentum is not None and own:
                 momentum = -math.expm1(math.log1p(-momentum) + own)
@@ -158,9 +159,9 @@ class GroupHyperparameters:
             self._starts.append(start)
 
     def _check_bounds(self, lr: float, group: int) -> None:
-        if self._lr_bounds is None or not lr or not self._sets_lr:
+        if self.lr_bounds is None or not lr or not self._sets_lr:
             return
-        low, high = self._lr_bounds
+        low, high = self.lr_bounds
         if not low <= lr <= high:
             raise ValueError(
                 f"param group {group} starts at a learning rate of {lr:g}, outside "

@@ -87,12 +87,16 @@ class ControlledRun:
             one_minus_momentum_bounds=self._policy.control.one_minus_momentum_bounds,
             momentum_scales_lr=momentum_scales_lr(self._optimizer),
             control=self._options.control,
-            # A warm-up may begin below the bounds.
-            lr_bounds=None if self.warming else self._options.lr_bounds,
+            lr_bounds=self._lr_bounds,
         )
         self._start_pilot()
         if not self.warming:
             self.monitor.set_clip_ratio(self._clip_ratio())
+
+    @property
+    def _lr_bounds(self) -> tuple[float, float] | None:
+        """A warm-up may begin below the bounds."""
+        return None if self.warming else self._options.lr_bounds
 
     def _start_pilot(self) -> None:
         """A pilot and a clock at the beginning of the run; `groups` say where that was."""
@@ -225,7 +229,7 @@ class ControlledRun:
         )
         if self.snapshot is not None:
             if outcome.roll_back:
-                self._restore()
+                self.snapshot.restore()
             elif outcome.good:
                 self.snapshot.keep()
             elif outcome.alarm:
@@ -262,13 +266,9 @@ class ControlledRun:
         """Looks at the last interval, after which there is no decision; returns what was done."""
         stats = self.monitor.fetch(reduce=self._ranks.reduce)
         notes = self.pilot.judge_end(stats, step=self.steps, agree=self._agree)
-        if notes:
-            self._restore()
-        return notes
-
-    def _restore(self) -> None:
-        if self.snapshot is not None and self.snapshot.taken:
+        if notes and self.snapshot is not None:
             self.snapshot.restore()
+        return notes
 
     def extend(self, total_steps: int) -> None:
         """Moves the horizon to `total_steps`, which lies beyond `steps`."""
@@ -315,6 +315,7 @@ class ControlledRun:
         self.total_steps, self.steps = state["total_steps"], state["steps"]
         self.warmup_left, self.warming = state["warmup_left"], state["warming"]
         self.warmup_lrs = list(state["warmup_lrs"])
+        self.groups.lr_bounds = self._lr_bounds
         self._start_pilot()
         self.pilot.load_state_dict(state["pilot"])
         self.clock.load_state_dict(state["clock"])

@@ -123,7 +123,7 @@ class LearnedScheduler:
         self._warned: set[str] = set()
         try:
             self._run = ControlledRun(optimizer, total_steps, self.policy, options)
-        except ValueError:
+        except Exception:
             self.detach()
             raise
         self._run.write()

@@ -22,21 +22,26 @@ Params = Iterable[nn.Parameter]
 
 def nadam(params: Params, h: Setting, task: Task) -> torch.optim.Optimizer:
     """`torch.optim.NAdam` with decoupled weight decay."""
-    return torch.optim.NAdam(
-        params,
-        lr=number(h, "lr", 2e-3),
-        betas=(number(h, "momentum", 0.9), task.optimizer.beta2),
-        eps=task.optimizer.eps,
-        weight_decay=number(h, "weight_decay", 0.0),
-        decoupled_weight_decay=True,
-    )
+    return _like_adam(torch.optim.NAdam, params, h, task=task, lr=2e-3)
 
 
 def radam(params: Params, h: Setting, task: Task) -> torch.optim.Optimizer:
     """`torch.optim.RAdam` with decoupled weight decay."""
-    return torch.optim.RAdam(
+    return _like_adam(torch.optim.RAdam, params, h, task=task, lr=1e-3)
+
+
+def _like_adam(
+    kind: type[torch.optim.NAdam | torch.optim.RAdam],
+    params: Params,
+    h: Setting,
+    *,
+    task: Task,
+    lr: float,
+) -> torch.optim.Optimizer:
+    """One of torch's own, `lr` being its default."""
+    return kind(
         params,
-        lr=number(h, "lr", 1e-3),
+        lr=number(h, "lr", lr),
         betas=(number(h, "momentum", 0.9), task.optimizer.beta2),
         eps=task.optimizer.eps,
         weight_decay=number(h, "weight_decay", 0.0),

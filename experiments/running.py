@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 from pacesetter.agent.policy import Policy
 from pacesetter.envs.actions import NUM_ACTIONS, ControlConfig
 from pacesetter.envs.runs import ScheduledRuns
-from pacesetter.experiments.arms import Baseline, Configured
+from pacesetter.experiments.arms import Configured
 from pacesetter.experiments.batched_runs import batches, run_batch
 from pacesetter.experiments.outcomes import FinishedRuns, RunOutcome, crashed, why
 from pacesetter.experiments.schedules import number
-from pacesetter.experiments.search_space import Setting
 from pacesetter.experiments.workers import run_jobs
 from pacesetter.inner_models.task import SplitName, Task
 
@@ -77,29 +76,6 @@ class RandomActions:
     def act(self, features: FloatArray, *, interval: int, num_intervals: int) -> FloatArray:
         """See `Controller.act`."""
         return self.generator.uniform(-1.0, 1.0, size=(len(features), NUM_ACTIONS))
-
-
-def run_settings(
-    task: Task,
-    arm: Baseline,
-    settings: Sequence[Setting],
-    *,
-    seeds: Sequence[int],
-    device: torch.device | str = "cpu",
-    evaluate: Sequence[SplitName] = ("outer_valid",),
-    num_intervals: int = 1,
-    jobs: int = 1,
-) -> list[RunOutcome]:
-    """`run_configured` with settings of one arm."""
-    return run_configured(
-        task,
-        [Configured(arm, setting) for setting in settings],
-        seeds=seeds,
-        device=device,
-        evaluate=evaluate,
-        num_intervals=num_intervals,
-        jobs=jobs,
-    )
 
 
 def run_configured(

@@ -39,7 +39,7 @@ from pacesetter.experiments.records import (
     write_csv,
     write_records,
 )
-from pacesetter.experiments.running import RandomActions, run_configured, run_settings
+from pacesetter.experiments.running import RandomActions, run_configured
 from pacesetter.experiments.search_space import Dimension
 from pacesetter.experiments.tasks import named_task
 from pacesetter.inner_models.batching import batch_stream, build_model
@@ -50,6 +50,10 @@ from pacesetter.inner_models.trainer import InnerTrainer
 
 ROWS = {b.name: b for b in BASELINES}
 REPORTED = ("train", "outer_valid", "test")
+
+
+def run_settings(task, arm, settings, **options):
+    return run_configured(task, [Configured(arm, setting) for setting in settings], **options)
 
 
 def small_net():

@@ -15,13 +15,17 @@ from pacesetter.experiments.arms import Baseline, Configured
 from pacesetter.experiments.baselines import BASELINES, REFERENCE, all_arms, arm_names, check_arms
 from pacesetter.experiments.batched_runs import batches, train_batch
 from pacesetter.experiments.calibration import calibrate, calibrated_lrs, main
-from pacesetter.experiments.running import run_settings
+from pacesetter.experiments.running import run_configured
 from pacesetter.experiments.schedules import WARM_UP
 from pacesetter.experiments.search_space import Choice, Dimension, Space
 from pacesetter.inner_models.batching import batch_stream, build_model
 from pacesetter.inner_models.task import ModuleTask, OptimizerConfig, Splits, TaskFamily
 
 ROWS = {b.name: b for b in BASELINES}
+
+
+def run_settings(task, arm, settings, **options):
+    return run_configured(task, [Configured(arm, setting) for setting in settings], **options)
 
 
 def squared_error(model, batch):

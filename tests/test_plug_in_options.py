@@ -50,6 +50,7 @@ class Job:
         self.done = 0
         self.losses = []
         self.lrs = []
+        self.seen = []  # for a test to fill
 
     def run(self, count, scheduler=None, *, after=lambda: None, loss=None):
         for _ in range(count):
@@ -461,6 +462,38 @@ def test_in_a_strange_job_the_plain_decay_decides_and_it_is_said_once():
     known = LearnedScheduler(job.optimizer, 200, policy=knowing(np.zeros(NUM_FEATURES), 1e9))
     job.run(200, known)
     assert known.history[-1].action == pytest.approx((0.2, 0.1, -0.1))
+
+
+def test_bounds_hold_after_a_warm_up_and_a_resumption():
+    def start():
+        job = Job(lr=1e-4)  # where the warm-up begins: below the bounds
+        params = list(job.model.parameters())
+        groups = [{"params": params[:2]}, {"params": params[2:]}]
+        job.optimizer = AdamW(groups, lr=1e-4)
+        options = {"warmup_steps": 10, "lr_bounds": (0.004, 0.02), "rollback": False}
+        return job, LearnedScheduler(job.optimizer, 100, policy=always(1, 0, 0), **options)
+
+    def warm_up(job):
+        if job.done <= 10:
+            for group, top in zip(job.optimizer.param_groups, (1e-2, 1.8e-2), strict=True):
+                group["lr"] = top * job.done / 10
+        else:
+            job.seen.append([group["lr"] for group in job.optimizer.param_groups])
+
+    whole, scheduler = start()
+    whole.run(100, scheduler, after=lambda: warm_up(whole))
+    assert 0.004 <= np.min(whole.seen) <= np.max(whole.seen) == 0.02
+    for stop in (5, 10, 40):
+        half, stopped = start()
+        half.run(stop, stopped, after=lambda half=half: warm_up(half))
+        again, resumed = start()
+        again.model.load_state_dict(half.model.state_dict())
+        again.optimizer.load_state_dict(copy.deepcopy(half.optimizer.state_dict()))
+        resumed.load_state_dict(stopped.state_dict())
+        again.done = stop
+        again.run(100 - stop, resumed, after=lambda again=again: warm_up(again))
+        assert again.seen == whole.seen[-len(again.seen) :]
+        assert same(again, whole)
 
 
 # -- the rest ---------------------------------------------------------------------------------
