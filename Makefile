@@ -4,13 +4,15 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 FOLDERS := agent envs inner_models experiments
 
-.PHONY: help venv test check format-check lint types pytest format demo clean
+.PHONY: help venv test check format-check lint types pytest format demo docs tutorials clean
 
 help:
 	@echo "make test    set up .venv, then format check, lint, types, tests (what CI runs)"
 	@echo "make check   the same in the .venv that is there"
 	@echo "make format  rewrite the code in the house format"
 	@echo "make demo    set up .venv, then the demonstration, into runs/demo"
+	@echo "make docs    build the manual into site/; warnings are errors"
+	@echo "make tutorials  run the tutorials and keep what they print"
 	@echo "make clean   remove all that was generated, save for runs/"
 
 venv: $(STAMP)
@@ -18,7 +20,7 @@ venv: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --disable-pip-version-check \
-		-e '.[train,compare,huggingface,lightning,export,dev]' -c constraints.txt
+		-e '.[train,compare,huggingface,lightning,export,completion,ray,docs,dev]' -c constraints.txt
 	touch $@
 
 test: venv
@@ -37,6 +39,7 @@ types: $(STAMP)
 	mkdir -p .typecheck/pacesetter
 	for folder in $(FOLDERS); do ln -sfn ../../$$folder .typecheck/pacesetter/$$folder; done
 	MYPYPATH=.typecheck $(BIN)/mypy -p pacesetter
+	MYPYPATH=.typecheck:docs/hooks $(BIN)/mypy docs/hooks
 
 pytest: $(STAMP)
 	$(BIN)/pytest
@@ -50,7 +53,15 @@ demo: venv
 	test ! -e runs/demo || mv runs/demo runs/demo-until-$$(date +%Y%m%d-%H%M%S)
 	$(BIN)/pacesetter demo --out runs/demo
 
+# Opened from the disk it needs no network. The variable silences an advertisement.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "open site/index.html"
+
+tutorials: $(STAMP)
+	PYTHONPATH=docs/hooks $(BIN)/python -m manual.notebooks
+
 clean:
-	rm -rf .venv .typecheck build dist *.egg-info
+	rm -rf .venv .typecheck site build dist *.egg-info
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	find $(FOLDERS) tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find $(FOLDERS) tests docs -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import io
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,11 +18,12 @@ from numpy.typing import NDArray
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
-from tqdm import tqdm
 
 from pacesetter.agent.checkpoint import save_checkpoint
 from pacesetter.agent.config import TrainConfig
+from pacesetter.agent.interruption import safe_point, stop_requested
 from pacesetter.agent.policy import Policy, parse_policy, save_policy
+from pacesetter.agent.progress import ProgressMeter
 from pacesetter.agent.run_folder import write_text
 from pacesetter.agent.validation import ValidationSuite
 from pacesetter.envs.schedule_vec_env import ScheduleVecEnv
@@ -44,6 +44,7 @@ class MetaTraining(BaseCallback):
         snapshot: makes a policy of the learner as it stands.
         extra: what a checkpoint kept, empty for a new run.
         progress: whether to show a progress bar.
+        validate_start: whether the learner starts as something worth validating.
     """
 
     def __init__(
@@ -56,10 +57,12 @@ class MetaTraining(BaseCallback):
         snapshot: Callable[[PPO], Policy],
         extra: dict[str, Any],
         progress: bool,
+        validate_start: bool = False,
     ) -> None:
         super().__init__()
         self._config, self._out, self._env, self._suite = config, out, env, suite
         self._snapshot, self._progress = snapshot, progress
+        self._validate_start = validate_start
         self.history: list[tuple[int, int, float]] = [tuple(r) for r in extra.get("history", [])]
         best = extra.get("best")
         self.best = None
@@ -69,7 +72,7 @@ class MetaTraining(BaseCallback):
         self._due = _validation_points(config)
         self._finished = int(extra.get("rollout", 0))
         self._average: dict[str, Tensor] = extra.get("average", {})
-        self._bar: Any = None
+        self._bar: ProgressMeter | None = None
         self._idle: list[NDArray[np.bool_]] = []
 
     @property
@@ -78,20 +81,21 @@ class MetaTraining(BaseCallback):
         return self.model
 
     def _on_training_start(self) -> None:
-        done = self.num_timesteps
-        self._bar = tqdm(
+        self._bar = ProgressMeter(
+            "meta-training",
             total=self._config.rollouts * self._config.rollout,
-            initial=done,
-            unit="decision",
-            unit_scale=True,
-            disable=not self._progress,
-            file=sys.stderr,
-            mininterval=0.5 if sys.stderr.isatty() else 10,
-            desc="meta-training",
+            unit="decisions",
+            shown=self._progress,
+            done=self.num_timesteps,
         )
         self._show()
+        if self._validate_start and not self.history:
+            weights = self._learner.policy.state_dict()
+            self._average = {name: value.clone() for name, value in weights.items()}
+            self._validate(0)
 
     def _on_step(self) -> bool:
+        assert self._bar is not None
         self._bar.update(self._config.num_envs)
         self._idle.append(self._env.idle)
         return True
@@ -106,10 +110,16 @@ class MetaTraining(BaseCallback):
     def _on_rollout_start(self) -> None:
         self._idle.clear()
         self._between(self.num_timesteps // self._config.rollout)
+        self._env.await_reset()
 
     def _on_training_end(self) -> None:
         self._between(self._config.rollouts)
-        self._bar.close()
+        self.close()
+
+    def close(self) -> None:
+        """Ends the progress bar, where a line may follow."""
+        if self._bar is not None:
+            self._bar.close()
 
     def _between(self, rollout: int) -> None:
         if rollout <= self._finished:  # a resumed run begins where this was done
@@ -118,7 +128,8 @@ class MetaTraining(BaseCallback):
         self._take_average(rollout)
         if rollout in self._due:
             self._validate(rollout)
-        if rollout % self._config.checkpoint_every == 0 or rollout == self._config.rollouts:
+        regular = rollout % self._config.checkpoint_every == 0
+        if regular or rollout == self._config.rollouts or stop_requested():
             extra = {
                 "rollout": rollout,
                 "history": [list(row) for row in self.history],
@@ -127,6 +138,7 @@ class MetaTraining(BaseCallback):
                 "average": self._average,
             }
             save_checkpoint(self._out / CHECKPOINT, self._learner, self._env, extra)
+        safe_point()
 
     def _validate(self, rollout: int) -> None:
         started = time.perf_counter()
@@ -164,9 +176,9 @@ class MetaTraining(BaseCallback):
             network.load_state_dict(own)
 
     def _show(self) -> None:
-        if self.history:
+        if self.history and self._bar is not None:
             last = self.history[-1][2]
-            self._bar.set_postfix_str(f"validation {last:+.3f}, best {self._best_score:+.3f}")
+            self._bar.note(f"validation {last:+.3f}, best {self._best_score:+.3f}")
 
 
 def _as_tensor(data: bytes) -> Tensor:

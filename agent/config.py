@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from pacesetter.envs.actions import ControlConfig
+from pacesetter.envs.groups import check_weights
+from pacesetter.envs.rewards import REWARD_FORMS, RewardForm
 from pacesetter.inner_models.registry import META_TRAIN, VALIDATION, make_family
 
 
@@ -21,13 +23,19 @@ class TrainConfig:
         tasks_per_group: tasks per group.
         siblings: runs per task.
         control: intervals, bounds and step sizes.
-        spread_floor: floor under the siblings' spread in the reward.
+        family_weights: how often each family is drawn, relative to the others; empty: equally.
+        reward: how siblings are held against each other, see `sibling_scores`.
+        spread_floor: floor under the siblings' spread in the reward, or its unit.
         hidden: widths of the policy's and of the critic's hidden layers.
         learning_rate: of PPO, falling linearly to zero.
         epochs: passes over a rollout.
         minibatches: per pass.
         clip_range: of PPO's ratio.
-        log_std: log of the actions' standard deviation at the start.
+        exploration: ``"independent"`` noise in every decision, or ``"state-dependent"``: a random
+            function of the network's last hidden layer, the same for a whole run (gSDE, Raffin,
+            Kober & Stulp 2022), so that siblings part ways further at the same size of noise.
+        log_std: log of the noise's standard deviation at the start; if state-dependent, of the
+            function's weights.
         learn_noise: whether that is learned, or held fixed.
         averaging: weight of the past in the running average of the policy's weights over rollouts;
             the average is what is validated and shipped.
@@ -46,11 +54,14 @@ class TrainConfig:
     siblings: int = 8
     control: ControlConfig = field(default_factory=ControlConfig)
     hidden: tuple[int, ...] = (64, 64)
+    family_weights: tuple[float, ...] = ()
+    reward: RewardForm = "z-score"
     spread_floor: float = 0.1
     learning_rate: float = 7e-4
     epochs: int = 5
     minibatches: int = 4
     clip_range: float = 0.2
+    exploration: Literal["independent", "state-dependent"] = "independent"
     log_std: float = -0.7
     learn_noise: bool = True
     averaging: float = 0.95
@@ -67,6 +78,15 @@ class TrainConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive, but got {getattr(self, name)}")
+        check_weights(self.family_weights, families=len(self.families))
+        if self.reward not in REWARD_FORMS:
+            raise ValueError(
+                f"reward must be one of {', '.join(REWARD_FORMS)}, but got {self.reward!r}"
+            )
+        if self.exploration not in ("independent", "state-dependent"):
+            raise ValueError(
+                f"exploration must be independent or state-dependent, but got {self.exploration!r}"
+            )
         if not 0 <= self.averaging < 1:
             raise ValueError(f"averaging must lie in [0, 1), but got {self.averaging}")
         for name in (*self.families, *self.validation_families):

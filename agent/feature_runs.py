@@ -7,18 +7,18 @@ the momentum or the clipping is left alone.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pacesetter.agent.interruption import safe_point
 from pacesetter.agent.policy import Policy
+from pacesetter.agent.progress import ProgressMeter
 from pacesetter.envs.actions import NUM_ACTIONS, ControlConfig
 from pacesetter.envs.runs import ScheduledRuns
-from pacesetter.inner_models.extras import require
 from pacesetter.inner_models.registry import make_family
 from pacesetter.inner_models.task import Task, TaskFamily
 
@@ -62,7 +62,7 @@ def collect_features(
         num_runs: how many runs, rounded up to whole groups of `RUNS_PER_GROUP`.
         seed: of tasks, noise and what is left alone.
         device: where the runs live.
-        progress: show a progress bar; needs tqdm.
+        progress: show how far it is.
 
     Raises:
         ValueError: there is no family, or no run is asked for.
@@ -75,14 +75,13 @@ def collect_features(
     rng = np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(seed)
     found: list[FloatArray] = []
-    groups: Iterable[int] = range(-(-num_runs // RUNS_PER_GROUP))
-    if progress:
-        groups = require("tqdm", extra="train").tqdm(
-            groups, desc="meter", unit="group", file=sys.stderr, mininterval=0.5
-        )
-    for group in groups:
-        tasks = known[group % len(known)].sample_group(RUNS_PER_GROUP, generator)
-        found += list(observe_runs(policy, tasks, rng=rng, device=device).swapaxes(0, 1))
+    groups = -(-num_runs // RUNS_PER_GROUP)
+    with ProgressMeter("meter", total=groups, unit="groups", shown=progress) as bar:
+        for group in range(groups):
+            safe_point()  # a resumed training fits its meter anew
+            tasks = known[group % len(known)].sample_group(RUNS_PER_GROUP, generator)
+            found += list(observe_runs(policy, tasks, rng=rng, device=device).swapaxes(0, 1))
+            bar.update()
     lengths = [len(rows) for rows in found]
     return FeatureRuns(
         features=np.concatenate(found), runs=np.repeat(np.arange(len(found)), lengths)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.logger import configure
-from torch import nn
 
 from pacesetter.agent.callbacks import CHECKPOINT, POLICY, MetaTraining
 from pacesetter.agent.checkpoint import load_checkpoint
@@ -17,8 +17,15 @@ from pacesetter.agent.config import TrainConfig
 from pacesetter.agent.export import policy_from_model
 from pacesetter.agent.familiarity_fit import fit_familiarity
 from pacesetter.agent.feature_runs import collect_features
+from pacesetter.agent.fine_tuning import (
+    ACTIVATIONS,
+    check_start,
+    learned_families,
+    load_actor,
+    meter_families,
+)
 from pacesetter.agent.policy import Policy, PolicyInfo, library_versions, save_policy
-from pacesetter.agent.run_folder import claim_folder
+from pacesetter.agent.run_folder import RUN_FILE, claim_folder
 from pacesetter.agent.validation import ValidationSuite
 from pacesetter.envs.schedule_vec_env import ScheduleVecEnv
 
@@ -30,12 +37,26 @@ METER_SEED = 7_000_003
 """Added to the seed of the training: the meter's tasks are others than those learned from."""
 
 
-def make_learner(config: TrainConfig, env: ScheduleVecEnv, *, seed: int) -> PPO:
+def make_learner(
+    config: TrainConfig, env: ScheduleVecEnv, *, seed: int, init: Policy | None = None
+) -> PPO:
     """PPO for `env`, one rollout being one whole episode of every run.
 
     The critic and the reward leave nothing to discount (gamma = lambda = 1). PPO's own advantage
     normalisation is off: it would undo the floor under the siblings' spread.
+
+    Args:
+        config: settings.
+        env: what to learn on.
+        seed: of initial weights and exploration.
+        init: policy whose weights the actor starts from, the critic starting afresh; None: both
+            start from nothing.
+
+    Raises:
+        ValueError: `init` has another control or other widths than `config`.
     """
+    if init is not None:
+        check_start(config, init)
     hidden = list(config.hidden)
     model = PPO(
         "MlpPolicy",
@@ -50,13 +71,17 @@ def make_learner(config: TrainConfig, env: ScheduleVecEnv, *, seed: int) -> PPO:
         clip_range=config.clip_range,
         policy_kwargs={
             "net_arch": {"pi": hidden, "vf": hidden},
-            "activation_fn": nn.Tanh,
+            "activation_fn": ACTIVATIONS["tanh" if init is None else init.activation],
             "log_std_init": config.log_std,
         },
+        # With gSDE a new function is drawn for each rollout: one for a whole run.
+        use_sde=config.exploration == "state-dependent",
         seed=seed,
         device="cpu",  # the networks are small: a GPU would wait for its launches
     )
     model.policy.log_std.requires_grad_(config.learn_noise)
+    if init is not None:
+        load_actor(model, init)
     return model
 
 
@@ -69,6 +94,8 @@ def train(
     resume: bool = False,
     progress: bool = True,
     preset: str | None = None,
+    init: Policy | None = None,
+    make_env: Callable[..., ScheduleVecEnv] = ScheduleVecEnv,
 ) -> Path:
     """Meta-trains a policy and writes its file.
 
@@ -86,17 +113,25 @@ def train(
         resume: go on with the run in `out`.
         progress: show a progress bar.
         preset: name of the preset, for the policy's header.
+        init: policy to go on learning from (see `pacesetter.agent.fine_tuning`). It is validated
+            first, as row 0 of ``validation.csv``: what comes out is never worse on the validation
+            tasks than what went in.
+        make_env: makes the environment; see `pacesetter.agent.engines`.
 
     Returns:
         Path of the policy file.
 
     Raises:
         FileExistsError: `out` holds something and `resume` is off.
-        ValueError: `out` holds another run, or its checkpoint is broken.
+        ValueError: `out` holds another run, or its checkpoint is broken; or `init` has another
+            control or other widths than `config`.
     """
-    settings = {"config": config.to_dict(), "seed": seed, "preset": preset}
+    if init is not None:
+        check_start(config, init)
+    start = None if init is None else init.digest
+    settings = {"config": config.to_dict(), "seed": seed, "preset": preset, "init": start}
     claim_folder(out, kind="train", settings=settings, resume=resume)
-    env = ScheduleVecEnv(
+    env = make_env(
         config.families,
         num_groups=config.num_groups,
         tasks_per_group=config.tasks_per_group,
@@ -105,42 +140,59 @@ def train(
         seed=seed,
         control=config.control,
         spread_floor=config.spread_floor,
+        reward=config.reward,
+        family_weights=config.family_weights,
     )
-    model = make_learner(config, env, seed=seed)
+    model = make_learner(config, env, seed=seed, init=init)
     extra: dict[str, Any] = {}
     if resume and (out / CHECKPOINT).is_file():
         extra = load_checkpoint(out / CHECKPOINT, model, env)
-    model.set_logger(configure(str(out / "tensorboard"), ["tensorboard"]))
-
     commit = _commit()
 
     def snapshot(learner: PPO) -> Policy:
         """The learner's policy as it stands."""
         info = PolicyInfo(
-            families=config.families,
+            families=learned_families(config, init),
             preset=preset,
             seed=seed,
-            decisions=learner.num_timesteps,
+            decisions=learner.num_timesteps + (0 if init is None else init.info.decisions),
             commit=commit,
             versions=library_versions(),
-            provenance={"config": config.to_dict()},
+            provenance={"config": config.to_dict(), **_origin(init)},
         )
         return policy_from_model(learner, control=config.control, info=info)
 
-    suite = ValidationSuite(
-        config.validation_families,
-        tasks_per_family=config.validation_tasks,
-        starts=config.validation_starts,
-        seeds=config.validation_seeds,
-        control=config.control,
-        device=device,
-    )
+    try:
+        suite = ValidationSuite(
+            config.validation_families,
+            tasks_per_family=config.validation_tasks,
+            starts=config.validation_starts,
+            seeds=config.validation_seeds,
+            control=config.control,
+            device=device,
+        )
+    except ValueError:
+        if not resume:  # nothing has been done: the folder is free again
+            (out / RUN_FILE).unlink()
+        raise
+    model.set_logger(configure(str(out / "tensorboard"), ["tensorboard"]))
     callback = MetaTraining(
-        config, out=out, env=env, suite=suite, snapshot=snapshot, extra=extra, progress=progress
+        config,
+        out=out,
+        env=env,
+        suite=suite,
+        snapshot=snapshot,
+        extra=extra,
+        progress=progress,
+        validate_start=init is not None,
     )
     left = config.rollouts * config.rollout - model.num_timesteps
     if left > 0:
-        model.learn(left, callback=callback, reset_num_timesteps=False)
+        try:
+            model.learn(left, callback=callback, reset_num_timesteps=False)
+        finally:
+            callback.close()
+            env.close()
     assert callback.best is not None
     policy = fit_meter(callback.best, config, seed=seed, device=device, progress=progress)
     return save_policy(policy, out / POLICY)
@@ -157,7 +209,7 @@ def fit_meter(
     """Gives a policy the meter for jobs that are strange to it.
 
     Args:
-        policy: whose runs on its training families to learn from.
+        policy: whose runs on its families to learn from, its start's included.
         config: of its training.
         seed: of its training.
         device: where the runs live.
@@ -169,13 +221,29 @@ def fit_meter(
     num_runs = min(METER_RUNS, max(16, config.decisions // DECISIONS_PER_METER_RUN))
     seen = collect_features(
         policy,
-        config.families,
+        meter_families(config, policy),
         num_runs=num_runs,
         seed=METER_SEED + seed,
         device=device,
         progress=progress,
     )
     return policy.with_familiarity(fit_familiarity(seen.features, runs=seen.runs))
+
+
+def _origin(init: Policy | None) -> dict[str, Any]:
+    """What a policy's header says of the policy that its training started from."""
+    if init is None:
+        return {}
+    info = init.info
+    return {
+        "init": {
+            "sha256": init.digest,
+            "families": list(info.families),
+            "preset": info.preset,
+            "seed": info.seed,
+            "decisions": info.decisions,
+        }
+    }
 
 
 def _commit() -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,13 +73,17 @@ def claim_folder(out: Path, *, kind: str, settings: dict[str, Any], resume: bool
     found = json.loads(record.read_text(encoding="utf-8"))
     if found.get("kind") != kind:
         raise ValueError(f"cannot resume: {out} holds a {found.get('kind')!r} run, not {kind!r}")
-    changed = sorted(
-        name
-        for name in settings.keys() | found["settings"].keys()
-        if settings.get(name) != found["settings"].get(name)
-    )
+    then, now = dict(_flat(found["settings"])), dict(_flat(settings))
+    changed = sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
     if changed:
-        listing = ", ".join(
-            f"{n}: {found['settings'].get(n)!r} then, {settings.get(n)!r} now" for n in changed
-        )
+        listing = ", ".join(f"{n}: {then.get(n)!r} then, {now.get(n)!r} now" for n in changed)
         raise ValueError(f"cannot resume {out}: it was started with other settings ({listing})")
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Single settings with their names, those of a mapping within under ``outer.inner``."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value

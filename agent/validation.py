@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pacesetter.agent.interruption import safe_point
 from pacesetter.envs.actions import ControlConfig
 from pacesetter.envs.runs import ScheduledRuns
 from pacesetter.inner_models.registry import fixed_task
@@ -29,6 +30,8 @@ FIRST_SEED = 500
 REFERENCE_LR = 1e-3
 LOST = 10.0
 """A diverged run counts as this log ratio, which no run that trained comes near."""
+TINY = float(np.finfo(np.float64).tiny)
+"""A loss of zero has no logarithm; this one has, and is `-LOST` against any reference."""
 
 
 def run_policy(
@@ -89,6 +92,9 @@ class ValidationSuite:
         seeds: number of seeds.
         control: bounds and step sizes.
         device: where the runs live.
+
+    Raises:
+        ValueError: the reference diverges on a task, or its loss is not positive there.
     """
 
     def __init__(
@@ -104,12 +110,19 @@ class ValidationSuite:
         self.tasks = [fixed_task(f, i) for f in families for i in range(tasks_per_family)]
         self.starts, self.seeds = tuple(starts), seeds
         self._control, self._device = control, device
-        self._reference = np.stack(
-            [
-                np.log(run_constant(self._seeded(task), REFERENCE_LR, device=device))
-                for task in self.tasks
-            ]
-        )
+        self._reference = np.stack([self._log_reference(task) for task in self.tasks])
+
+    def _log_reference(self, task: Task) -> FloatArray:
+        safe_point()  # nothing has been learned yet
+        losses = run_constant(self._seeded(task), REFERENCE_LR, device=self._device)
+        if not ((losses > 0) & np.isfinite(losses)).all():
+            raise ValueError(
+                f"validation task {task.name!r} cannot be used: AdamW at {REFERENCE_LR:g}, against "
+                f"which policies are measured there, ended with losses of {losses.tolist()}, and "
+                "the log of a loss is compared. Shift the loss, shorten the task, or validate on "
+                "other families"
+            )
+        return np.log(losses)
 
     def _seeded(self, task: Task) -> list[Task]:
         return [task.with_seed(FIRST_SEED + i) for i in range(self.seeds)]
@@ -120,6 +133,6 @@ class ValidationSuite:
         for task, reference in zip(self.tasks, self._reference, strict=True):
             group = [t.with_optimizer(lr=lr) for lr in self.starts for t in self._seeded(task)]
             losses = run_policy(act, group, control=self._control, device=self._device)
-            logs = np.log(losses).reshape(len(self.starts), self.seeds)
-            rows.append(np.minimum(np.nan_to_num(logs - reference, nan=LOST), LOST))
+            logs = np.log(np.maximum(losses, TINY)).reshape(len(self.starts), self.seeds)
+            rows.append(np.clip(np.nan_to_num(logs - reference, nan=LOST), -LOST, LOST))
         return ValidationScore(np.stack(rows))

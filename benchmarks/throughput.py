@@ -36,6 +36,7 @@ from pacesetter.agent.config import TrainConfig
 from pacesetter.agent.ppo import make_learner
 from pacesetter.envs.actions import NUM_ACTIONS
 from pacesetter.envs.schedule_env import ScheduleEnv
+from pacesetter.envs.groups import FamilyGroups
 from pacesetter.envs.schedule_vec_env import ScheduleVecEnv
 from pacesetter.inner_models.registry import FROM_FILES, family_names, make_family
 from pacesetter.inner_models.task import Task, TaskFamily
@@ -228,7 +229,7 @@ def meta_training(rollouts: int, *, device: str) -> dict[str, Any]:
     undo = [
         watch(InnerTrainer, "run", "inner"),
         watch(InnerTrainer, "evaluate", "inner"),
-        watch(ScheduleVecEnv, "_draw_group", "drawing"),
+        watch(FamilyGroups, "draw", "drawing"),
     ]
     rows = []
     for _ in range(rollouts):

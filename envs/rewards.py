@@ -7,6 +7,8 @@ because that always pays at once (short-horizon bias, Wu et al. 2018).
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,6 +18,9 @@ SPREAD_FLOOR = 0.02
 """Floor under the spread of log losses among siblings: smaller differences are noise."""
 CLIP = 2.5
 """Rewards lie within this many spreads."""
+RewardForm = Literal["z-score", "difference", "rank"]
+"""How siblings are held against each other, see `sibling_scores`."""
+REWARD_FORMS: tuple[RewardForm, ...] = ("z-score", "difference", "rank")
 
 
 def comparable(losses: FloatArray) -> FloatArray:
@@ -42,29 +47,53 @@ def comparable(losses: FloatArray) -> FloatArray:
     return np.where(finite, np.where(positive, logs, scaled), np.nan)
 
 
-def sibling_scores(losses: FloatArray, *, spread_floor: float = SPREAD_FLOOR) -> FloatArray:
-    """Minus the z-score of each run's loss among its surviving siblings, clipped.
+def sibling_scores(
+    losses: FloatArray, *, spread_floor: float = SPREAD_FLOOR, form: RewardForm = "z-score"
+) -> FloatArray:
+    """How much better each run ended than its surviving siblings, clipped.
+
+    - ``"z-score"``: minus the z-score of its loss, on the scale of `comparable`.
+    - ``"difference"``: minus its distance from their mean, in units of `spread_floor` whatever the
+      siblings' own spread: tasks count as much as a schedule matters there.
+    - ``"rank"``: minus its rank, scaled to mean 0 and spread 1; ties share theirs.
 
     A run that diverged gets the worst score, ``-CLIP``; with a single survivor that one gets 0.
 
     Args:
         losses: (num_tasks, siblings), outer-valid losses, not finite where a run diverged.
         spread_floor: least spread of log losses to divide by.
+        form: one of `REWARD_FORMS`.
 
     Returns:
         (num_tasks, siblings), within [-CLIP, CLIP]; higher is better.
 
+    Raises:
+        ValueError: there is no such form.
+
     >>> sibling_scores(np.array([[1.0, 1.0, np.nan]])).round(3).tolist()
     [[-0.0, -0.0, -2.5]]
+    >>> sibling_scores(np.array([[1.0, 1.2, 9.0]]), form="rank").round(2).tolist()
+    [[1.22, -0.0, -1.22]]
     """
+    if form not in REWARD_FORMS:
+        raise ValueError(f"form must be one of {', '.join(REWARD_FORMS)}, but got {form!r}")
     values = comparable(losses)
     alive = np.isfinite(values)
+    if form == "rank":
+        below = (values[:, :, None] > values[:, None, :]).sum(axis=2)
+        above = (values[:, :, None] < values[:, None, :]).sum(axis=2)
+        values = np.where(alive, (below - above).astype(np.float64), np.nan)
     count = np.maximum(alive.sum(axis=1, keepdims=True), 1)
     filled = np.where(alive, values, 0.0)
     mean = filled.sum(axis=1, keepdims=True) / count
     deviation = np.where(alive, values - mean, 0.0)
     spread = np.sqrt((deviation**2).sum(axis=1, keepdims=True) / count)
-    scores = np.clip(-deviation / np.maximum(spread, spread_floor), -CLIP, CLIP)
+    unit = spread
+    if form == "difference":
+        # Where losses have no logarithm, `comparable` has made their spread the unit already.
+        logs = np.where(alive, losses > 0, True).all(axis=1, keepdims=True)
+        unit = np.where(logs, spread_floor, spread)
+    scores = np.clip(-deviation / np.maximum(unit, spread_floor), -CLIP, CLIP)
     return np.where(alive, scores, -CLIP)
 
 

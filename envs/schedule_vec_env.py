@@ -13,8 +13,8 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
 from pacesetter.envs.actions import NUM_ACTIONS, ControlConfig
-from pacesetter.envs.rewards import SPREAD_FLOOR, sibling_scores
-from pacesetter.envs.runs import ScheduledRuns
+from pacesetter.envs.groups import FamilyGroups, FloatArray, Group, GroupSource, Turn
+from pacesetter.envs.rewards import SPREAD_FLOOR, RewardForm
 from pacesetter.envs.schedule_env import action_space, observation_space
 from pacesetter.inner_models.registry import make_family
 from pacesetter.inner_models.task import Task, TaskFamily
@@ -35,7 +35,8 @@ class ScheduleVecEnv(VecEnv):
 
     ## Rewards
     Zero until the horizon; then minus the z-score of the log outer-valid loss among siblings,
-    clipped at 2.5 (see `pacesetter.envs.rewards.sibling_scores`). A diverged run gets -2.5.
+    clipped at 2.5; or another form of reward (see `pacesetter.envs.rewards.sibling_scores`). A
+    diverged run gets -2.5.
 
     ## Starting State
     The observations after each run's first interval.
@@ -58,7 +59,9 @@ class ScheduleVecEnv(VecEnv):
         device: where the inner runs live.
         seed: decides all tasks.
         control: bounds and step sizes of the control.
-        spread_floor: floor under the siblings' spread in the reward.
+        spread_floor: floor under the siblings' spread in the reward, or its unit.
+        reward: form of the reward.
+        family_weights: how often each family is drawn, relative to the others; empty: equally.
         dtype: of the inner runs' parameters and data.
 
     Raises:
@@ -80,6 +83,8 @@ class ScheduleVecEnv(VecEnv):
         seed: int = 0,
         control: ControlConfig | None = None,
         spread_floor: float = SPREAD_FLOOR,
+        reward: RewardForm = "z-score",
+        family_weights: Sequence[float] = (),
         dtype: torch.dtype = torch.float32,
     ) -> None:
         if isinstance(families, str) or not families:
@@ -96,11 +101,20 @@ class ScheduleVecEnv(VecEnv):
         self.render_mode = None
         self.next_episode = 0
         self._seed = seed
-        self._layout = (num_groups, tasks_per_group, siblings)
-        self._device = torch.device(device)
-        self._dtype = dtype
-        self._spread_floor = spread_floor
-        self._groups: list[ScheduledRuns] = []
+        self._source: GroupSource = FamilyGroups(
+            families=tuple(self.families),
+            tasks_per_group=tasks_per_group,
+            siblings=siblings,
+            control=self.control,
+            device=device,
+            dtype=dtype,
+            spread_floor=spread_floor,
+            reward=reward,
+            weights=tuple(family_weights),
+        )
+        self._num_groups = num_groups
+        self._groups: list[Group] = []
+        self._over: list[bool] = []
         self._decision = 0
         self._actions = np.zeros((0, NUM_ACTIONS))
         num_envs = num_groups * tasks_per_group * siblings
@@ -114,34 +128,35 @@ class ScheduleVecEnv(VecEnv):
     @property
     def tasks(self) -> list[Task]:
         """The task of each row."""
-        return [task for g in self._groups for task in g.tasks for _ in range(g.siblings)]
-
-    def _draw_group(self, group: int) -> ScheduledRuns:
-        entropy = np.random.SeedSequence((self._seed, self.next_episode, group))
-        generator = torch.Generator().manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
-        pick = int(torch.randint(len(self.families), (), generator=generator))
-        _, num_tasks, siblings = self._layout
-        tasks = self.families[pick].sample_group(num_tasks, generator)
-        runs = ScheduledRuns(
-            tasks, siblings=siblings, control=self.control, device=self._device, dtype=self._dtype
-        )
-        if not runs.num_decisions:
-            raise ValueError(
-                f"family {self.families[pick].name!r} drew a horizon of {runs.trainer.horizon} "
-                "steps, too short for a decision: raise its horizons to at least 4"
-            )
-        return runs
+        return [task for group in self._groups for task in group.tasks]
 
     def reset(self) -> NDArray[np.float32]:
         """Draws the next episode's groups and trains their first intervals."""
-        self._groups = [self._draw_group(g) for g in range(self._layout[0])]
+        self._start_episode()
+        return np.concatenate(self._begin()).astype(np.float32)
+
+    def _start_episode(self) -> None:
+        """Draws the groups of `next_episode` and counts on."""
+        self._draw(self.next_episode)
         self.next_episode += 1
         self._decision = 0
+        self._over = [False] * self._num_groups
         self._reset_seeds()
         self._reset_options()
-        features = np.concatenate([runs.begin() for runs in self._groups])
         self.reset_infos = [{} for _ in range(self.num_envs)]
-        return features.astype(np.float32)
+
+    def _draw(self, episode: int) -> None:
+        """Draws the groups of an episode; they have not begun."""
+        source, seed = self._source, self._seed
+        self._groups = [source.draw(seed, episode, g) for g in range(self._num_groups)]
+
+    def _begin(self) -> list[FloatArray]:
+        """Features of each group after its first interval."""
+        return [group.begin() for group in self._groups]
+
+    def _take(self, parts: Sequence[NDArray[Any]]) -> list[Turn]:
+        """One decision of each group."""
+        return [g.turn(part) for g, part in zip(self._groups, parts, strict=True)]
 
     def step_async(self, actions: NDArray[Any]) -> None:
         """Holds the actions, (num_envs, 3), for `step_wait`."""
@@ -150,58 +165,43 @@ class ScheduleVecEnv(VecEnv):
     @property
     def idle(self) -> NDArray[np.bool_]:
         """(num_envs,), rows whose run is over while others go on."""
-        over = [runs.done for runs in self._groups]
-        return np.repeat(over, self.num_envs // max(1, len(over)))
+        return np.repeat(np.array(self._over, dtype=bool), self.num_envs // self._num_groups)
 
     def step_wait(self) -> VecEnvStepReturn:
         """Takes one decision in every run and trains its next interval."""
-        if not self._groups:
+        if not self._over:
             raise gymnasium.error.ResetNeeded("call reset() before step()")
         self._decision += 1
-        parts = np.split(self._actions, len(self._groups))
-        turns = [self._turn(runs, part) for runs, part in zip(self._groups, parts, strict=True)]
-        features, scores, over, notes = zip(*turns, strict=True)
-        observations = np.concatenate(features).astype(np.float32)
-        rewards, dones = np.concatenate(scores).astype(np.float32), np.concatenate(over)
-        infos = [info for group in notes for info in group]
+        turns = self._take(np.split(self._actions, self._num_groups))
+        self._over = [turn.over for turn in turns]
+        observations = np.concatenate([turn.features for turn in turns]).astype(np.float32)
+        rewards = np.concatenate([turn.rewards for turn in turns]).astype(np.float32)
+        infos = [info for turn in turns for info in turn.infos]
+        dones = self.idle
         for row in np.flatnonzero(dones):
             infos[row] |= {
                 "terminal_observation": observations[row].copy(),
                 "TimeLimit.truncated": False,
             }
         if self._decision == self.num_decisions:
-            observations = self.reset()
+            observations = self._next_reset()
         else:
             observations[dones] = 0.0
         return observations, rewards, dones, infos
 
-    def _turn(
-        self, runs: ScheduledRuns, actions: NDArray[Any]
-    ) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.bool_], list[dict[str, Any]]]:
-        """One decision of one group: features, rewards, which rows are over, and infos."""
-        rows = runs.num_runs
-        zeros = np.zeros(rows)
-        was_over: bool = runs.done
-        if was_over:
-            idle = [{"idle": True} for _ in range(rows)]
-            width = self.observation_space.shape
-            assert width is not None
-            return np.zeros((rows, *width)), zeros, np.ones(rows, dtype=bool), idle
-        features = runs.decide(actions)
-        if not runs.done:
-            return features, zeros, np.zeros(rows, dtype=bool), [{} for _ in range(rows)]
-        losses = runs.final_losses()
-        scores = sibling_scores(losses, spread_floor=self._spread_floor).ravel()
-        names = [task.name for task in runs.tasks for _ in range(runs.siblings)]
-        infos: list[dict[str, Any]] = [
-            {"outer_valid_loss": float(loss), "task": name}
-            for loss, name in zip(losses.ravel(), names, strict=True)
-        ]
-        return features, scores, np.ones(rows, dtype=bool), infos
+    def _next_reset(self) -> NDArray[np.float32]:
+        """The observations that follow an episode."""
+        return self.reset()
+
+    def await_reset(self) -> None:
+        """Waits until the observations that followed the last episode are there: here they are.
+
+        Learners call it before they act on them; see `RayScheduleVecEnv`.
+        """
 
     def close(self) -> None:
         """Lets the runs go."""
-        self._groups = []
+        self._groups, self._over = [], []
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
         """Starts the sequence of episodes anew, from `seed`, at the next `reset`."""

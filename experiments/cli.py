@@ -1,87 +1,107 @@
-"""The command line: `pacesetter train | compare | inspect | export | demo`.
+"""The command line: `pacesetter train | compare | goals | inspect | export | demo | completion`.
 
 What a command needs is imported when it runs, so that help and errors are quick and a missing
-extra is named by the command that misses it.
+extra is named by the command that misses it. Results go to standard output, all else to standard
+error.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import shlex
+import signal
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, redirect_stdout
+from importlib import metadata
+from typing import Any
 
-from pacesetter.experiments import cli_compare, cli_policy
+from pacesetter.experiments import (
+    cli_compare,
+    cli_completion,
+    cli_goals,
+    cli_policy,
+    cli_train,
+)
+from pacesetter.experiments.cli_answer import Answer, to_json
+from pacesetter.experiments.cli_parser import (
+    EXIT_CODES,
+    CommandParser,
+    HelpFormatter,
+    add_command,
+    add_run_options,
+)
 
+DONE, FAILED, WRONG_INPUT, MISSING_PACKAGE = 0, 1, 2, 3
+STOPPED = 128
+"""Plus the number of the signal: 130 after Ctrl-C, 143 after SIGTERM."""
+
+_USERS_FAULTS = (
+    *(ValueError, FileNotFoundError, FileExistsError),
+    *(IsADirectoryError, NotADirectoryError, PermissionError),
+)
+"""Types that name a mistake of the user's; anything else is one of ours, or of the machine."""
+
+_PAGE = """\
+An RL agent that sets learning rate, momentum and gradient clipping while a
+neural network trains.
+
+examples:
+  pacesetter demo --out runs/demo                       see all of it at work
+  pacesetter train --preset laptop --out runs/laptop    meta-train an agent
+  pacesetter train --init default --families my_module:my_family --out runs/mine
+                                                        fine-tune it on your jobs
+  pacesetter compare --out runs/compare                 hold it against AdamW
+  pacesetter compare --task my_module:make_task --out runs/job
+  pacesetter inspect                                    what the shipped policy is
+
+`pacesetter COMMAND --help` tells all about a command.
+"""
+_ENVIRONMENT = """\
+environment:
+  OMP_NUM_THREADS  threads of every process; equal numbers give equal results
+  PACESETTER_DATA  folder with files of MNIST, Fashion-MNIST or CIFAR-10
+
+"""
 _EXAMPLES = {
-    "train": """\
-Meta-train an agent. The folder then holds policy.safetensors (the best on the validation tasks),
-checkpoints, validation.csv and TensorBoard logs.
-
-examples:
-  pacesetter train --preset smoke --out runs/smoke      see that it works, in seconds
-  pacesetter train --preset laptop --out runs/laptop    about a quarter of an hour
-  pacesetter train --preset laptop --out runs/laptop --resume
-""",
+    **cli_train.EXAMPLES,
     "compare": cli_compare.EXAMPLE,
+    "goals": cli_goals.EXAMPLE,
     **cli_policy.EXAMPLES,
-    "demo": """\
-Meta-train a small agent (two to three minutes on two cores), put it and the shipped policy into an
-ordinary PyTorch job on handwritten digits, and compare both with AdamW. Prints a table and writes
-results.csv, table.txt and report.html.
-
-examples:
-  pacesetter demo --out runs/demo
-  pacesetter demo --out runs/demo --force               once more
-""",
+    "completion": cli_completion.EXAMPLE,
 }
-
-
-class _Formatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Keeps the examples as they are, and says every default."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default is None or action.default is False:
-            return action.help
-        return super()._get_help_string(action)
+_LONG = {"train", "compare", "goals"}
+"""Commands that stop where nothing is lost, and go on."""
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="pacesetter",
-        description="An RL agent that sets learning rate, momentum and gradient clipping while a "
-        "neural network trains.",
-        epilog="`pacesetter COMMAND --help` tells all about a command.",
+        usage="%(prog)s COMMAND [options]",
+        description=_PAGE,
+        epilog=_ENVIRONMENT + EXIT_CODES,
+        formatter_class=HelpFormatter,
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    version = f"%(prog)s {metadata.version('pacesetter')}"
+    parser.add_argument(
+        "-V", "--version", action="version", version=version, help="print it and exit"
+    )
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", title="commands", prog="pacesetter"
+    )
 
     def command(name: str, summary: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(
-            name, help=summary, description=_EXAMPLES[name], formatter_class=_Formatter
-        )
-        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        return sub
+        return add_command(commands, name, summary, _EXAMPLES[name], long=name in _LONG)
 
-    def long_running(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
-        sub.add_argument("--device", default="cpu", help="where inner runs live, such as cuda")
-        sub.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
-        sub.add_argument("--quiet", action="store_true", help="no progress bar")
-
-    train = command("train", "meta-train an agent")
-    train.add_argument("--preset", default="laptop", help="smoke, demo, laptop or workstation")
-    train.add_argument("--resume", action="store_true", help="go on with the run in DIR")
-    long_running(train)
-
-    cli_compare.add_parser(command, long_running)
+    cli_train.add_parsers(command, add_run_options)
+    cli_compare.add_parser(command, add_run_options)
+    cli_goals.add_parser(command, add_run_options)
     cli_policy.add_parsers(command)
-
-    demo = command("demo", "see all of it at work, in a few minutes")
-    demo.add_argument("--force", action="store_true", help="replace an earlier demonstration")
-    long_running(demo)
+    cli_completion.add_parser(command)
     return parser
 
 
@@ -92,82 +112,91 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: its arguments; None: those of the process.
 
     Returns:
-        Exit code: 0; 2 after an error that the user can mend; 130 after Ctrl-C.
+        Exit code: 0; 1 after a failure; 2 after an error that the user can mend; 3 where a package
+        is missing; 130 after Ctrl-C, 143 after SIGTERM.
     """
     # OpenMP's threads otherwise spin while they wait, and another busy process on the same cores
     # slows inner training down several times. It is read when torch is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from pacesetter.agent.interruption import heeding_signals
+
     argv = sys.argv[1:] if argv is None else list(argv)
     args = make_parser().parse_args(argv)
     line = shlex.join(["pacesetter", *argv])
+    # Whatever prints, a user's own module too: standard output is for one JSON object.
+    elsewhere = redirect_stdout(sys.stderr) if args.json else nullcontext()
+    with heeding_signals(), elsewhere:
+        code, answer = _run(args, line)
+    if args.json:
+        _print(to_json({"command": args.command, "exit_code": code, **answer.data}))
+    elif answer.text:
+        _print(answer.text)
+    return code
+
+
+def _run(args: argparse.Namespace, line: str) -> tuple[int, Answer]:
+    """Runs a command; its exit code, and what goes to standard output."""
     try:
-        _COMMANDS[args.command](args, line)
-    except KeyboardInterrupt:
-        print(f"\npacesetter: {_after_stop(args, line)}", file=sys.stderr)
-        return 130
-    # Those are the types that name a mistake of the user's; anything else is one of ours.
-    except (ValueError, OSError, ImportError) as error:
-        if args.debug:
-            raise
-        print(f"pacesetter: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        return DONE, _COMMANDS[args.command](args, line) or Answer("", {})
+    except KeyboardInterrupt as stop:
+        return _stopped(args, line, stop)
+    except Exception as error:
+        if isinstance(error, ImportError):
+            code = MISSING_PACKAGE
+        else:
+            code = WRONG_INPUT if isinstance(error, _USERS_FAULTS) else FAILED
+        if args.debug or code == FAILED:
+            traceback.print_exc()
+        what = str(error) or type(error).__name__
+        print(f"pacesetter: error: {what}", file=sys.stderr)
+        return code, Answer("", {"error": what})
 
 
-def _after_stop(args: argparse.Namespace, line: str) -> str:
-    if not (getattr(args, "out", None) and (args.out / "run.json").is_file()):
-        return "stopped"
+def _stopped(args: argparse.Namespace, line: str, stop: KeyboardInterrupt) -> tuple[int, Answer]:
+    # Worker processes that are in the middle of something would be waited for.
+    for worker in multiprocessing.active_children():
+        worker.terminate()
+    number = getattr(stop, "number", signal.SIGINT)
+    how, following = _going_on(args, line)
+    print(f"\npacesetter: stopped{how}", file=sys.stderr)
+    data = {"stopped": signal.Signals(number).name, "resume": following}
+    return STOPPED + number, Answer("", data)
+
+
+def _going_on(args: argparse.Namespace, line: str) -> tuple[str, str | None]:
+    """What to say after a stop, and the command that goes on, if there is one."""
+    out = getattr(args, "out", None)
+    if out is None or not (out / "run.json").is_file():
+        return "; nothing had begun", None
     if args.command == "demo":
-        return f"stopped; begin anew with: {line}" + ("" if args.force else " --force")
-    return f"stopped; go on with: {line}" + ("" if args.resume else " --resume")
+        again = line + ("" if args.force else " --force")
+        return f"; begin anew with: {again}", None
+    again = line + ("" if args.resume else " --resume")
+    return f"; go on with: {again}", again
 
 
-def _train(args: argparse.Namespace, line: str) -> None:
-    from pacesetter.inner_models.extras import require
-
-    for module in ("gymnasium", "stable_baselines3", "tensorboard", "tqdm", "sklearn", "PIL"):
-        require(module, extra="train")
-    from pacesetter.agent.ppo import train
-    from pacesetter.experiments.environment import check_device
-    from pacesetter.experiments.presets import get_preset
-
-    config = get_preset(args.preset)
-    path = train(
-        config,
-        args.out,
-        seed=args.seed,
-        device=check_device(args.device),
-        resume=args.resume,
-        progress=not args.quiet,
-        preset=args.preset,
-    )
-    print(f"policy: {path}")
-    print(f"next:   pacesetter compare --policy {path} --out {args.out / 'compare'}")
+def _print(text: str) -> None:
+    """Prints a result; whoever reads it may have seen enough already."""
+    try:
+        print(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python would flush once more at its end, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _demo(args: argparse.Namespace, line: str) -> None:
-    from pacesetter.experiments.demo import DemoConfig, run_demo
-    from pacesetter.experiments.environment import check_device
-
-    check_device(args.device)
-    table = run_demo(
-        DemoConfig(seed=args.seed, device=args.device),
-        args.out,
-        say=lambda text: print(text, flush=True),
-        force=args.force,
-        progress=not args.quiet,
-        command=line,
-    )
-    print(table)
-    print(f"\nreport: {args.out / 'report.html'}")
+def _completion(args: argparse.Namespace, line: str) -> Answer:
+    return cli_completion.run_completion(make_parser(), args.shell)
 
 
-_COMMANDS = {
-    "train": _train,
+_COMMANDS: dict[str, Callable[[argparse.Namespace, str], Any]] = {
+    "train": cli_train.run_train,
     "compare": cli_compare.run_compare,
+    "goals": cli_goals.run_goals,
     "inspect": cli_policy.run_inspect,
     "export": cli_policy.run_export,
-    "demo": _demo,
+    "demo": cli_train.run_demo,
+    "completion": _completion,
 }
 
 if __name__ == "__main__":

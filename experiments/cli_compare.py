@@ -8,24 +8,35 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pacesetter.experiments.cli_answer import Answer, summary_data
+from pacesetter.experiments.cli_engine import add_engine_options, engine_of
+from pacesetter.experiments.cli_parser import split_names
+
 if TYPE_CHECKING:
     from pacesetter.experiments.compare_config import CompareConfig
 
 EXAMPLE = """\
-Hold a policy against AdamW and its rivals: same tasks, same seeds, same initial weights and
-batches; rivals tuned on outer-valid, with 1, 5 and 20 trials; all reported on test. Prints a table
-and writes results.csv, table.txt, table.md, report.html and figures. Every piece of work is kept:
-after a stop, --resume goes on. `pacesetter compare --list` prints the names of arms and tasks.
+Hold a policy against AdamW and its rivals.
 
 examples:
   pacesetter compare --out runs/compare                 the shipped policy
   pacesetter compare --out runs/quick --quick           a first look, in minutes
   pacesetter compare --policy runs/laptop/policy.safetensors --out runs/mine \\
-      --start-lrs 3e-4,1e-3,1e-2
+      --start-lrs 3e-4,1e-3,1e-2                        from several starts
   pacesetter compare --task my_module:make_task --out runs/job
-  pacesetter compare --out runs/few --arms policy,adamw-cosine,schedule-free --trials 5
+                                                        a job of your own
+  pacesetter compare --tasks my_module:my_family/8 --out runs/mine
+                                                        a task of your own family
+  pacesetter compare --out runs/few --arms policy,adamw-cosine --trials 5
   pacesetter compare --out runs/mnist --tasks mnist-convnet --data ~/datasets
+  pacesetter compare --out runs/wide --engine ray       spread over Ray workers
   pacesetter compare --out runs/compare --resume        go on after a stop
+  pacesetter compare --list                             names of arms and tasks
+
+Same tasks, same seeds, same initial weights and batches; rivals are tuned on
+outer-valid, with 1, 5 and 20 trials; all are reported on test. Prints a table
+and writes results.csv, table.txt, table.md, report.html and figures. Every
+piece of work is kept: after a stop, --resume goes on.
 """
 
 QUICK_ARMS = (
@@ -38,23 +49,9 @@ QUICK: dict[str, Any] = {"num_seeds": 3, "trials": 5, "replay_tasks": 8, "arms":
 """Settings of a quick look, where nothing else is asked for."""
 
 
-class _ListAction(argparse.Action):
-    """Prints the names of arms and tasks and ends, as ``--help`` does."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        print(listing())
-        parser.exit()
-
-
 def add_parser(
     command: Callable[[str, str], argparse.ArgumentParser],
-    long_running: Callable[[argparse.ArgumentParser], None],
+    long_running: Callable[..., None],
 ) -> None:
     """Adds the command.
 
@@ -63,13 +60,15 @@ def add_parser(
         long_running: adds the options that all long commands have.
     """
     parser = command("compare", "hold a policy against AdamW and its rivals")
-    parser.add_argument(
+    arms = parser.add_argument_group("what is compared")
+    arms.add_argument(
         "--policy",
         default="default",
         metavar="FILE",
         help="policy file; the word default means the shipped one",
     )
-    parser.add_argument(
+    tasks = parser.add_argument_group("on which tasks")
+    tasks.add_argument(
         "--task",
         nargs="+",
         action="extend",
@@ -77,38 +76,44 @@ def add_parser(
         help="your own job: a function that returns a ModuleTask or (model, loaders, loss), see "
         "docs/compare.md; without --tasks, nothing else is run",
     )
-    parser.add_argument(
+    tasks.add_argument(
         "--steps", type=int, metavar="N", help="inner steps of your own job (default: its own)"
     )
-    parser.add_argument(
+    tasks.add_argument(
         "--tasks",
         nargs="+",
         action="extend",
         metavar="TASK",
-        help="tasks such as digits-mlp/0, or families (default: all validation families)",
+        help="tasks such as digits-mlp/0, or families, of which each stands for 8 tasks (quick: "
+        "2), with blanks or commas between them; those of your own are module:attribute and "
+        "module:attribute/0 (default: all validation families)",
     )
-    parser.add_argument(
+    tasks.add_argument(
         "--data",
         type=Path,
         metavar="DIR",
         help="folder with files of MNIST, Fashion-MNIST or CIFAR-10, for tasks such as mnist-mlp; "
         "without --tasks, all that it has are added (default: $PACESETTER_DATA, without adding)",
     )
-    parser.add_argument(
+    arms.add_argument(
         "--arms",
         nargs="+",
         action="extend",
         metavar="ARM",
         help="names of arms, with blanks or commas between them (default: all)",
     )
-    parser.add_argument("--seeds", type=int, help="runs per task and arm (default: 5; quick: 3)")
-    parser.add_argument(
+    effort = parser.add_argument_group("how thoroughly")
+    effort.add_argument(
+        "--seeds", type=int, metavar="N", help="runs per task and arm (default: 5; quick: 3)"
+    )
+    effort.add_argument(
         "--trials",
         type=int,
+        metavar="N",
         help="settings that a tuned arm tries per task, the best of the first one and five "
         "reported as well (default: 20; quick: 5)",
     )
-    parser.add_argument(
+    arms.add_argument(
         "--start-lrs",
         "--start-lr",
         nargs="+",
@@ -117,27 +122,27 @@ def add_parser(
         help="learning rates from which the policy starts; of several, AdamW by hand starts from "
         "each too (default: 0.001)",
     )
-    parser.add_argument(
+    effort.add_argument(
         "--jobs",
         type=int,
         default=1,
         metavar="N",
         help="worker processes for optimizers that cannot be batched; changes no result",
     )
-    parser.add_argument(
+    effort.add_argument(
         "--quick",
         action="store_true",
         help="a first look, under five minutes on two cores; says what it leaves out",
     )
+    add_engine_options(parser)
+    long_running(parser, out_required=False, resume="go on with the comparison in DIR")
     parser.add_argument("--latex", action="store_true", help="write table.tex for a paper too")
     parser.add_argument(
-        "--list", action=_ListAction, nargs=0, help="print the names of all arms and tasks"
+        "--list", action="store_true", help="print the names of all arms and tasks, and do no more"
     )
-    parser.add_argument("--resume", action="store_true", help="go on with the run in DIR")
-    long_running(parser)
 
 
-def run_compare(args: argparse.Namespace, line: str) -> None:
+def run_compare(args: argparse.Namespace, line: str) -> Answer:
     """Runs the command.
 
     Args:
@@ -148,25 +153,33 @@ def run_compare(args: argparse.Namespace, line: str) -> None:
         ImportError: a package of the extra `compare` is missing.
         ValueError: an argument is out of its range.
     """
+    if args.list:
+        return Answer(listing(), listing_data())
+    if args.out is None:
+        raise ValueError("compare needs a folder to write: --out DIR")
     from pacesetter.inner_models.extras import require
 
     for module in ("matplotlib", "optuna", "scipy", "tqdm", "sklearn", "PIL"):
         require(module, extra="compare")
+    from pacesetter.agent.interruption import deferring
     from pacesetter.experiments.compare import compare
 
     config = config_of(args)
     if args.quick and not args.quiet:
         print(left_out(config), file=sys.stderr)
-    found = compare(
-        config,
-        args.out,
-        resume=args.resume,
-        progress=not args.quiet,
-        latex=args.latex,
-        command=line,
-    )
-    print(found.table)
-    print(f"\nreport: {args.out / 'report.html'}")
+    with deferring():
+        found = compare(
+            config,
+            args.out,
+            resume=args.resume,
+            progress=not args.quiet,
+            latex=args.latex,
+            command=line,
+            engine=engine_of(args),
+        )
+    report = args.out / "report.html"
+    data = {"report": report, "results": args.out / "results.csv", **summary_data(found.summary)}
+    return Answer(f"{found.table}\n\nreport: {report}", data)
 
 
 def config_of(args: argparse.Namespace) -> CompareConfig:
@@ -194,10 +207,10 @@ def config_of(args: argparse.Namespace) -> CompareConfig:
     if args.trials is not None:
         given["trials"] = args.trials
     if args.arms:
-        given["arms"] = tuple(_split(args.arms))
+        given["arms"] = tuple(split_names(args.arms))
     if args.start_lrs:
         given["start_lrs"] = tuple(_numbers(args.start_lrs, "--start-lrs"))
-    names = _split(args.tasks or ())
+    names = split_names(args.tasks or ())
     if not names and not args.task:
         names = [*VALIDATION, *families_in(args.data)]
     per_family = QUICK_TASKS_PER_FAMILY if args.quick else TASKS_PER_FAMILY
@@ -253,13 +266,24 @@ def listing() -> str:
     return f"{align(rows, left=3)}\n\n{align(families, left=2)}"
 
 
-def _split(values: Sequence[str]) -> list[str]:
-    """Names that were given with blanks or commas between them."""
-    return [part for value in values for part in value.split(",") if part]
+def listing_data() -> dict[str, Any]:
+    """The names in `listing`, for machines."""
+    from pacesetter.experiments.baselines import all_arms
+    from pacesetter.inner_models.registry import FROM_FILES, HELD_OUT, META_TRAIN, VALIDATION
+
+    return {
+        "arms": [arm.name for arm in all_arms()],
+        "families": {
+            "validation": VALIDATION,
+            "held_out": HELD_OUT,
+            "from_files": FROM_FILES,
+            "meta_train": META_TRAIN,
+        },
+    }
 
 
 def _numbers(values: Sequence[str], option: str) -> list[float]:
     try:
-        return [float(part) for part in _split(values)]
+        return [float(part) for part in split_names(values)]
     except ValueError as error:
         raise ValueError(f"{option} must be numbers, but got {' '.join(values)}") from error

@@ -3,34 +3,41 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from pacesetter.experiments.cli_answer import Answer
 
 POLICY_FILE = "policy.safetensors"
 """What a training run calls its policy."""
 
 EXAMPLES = {
     "inspect": """\
-Say what a policy file holds: where it came from, what it was trained on, its bounds and sizes, its
-meter for strange jobs, and how its actions respond to every feature. Actions lie in [-1, 1], in
-units of the largest change per decision; zero means to carry on.
+Say what a policy file holds.
 
 examples:
   pacesetter inspect                                    the shipped policy
   pacesetter inspect runs/laptop/policy.safetensors --plot curves.png
   pacesetter inspect runs/laptop/policy.safetensors --json
+
+Prints where the policy came from, what it was trained on, its bounds and sizes,
+its meter for strange jobs, and how its actions respond to every feature.
+Actions lie in [-1, 1], in units of the largest change per decision; zero means
+to carry on.
 """,
     "export": """\
-Copy the policy of a training run, finished or stopped, to a file of its own, or write a policy for
-another runtime: as an ONNX model, or as a program of torch.export. Both are checked to compute the
-same actions before they are written; what they know of bounds and features is in their metadata.
+Write a policy to a file of its own, or for another runtime.
 
 examples:
   pacesetter export runs/laptop --out my-policy.safetensors
   pacesetter export default --format onnx --out policy.onnx
   pacesetter export my-policy.safetensors --format torch --out policy.pt2
+
+Copies the policy of a training run, finished or stopped, or writes it as an ONNX
+model or as a program of torch.export. Both are checked to compute the same
+actions before they are written; what they know of bounds and features is in
+their metadata.
 """,
 }
 
@@ -48,9 +55,6 @@ def add_parsers(command: Callable[[str, str], argparse.ArgumentParser]) -> None:
         nargs="?",
         default="default",
         help="policy file; the word default means the shipped one",
-    )
-    inspect.add_argument(
-        "--json", action="store_true", help="the whole header and the response curves as JSON"
     )
     inspect.add_argument("--csv", type=Path, metavar="CSV", help="write the response curves here")
     inspect.add_argument(
@@ -73,8 +77,8 @@ def add_parsers(command: Callable[[str, str], argparse.ArgumentParser]) -> None:
     export.add_argument("--force", action="store_true", help="replace the file if it exists")
 
 
-def run_inspect(args: argparse.Namespace, line: str) -> None:
-    """`pacesetter inspect`."""
+def run_inspect(args: argparse.Namespace, line: str) -> Answer:
+    """`pacesetter inspect`; as JSON, the whole header and the response curves."""
     from pacesetter.agent.policy import load_policy
     from pacesetter.experiments.response_curves import (
         curve_json,
@@ -92,10 +96,6 @@ def run_inspect(args: argparse.Namespace, line: str) -> None:
         write_curves_csv(curves, args.csv)
     if args.plot:
         plot_curves(curves, args.plot)
-    if args.json:
-        found = {**header, "layer_sizes": sizes, "response_curves": curve_json(curves)}
-        print(json.dumps(found, indent=2))
-        return
     info, meter = policy.info, policy.familiarity
     weights = sum(w.size + b.size for w, b in policy.layers)
     rows: dict[str, Any] = {
@@ -115,14 +115,14 @@ def run_inspect(args: argparse.Namespace, line: str) -> None:
         "features": ", ".join(row[0] for row in header["features"]),
     }
     width = max(map(len, rows))
-    for name, value in rows.items():
-        print(f"{name:<{width}}  {value}")
+    lines = [f"{name:<{width}}  {value}" for name, value in rows.items()]
     others = "zero" if meter is None else "their mean in meta-training"
-    print(f"\nresponse curves, strongest first; the other features stand at {others}\n")
-    print(curve_table(curves))
+    lines += ["", f"response curves, strongest first; the other features stand at {others}", ""]
+    data = {**header, "layer_sizes": sizes, "response_curves": curve_json(curves)}
+    return Answer("\n".join([*lines, curve_table(curves)]), data)
 
 
-def run_export(args: argparse.Namespace, line: str) -> None:
+def run_export(args: argparse.Namespace, line: str) -> Answer:
     """`pacesetter export`."""
     from pacesetter.agent.policy import DEFAULT_POLICY, load_policy
     from pacesetter.agent.run_folder import write_bytes
@@ -144,7 +144,8 @@ def run_export(args: argparse.Namespace, line: str) -> None:
     else:
         same = policy.to_bytes() if isinstance(source, str) else source.read_bytes()
         write_bytes(args.out, same)
-    print(f"policy: {args.out}")
+    data = {"policy": args.out, "format": args.format, "sha256": policy.digest}
+    return Answer(f"policy: {args.out}", data)
 
 
 def _policy_file(source: Path) -> Path:

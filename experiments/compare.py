@@ -8,20 +8,18 @@ is over, so that a comparison that was stopped, or killed, goes on from there.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
+from pacesetter.agent.engines import RayEngine
 from pacesetter.agent.policy import Policy, load_policy
 from pacesetter.agent.run_folder import claim_folder, write_json, write_text
-from pacesetter.experiments.arm_runs import Plan, strict_records, strict_replays
+from pacesetter.experiments.arm_runs import Plan
 from pacesetter.experiments.baselines import (
     BASELINES,
-    OPEN_LOOP,
     POLICY,
     REFERENCE,
     STRICT,
@@ -32,23 +30,17 @@ from pacesetter.experiments.baselines import (
 )
 from pacesetter.experiments.calibration import calibrated_lrs
 from pacesetter.experiments.compare_config import CompareConfig
+from pacesetter.experiments.comparison_work import Work, work_here
 from pacesetter.experiments.environment import check_device, describe_environment
 from pacesetter.experiments.own_tasks import own_task
 from pacesetter.experiments.progress import Clock, Progress
-from pacesetter.experiments.records import RunRecord, read_records, write_csv, write_records
-from pacesetter.experiments.replay import Replay, meta_train_replay
+from pacesetter.experiments.records import RunRecord, write_csv
 from pacesetter.experiments.report import Report, write_report
+from pacesetter.experiments.spread_work import work_spread
 from pacesetter.experiments.summary import Summary, summarise
 from pacesetter.experiments.tables import format_latex, format_markdown, format_summary
 from pacesetter.experiments.task_checks import check_task
-from pacesetter.experiments.task_work import (
-    choose,
-    edge_notes,
-    piece_records,
-    pieces,
-    search_arms,
-    slug,
-)
+from pacesetter.experiments.task_work import slug
 from pacesetter.experiments.tasks import named_task
 from pacesetter.experiments.tuning import TUNING_SEEDS
 from pacesetter.inner_models.extras import require
@@ -87,6 +79,7 @@ def compare(
     tasks: Sequence[Task] | None = None,
     families: Sequence[TaskFamily] | None = None,
     baselines: Sequence[Baseline] = BASELINES,
+    engine: RayEngine | None = None,
 ) -> Comparison:
     """Runs the comparison; writes ``results.csv``, ``table.txt``, ``table.md``, ``report.html``.
 
@@ -105,6 +98,7 @@ def compare(
         families: meta-train families of the open-loop replay; default: those that the policy
             learned on, as far as they are bundled.
         baselines: the rows to choose arms from.
+        engine: spreads the work over a Ray cluster; None: it is done here.
 
     Raises:
         FileExistsError: `out` holds something and `resume` is off.
@@ -115,12 +109,14 @@ def compare(
             compared on, `out` holds another comparison, or all runs of the reference crashed.
     """
     check_arms(config.arms, baselines)
-    check_device(config.device)
+    if engine is None:
+        check_device(config.device)
+    else:
+        engine.check_device(config.device)
     for module in ("matplotlib.figure", "optuna", "scipy.stats", "tqdm"):
         require(module, extra="compare")
     tasks = _tasks(config) if tasks is None else list(tasks)
-    slugs = [slug(task.name) for task in tasks]
-    if not tasks or len(set(slugs)) < len(slugs):
+    if not tasks or len({slug(task.name) for task in tasks}) < len(tasks):
         raise ValueError(f"need tasks with names that differ, but got {[t.name for t in tasks]}")
     for task in tasks:
         check_task(task)
@@ -142,40 +138,21 @@ def compare(
     learned_on = families or [make_family(name) for name in known or META_TRAIN]
     notes = _notes(config, plan)
     clock = Clock(out / "seconds.json")
-    parts = pieces(plan)
-    total = 2 + len(tasks) * (1 + len(parts))
+    work = Work(config=config, plan=plan, tasks=tuple(tasks), families=tuple(learned_on), out=out)
+    total = 2 + len(tasks) * (1 + len(work.pieces))
     with Progress(total, shown=progress) as bar:
-        records, widened, edges = [], [], []
-        bar.begin("the policy's mean schedule")
-        replay = _replay(config, plan, out / "replay.json", learned_on)
-        bar.done()
-        for task, name in zip(tasks, slugs, strict=True):
-            bar.begin(f"{task.name}, tuning")
-            searches = search_arms(
-                task, plan, trials=config.trials, storage=out / "studies.db", seed=config.seed
-            )
-            clock.write()
-            bar.done()
-            moved, reached = edge_notes(task.name, searches)
-            widened += moved
-            edges += reached
-            chosen = choose(task, plan, searches, trials=config.trials)
-            for piece in parts:
-                bar.begin(f"{task.name}, {piece.name}")
-                folder = out / "tasks" / name
-                records += piece_records(task, piece, folder, chosen=chosen, replay=replay)
-                clock.write()
-                bar.done()
-        bar.begin("strict replay")
-        records += _strict(tasks, slugs, plan, records, out / "strict")
-        bar.done()
-    if widened:
+        if engine is None:
+            done = work_here(work, bar=bar, clock=clock)
+        else:
+            done = work_spread(work, engine, bar=bar, clock=clock)
+    records = done.records
+    if done.widened:
         notes.append(
             "The best setting lay on an edge of what was searched, which was widened for the "
-            f"trials that were left: {'; '.join(widened)}."
+            f"trials that were left: {'; '.join(done.widened)}."
         )
-    if edges:
-        notes.append(f"The best setting still lay on an edge at the end: {'; '.join(edges)}.")
+    if done.edges:
+        notes.append(f"The best setting still lay on an edge at the end: {'; '.join(done.edges)}.")
     if config.quick:
         notes.append("A quick look: few tasks, arms, seeds and trials. Hints, and no findings.")
     notes.append(f"It took {clock.seconds / 3600:.2f} hours.")
@@ -233,46 +210,6 @@ def _plan(config: CompareConfig, policy: Policy, baselines: Sequence[Baseline]) 
         budgets=config.budgets,
         jobs=config.jobs,
     )
-
-
-def _replay(
-    config: CompareConfig, plan: Plan, path: Path, families: Sequence[TaskFamily]
-) -> Replay | None:
-    """The open-loop replay, where it is among the arms: kept in a file, or made anew."""
-    if OPEN_LOOP.name not in plan.arms:
-        return None
-    if not path.is_file():
-        found = meta_train_replay(
-            plan.policy,
-            families,
-            num_tasks=config.replay_tasks,
-            generator=torch.Generator().manual_seed(config.seed),
-            device=plan.device,
-        )
-        write_json(path, found.mean.tolist())
-    mean = np.array(json.loads(path.read_text(encoding="utf-8")))
-    return Replay(mean, plan.policy.control)
-
-
-def _strict(
-    tasks: Sequence[Task],
-    slugs: Sequence[str],
-    plan: Plan,
-    records: Sequence[RunRecord],
-    folder: Path,
-) -> Iterator[RunRecord]:
-    """Records of the strict replay, where it is among the arms: it needs all tasks' runs."""
-    # Where all of the policy's runs crashed there is nothing to play back.
-    replayed = {r.start_lr for r in records if r.arm == POLICY.name and r.trajectory}
-    starts = tuple(start for start in plan.start_lrs if start in replayed)
-    if STRICT.name not in plan.arms or not starts:
-        return
-    replays = strict_replays(records, replace(plan, start_lrs=starts))
-    for task, name in zip(tasks, slugs, strict=True):
-        path = folder / f"{name}.json"
-        if not path.is_file():
-            write_records(path, strict_records(task, plan, replays))
-        yield from read_records(path)
 
 
 def _check_reference(records: Sequence[RunRecord]) -> None:

@@ -17,10 +17,12 @@ import numpy as np
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from pacesetter.agent.policy import Policy, load_policy
+from pacesetter.agent.progress import ProgressMeter
 from pacesetter.agent.run_folder import RUN_FILE, claim_folder, write_text
 from pacesetter.agent.scheduler import LearnedScheduler
 from pacesetter.envs.actions import ControlConfig, interval_ends
 from pacesetter.experiments.baselines import ADAMW_LRS, AgentArm
+from pacesetter.experiments.compare import Comparison
 from pacesetter.experiments.digits_job import Control, Job, split_loss, train_digits
 from pacesetter.experiments.environment import describe_environment
 from pacesetter.experiments.presets import get_preset
@@ -80,7 +82,7 @@ def run_demo(
     force: bool = False,
     progress: bool = True,
     command: str = "pacesetter demo",
-) -> str:
+) -> Comparison:
     """Meta-trains, runs all arms on the digits, and writes the report.
 
     Args:
@@ -92,7 +94,7 @@ def run_demo(
         command: the command line that asked for it, for the report.
 
     Returns:
-        The table, as text.
+        The runs and what they say; the table as text, too.
 
     Raises:
         FileExistsError: `out` holds files, and they are not an earlier demonstration's or `force`
@@ -146,7 +148,7 @@ def run_demo(
         ours=tuple(arm.name for arm in policies),
     )
     write_report(out / "report.html", report)
-    return table
+    return Comparison(tuple(records), summary, table)
 
 
 def digits_records(
@@ -162,8 +164,7 @@ def digits_records(
     tuning_runs = len(config.lrs) * len(TUNING_SEEDS)
     total = tuning_runs + (len(policies) + 2) * config.num_seeds
     records: list[RunRecord] = []
-    tqdm = require("tqdm", extra="compare").tqdm
-    with tqdm(total=total, unit="run", disable=not progress) as bar:
+    with ProgressMeter("digits", total=total, unit="runs", shown=progress) as bar:
 
         def run(control: Control, lr: float, seed: int) -> Job:
             job = train_digits(control, lr=lr, seed=seed, steps=config.steps)

@@ -18,7 +18,8 @@ def describe_environment(device: str = "cpu") -> dict[str, str]:
     """
     versions = ", ".join(f"{name} {number}" for name, number in library_versions().items())
     where = device
-    if torch.device(device).type == "cuda":
+    # Not here, perhaps, but where the workers are.
+    if torch.device(device).type == "cuda" and torch.cuda.is_available():
         where = f"{device} ({torch.cuda.get_device_name(device)})"
     return {
         "libraries": f"Python {platform.python_version()}, {versions}",

@@ -31,19 +31,16 @@ Before anything is trained `check_task` runs it for a moment; see there for what
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from pacesetter.experiments.plain_tasks import plain_task, short, what
+from pacesetter.experiments.plain_tasks import plain_task, what
 from pacesetter.experiments.task_checks import check_task
-from pacesetter.inner_models.names import check_name
+from pacesetter.inner_models.importing import call_failed, import_attribute
 from pacesetter.inner_models.task import ModuleTask, Task
 
 _FORMS = (
@@ -86,26 +83,7 @@ def _find(spec: str) -> Callable[..., Any]:
         raise ValueError(
             f"--task must be module:function, such as my_module:make_task, but got {spec!r}"
         )
-    # A console script does not look into the working directory by itself; workers inherit this.
-    here = os.getcwd()
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        top = module_name.partition(".")[0]
-        if error.name is None or error.name.partition(".")[0] != top:
-            raise _failed(f"importing {module_name}", error) from error
-        raise ValueError(
-            f"there is no module {module_name!r} to take {function!r} from; run the command in the "
-            f"folder of {top}.py, or install the package (looked in {here} and where Python does)"
-        ) from error
-    except Exception as error:
-        raise _failed(f"importing {module_name}", error) from error
-    if not hasattr(module, function):
-        public = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
-        check_name(function, public, kind=f"function of {module_name}")
-    make = getattr(module, function)
+    make = import_attribute(module_name, function, kind="function")
     if not callable(make):
         raise ValueError(f"{spec} must be a function, but is a {type(make).__name__}")
     return make  # type: ignore[no-any-return]
@@ -122,13 +100,9 @@ def _made(make: Callable[..., Any], spec: str, seed: int) -> Task:
         try:
             made = make(seed=seed) if takes_seed else make()
         except Exception as error:
-            raise _failed(f"{spec}()", error) from error
+            raise call_failed(f"{spec}()", error) from error
         if isinstance(made, ModuleTask):
             return made
         if not isinstance(made, Sequence) or len(made) not in (3, 4):
             raise ValueError(f"{spec} must return {_FORMS}; but got {what(made)}")
         return plain_task(*made)
-
-
-def _failed(call: str, error: Exception) -> ValueError:
-    return ValueError(f"{call} failed with {type(error).__name__}: {short(error)}")

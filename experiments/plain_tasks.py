@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from pacesetter.experiments.task_checks import same_batches
+from pacesetter.inner_models.importing import short
 from pacesetter.inner_models.metrics import ACCURACY
 from pacesetter.inner_models.task import Batch, LossFn, ModuleTask, Splits, Task
 
@@ -193,11 +194,6 @@ def _classifies(loss: Any, batch: Batch) -> bool:
 
 def _output_loss(loss: Callable[[Any, Tensor], Tensor], model: nn.Module, batch: Batch) -> Tensor:
     return loss(model(*(batch[:-1] or batch)), batch[-1])
-
-
-def short(error: Exception) -> str:
-    """The first line of an error, cut where it is long."""
-    return (str(error).strip().splitlines() or [""])[0][:200]
 
 
 def what(value: Any) -> str:

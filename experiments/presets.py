@@ -5,11 +5,42 @@ from __future__ import annotations
 from typing import Any
 
 from pacesetter.agent.config import TrainConfig
+from pacesetter.agent.fine_tuning import LEARNING_RATE, LOG_STD
 from pacesetter.envs.actions import ControlConfig
 from pacesetter.inner_models.names import check_name
+from pacesetter.inner_models.registry import META_TRAIN
 
 # The quickest families.
 _MLPS: dict[str, Any] = {"families": ("teacher-mlp",), "validation_families": ("digits-mlp",)}
+
+# Seconds that a group of 64 runs takes on one core, about: dear families are drawn less often, so
+# that the same time gives more runs.
+_SECONDS = {
+    "teacher-mlp": 1.4,
+    "quadratic": 0.6,
+    "logistic": 0.4,
+    "ratings": 0.6,
+    "autoencoder": 1.8,
+    "multitask": 2.0,
+    "distilled-mlp": 0.8,
+    "image-convnet": 4.3,
+    "quantised-mlp": 1.0,
+    "pruned-mlp": 1.4,
+    "fine-tuned-mlp": 2.3,
+    "hard-labels-mlp": 1.4,
+    "language-transformer": 10.5,
+    "sequence-rnn": 7.8,
+}
+# What docs/lab-book.md arrived at.
+_RECIPE: dict[str, Any] = {
+    "families": META_TRAIN,
+    "family_weights": tuple(round(_SECONDS[name] ** -0.7, 3) for name in META_TRAIN),
+    "validation_tasks": 3,
+    "reward": "difference",
+    "spread_floor": 0.2,
+    "exploration": "state-dependent",
+    "log_std": -2.3,
+}
 
 PRESETS: dict[str, TrainConfig] = {
     # Seconds: shows that the whole path works, learns nothing to speak of.
@@ -35,10 +66,23 @@ PRESETS: dict[str, TrainConfig] = {
         validation_seeds=1,
         **_MLPS,
     ),
-    # About half an hour on two cores; made the shipped policy.
-    "laptop": TrainConfig(decisions=1_200_000, validation_tasks=3),
+    # About a quarter of an hour a seed on one core, half an hour for four seeds on two; made the
+    # shipped policy.
+    "laptop": TrainConfig(decisions=1_000_000, validations=10, **_RECIPE),
     # The same recipe, about three hours on two cores; no shipped policy comes from it yet.
-    "workstation": TrainConfig(decisions=7_000_000, validation_tasks=3, validations=24),
+    "workstation": TrainConfig(decisions=10_000_000, validations=40, **_RECIPE),
+    # The same for one large GPU, whose steps cost about the same for many more runs; never run yet.
+    "gpu": TrainConfig(
+        decisions=10_000_000,
+        validations=10,
+        num_groups=8,
+        tasks_per_group=16,
+        siblings=16,
+        minibatches=32,
+        **{**_RECIPE, "validation_tasks": 2},
+    ),
+    # Some minutes on two cores, for `pacesetter train --init`: from a policy that is good already.
+    "fine-tune": TrainConfig(decisions=200_000, learning_rate=LEARNING_RATE, log_std=LOG_STD),
 }
 
 

@@ -11,11 +11,14 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
+from pacesetter.agent.interruption import safe_point
 from pacesetter.experiments.arm_runs import Chosen, Plan, task_records
 from pacesetter.experiments.arms import Baseline, Configured
 from pacesetter.experiments.baselines import AGENT_ARMS, REFERENCE
+from pacesetter.experiments.batched_runs import batches
 from pacesetter.experiments.records import RunRecord, read_records, write_records
 from pacesetter.experiments.replay import Replay
 from pacesetter.experiments.running import run_configured
@@ -38,6 +41,10 @@ class Piece:
 
     name: str
     plan: Plan
+
+    def path(self, folder: Path) -> Path:
+        """The file, in the folder of a task's records."""
+        return folder / f"{self.name}.json"
 
 
 def pieces(plan: Plan) -> list[Piece]:
@@ -94,28 +101,51 @@ def search_arms(
 
 def trial_runner(task: Task, plan: Plan) -> RunTrials:
     """What runs trials of the plan's baselines on a task."""
+    return partial(run_trials, task, plan)
+
+
+def run_trials(task: Task, plan: Plan, proposals: Sequence[Proposal]) -> list[TrialResult]:
+    """Runs trials of the plan's baselines on a task.
+
+    Args:
+        task: the task.
+        plan: of the whole comparison.
+        proposals: what to run.
+    """
+    outcomes = run_configured(
+        task,
+        _configured(plan, proposals),
+        seeds=TUNING_SEEDS,
+        device=plan.device,
+        evaluate=("outer_valid",),
+        jobs=plan.jobs,
+    )
+    n = len(TUNING_SEEDS)
+    results = []
+    for i in range(len(proposals)):
+        runs = outcomes[i * n : (i + 1) * n]
+        losses = [r.losses["outer_valid"] for r in runs]
+        # One diverged seed is enough: nobody can use a setting that fails every other time.
+        loss = sum(losses) / n if all(map(math.isfinite, losses)) else math.inf
+        results.append(TrialResult(loss, next((r.failed for r in runs if r.failed), None)))
+    return results
+
+
+def trial_parts(plan: Plan, proposals: Sequence[Proposal]) -> list[list[int]]:
+    """Numbers of the trials that belong together: siblings, and each of the others by itself.
+
+    Args:
+        plan: of the whole comparison.
+        proposals: what is to be run.
+    """
+    together = batches(_configured(plan, proposals))
+    batched = {i for part in together for i in part}
+    return [*together, *([i] for i in range(len(proposals)) if i not in batched)]
+
+
+def _configured(plan: Plan, proposals: Sequence[Proposal]) -> list[Configured]:
     by_name = {b.name: b for b in plan.baselines}
-
-    def run(proposals: Sequence[Proposal]) -> list[TrialResult]:
-        outcomes = run_configured(
-            task,
-            [Configured(by_name[p.arm], p.setting) for p in proposals],
-            seeds=TUNING_SEEDS,
-            device=plan.device,
-            evaluate=("outer_valid",),
-            jobs=plan.jobs,
-        )
-        n = len(TUNING_SEEDS)
-        results = []
-        for i in range(len(proposals)):
-            runs = outcomes[i * n : (i + 1) * n]
-            losses = [r.losses["outer_valid"] for r in runs]
-            # One diverged seed is enough: nobody can use a setting that fails every other time.
-            loss = sum(losses) / n if all(map(math.isfinite, losses)) else math.inf
-            results.append(TrialResult(loss, next((r.failed for r in runs if r.failed), None)))
-        return results
-
-    return run
+    return [Configured(by_name[p.arm], p.setting) for p in proposals]
 
 
 def choose(
@@ -172,11 +202,12 @@ def piece_records(
         chosen: what baselines are run with.
         replay: the open-loop replay, where it is among the arms.
     """
-    path = folder / f"{piece.name}.json"
+    path = piece.path(folder)
     if not path.is_file():
         replayed = replay if piece.plan.arms else None
         records = task_records(task, piece.plan, chosen=chosen, replay=replayed)
         write_records(path, records)
+    safe_point()
     return read_records(path)
 
 

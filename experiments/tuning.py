@@ -8,9 +8,10 @@ is not touched.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from pacesetter.agent.interruption import safe_point
 from pacesetter.experiments.search_space import Space
 from pacesetter.experiments.studies import ROUND, Proposal, Search, Study, TrialResult, open_storage
 
@@ -58,21 +59,44 @@ def tune(
         ImportError: a package of the extra `compare` is missing.
         ValueError: `trials` is not positive, or a space is empty.
     """
-    if trials < 1:
-        raise ValueError(f"trials must be a positive number, but got {trials}")
-    empty = [name for name, space in spaces.items() if not space.dimensions]
-    if empty:
-        raise ValueError(f"there is nothing to tune in {', '.join(empty)}: their space is empty")
+    check_searches(spaces, trials=trials)
     if not spaces:
         return {}
     with open_storage(storage) as found:
         searches = [
             Study(task, name, space, storage=found, seed=seed) for name, space in spaces.items()
         ]
-        for end in [*range(ROUND, trials, ROUND), trials]:
-            open_trials = [(study, p) for study in searches for p in study.propose(end)]
+        for open_trials in rounds(searches, trials=trials):
             proposals = [proposal for _, proposal in open_trials]
             results = run(proposals) if proposals else []
             for (study, proposal), result in zip(open_trials, results, strict=True):
                 study.tell(proposal, result)
+            safe_point()
         return {study.arm: study.result() for study in searches}
+
+
+def check_searches(spaces: Mapping[str, Space], *, trials: int) -> None:
+    """Refuses searches that cannot be made.
+
+    Raises:
+        ValueError: `trials` is not positive, or a space is empty.
+    """
+    if trials < 1:
+        raise ValueError(f"trials must be a positive number, but got {trials}")
+    empty = [name for name, space in spaces.items() if not space.dimensions]
+    if empty:
+        raise ValueError(f"there is nothing to tune in {', '.join(empty)}: their space is empty")
+
+
+def rounds(searches: Sequence[Study], *, trials: int) -> Iterator[list[tuple[Study, Proposal]]]:
+    """The trials that are still to be run, a round of every arm at a time.
+
+    Args:
+        searches: of all arms.
+        trials: of each.
+
+    Yields:
+        A round's trials with their studies, which have to be told of all of them before the next.
+    """
+    for end in [*range(ROUND, trials, ROUND), trials]:
+        yield [(study, proposal) for study in searches for proposal in study.propose(end)]

@@ -8,6 +8,7 @@ dies takes no other run along.
 from __future__ import annotations
 
 import copyreg
+import signal
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -170,6 +171,8 @@ def _work(whole: bytes, part: bytes) -> RunOutcome | None:
 
 
 def _start_worker() -> None:
+    # A terminal sends Ctrl-C to all processes; it is for the first one to say when to stop.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
 
 

@@ -6,6 +6,10 @@ import importlib
 from typing import Any
 
 
+class MissingExtraError(ImportError):
+    """A package that comes with an extra of this one is not installed."""
+
+
 def require(module: str, *, extra: str) -> Any:
     """Imports an optional module.
 
@@ -14,7 +18,7 @@ def require(module: str, *, extra: str) -> Any:
         extra: the extra of this package that brings it.
 
     Raises:
-        ImportError: it is not installed; the message has the command that installs it.
+        MissingExtraError: it is not installed; the message has the command that installs it.
     """
     try:
         return importlib.import_module(module)
@@ -22,6 +26,6 @@ def require(module: str, *, extra: str) -> Any:
         top = module.partition(".")[0]
         if error.name is None or error.name.partition(".")[0] != top:
             raise
-        raise ImportError(
+        raise MissingExtraError(
             f"{top} is not installed; it comes with: pip install 'pacesetter[{extra}]'"
         ) from error

@@ -62,7 +62,7 @@ class JobRanges:
         eval_rows: rows of each of the three other splits.
     """
 
-    num_train: tuple[int, int] = (128, 8192)
+    num_train: tuple[int, int] = (32, 8192)
     batch_size: tuple[int, int] = (8, 512)
     horizon: tuple[int, int] = (50, 5000)
     gain: tuple[float, float] = (0.5, 2.0)

@@ -30,6 +30,7 @@ from pacesetter.inner_models.languages import LanguageTransformer
 from pacesetter.inner_models.logistic import LogisticRegression
 from pacesetter.inner_models.multitask import Multitask
 from pacesetter.inner_models.names import check_name
+from pacesetter.inner_models.own_families import is_own, own_family
 from pacesetter.inner_models.photo_flow import PhotoFlow
 from pacesetter.inner_models.photos import PhotoDenoiser
 from pacesetter.inner_models.quadratic import Quadratic
@@ -126,15 +127,18 @@ def make_family(name: str, *, data: str | Path | None = None) -> TaskFamily:
     """A family by name.
 
     Args:
-        name: one of `family_names`.
+        name: one of `family_names`, or ``module:attribute`` for one of the user's own (see
+            `pacesetter.inner_models.own_families`).
         data: folder with the files of a family in `FROM_FILES`; None: the one that the environment
             variable ``PACESETTER_DATA`` names. The other families take no notice of it.
 
     Raises:
         FileNotFoundError: the folder does not exist.
-        ValueError: there is no such family (the message has the nearest names), or it needs a
-            folder and none is given.
+        ValueError: there is no such family (the message has the nearest names), it needs a folder
+            and none is given, or an own one cannot be imported.
     """
+    if is_own(name):
+        return own_family(name)
     check_name(name, family_names(), kind="task family")
     if name in _FILE_FAMILIES:
         return _FILE_FAMILIES[name](data_folder(data))
@@ -148,7 +152,7 @@ def fixed_task(family: str, index: int, *, data: str | Path | None = None) -> Ta
     The task starts AdamW at 1e-3, whatever start the family draws; it is named ``family/index``.
 
     Args:
-        family: its name.
+        family: its name, as for `make_family`.
         index: of the task.
         data: see `make_family`; a process reads the environment variable once for each task.
 

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from pacesetter.experiments import cli, cli_compare, cli_policy, compare, demo
 from pacesetter.experiments.demo import DemoConfig, digits_records, run_demo
 from pacesetter.experiments.records import Entry
 
-COMMANDS = ("train", "compare", "inspect", "export", "demo")
+COMMANDS = ("train", "compare", "goals", "inspect", "export", "demo", "completion")
 
 
 def a_policy():
@@ -29,9 +30,9 @@ def policy_file(tmp_path):
     return save_policy(a_policy(), tmp_path / "policy.safetensors")
 
 
-def failure(capsys, *argv):
+def failure(capsys, *argv, code=2):
     """The message of a command that has to fail as a user's error."""
-    assert cli.main([str(a) for a in argv]) == 2
+    assert cli.main([str(a) for a in argv]) == code
     said = capsys.readouterr()
     assert said.err.startswith("pacesetter: error: ")
     assert "Traceback" not in said.err
@@ -46,10 +47,12 @@ def test_help_is_enough(command, capsys):
     assert stop.value.code == 0
     text = capsys.readouterr().out
     assert text.index("examples:") < text.index("options:")
-    assert f"pacesetter {command} " in text
-    _, options = text.split("options:")
+    assert f"pacesetter {command}" in text[text.index("examples:") :]
+    _, codes = text.split("exit codes:\n")
+    assert [int(line.split()[0]) for line in codes.splitlines()] == [0, 1, 2, 3, 130]
+    assert "\n  --json " in text
     # Every option is explained on its own line or the next.
-    for entry in re.split(r"\n  (?=-)", options)[1:]:
+    for entry in re.split(r"\n  (?=-)", text)[1:]:
         assert len(entry.split()) > 3, entry
 
 
@@ -58,6 +61,14 @@ def test_help_names_all_commands(capsys):
         cli.main(["--help"])
     text = capsys.readouterr().out
     assert all(f"    {command} " in text for command in COMMANDS)
+    assert text.index("examples:") < text.index("commands:") < text.index("exit codes:")
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"pacesetter {version('pacesetter')}\n"
 
 
 def test_examples_in_help_can_be_parsed():
@@ -66,7 +77,7 @@ def test_examples_in_help_can_be_parsed():
         lines = re.findall(r"^  pacesetter (.*)$", text.replace("\\\n", ""), flags=re.MULTILINE)
         assert lines
         for line in lines:
-            parser.parse_args(re.split(r"\s{3,}(?!-)", line)[0].split())
+            parser.parse_args(re.split(r"\s{3,}(?![\s-])| > ", line)[0].split())
 
 
 @pytest.mark.parametrize(
@@ -76,7 +87,10 @@ def test_wrong_arguments_exit_with_2(argv, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(argv)
     assert stop.value.code == 2
-    assert "usage: pacesetter" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "usage: pacesetter" in said.err
+    assert "--help` tells more" in said.err
+    assert said.out == ""
 
 
 def test_user_errors(capsys, tmp_path, policy_file):
@@ -106,9 +120,11 @@ def test_user_errors(capsys, tmp_path, policy_file):
     failure(capsys, "inspect", policy_file)
 
 
-def test_debug_shows_where(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        cli.main(["inspect", str(tmp_path / "none"), "--debug"])
+def test_debug_shows_where(tmp_path, capsys):
+    assert cli.main(["inspect", str(tmp_path / "none"), "--debug"]) == 2
+    said = capsys.readouterr().err
+    assert "Traceback" in said
+    assert "FileNotFoundError" in said
 
 
 @pytest.mark.parametrize(
@@ -125,7 +141,7 @@ def test_missing_extra_names_the_line_that_installs_it(
     for name in [n for n in sys.modules if n.partition(".")[0] == module]:
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setitem(sys.modules, module, None)
-    message = failure(capsys, *argv, "--out", tmp_path / "out")
+    message = failure(capsys, *argv, "--out", tmp_path / "out", code=3)
     assert module in message
     assert f"pip install 'pacesetter[{extra}]'" in message
 
@@ -205,7 +221,7 @@ def test_train_passes_on_what_was_asked_for(capsys, tmp_path, monkeypatch):
 
     def train(config, out, **options):
         calls.append((config, out, options))
-        return out / "policy.safetensors"
+        return save_policy(a_policy(), out / "policy.safetensors")
 
     monkeypatch.setattr(ppo, "train", train)
     given = ["train", "--preset", "smoke", "--out", str(tmp_path), "--seed", "7", "--resume"]
@@ -321,11 +337,14 @@ def test_list_names_all_arms_and_families(capsys):
     from pacesetter.experiments.baselines import arm_names
     from pacesetter.inner_models.registry import family_names
 
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["compare", "--list"])
-    assert stop.value.code == 0
+    assert cli.main(["compare", "--list"]) == 0
     words = capsys.readouterr().out.split()
     assert {*arm_names(), *family_names()} <= set(words)
+    assert cli.main(["compare", "--list", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found["arms"]) == set(arm_names())
+    assert {name for names in found["families"].values() for name in names} == set(family_names())
+    assert "--out DIR" in failure(capsys, "compare")
 
 
 def test_ctrl_c_says_how_to_go_on(capsys, tmp_path, policy_file, monkeypatch):

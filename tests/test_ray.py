@@ -1,0 +1,316 @@
+"""Inner runs on a Ray cluster: the same numbers for every number of workers, and after any loss."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from pacesetter.agent.callbacks import CHECKPOINT, POLICY, VALIDATION
+from pacesetter.agent.engines import RayEngine
+from pacesetter.agent.ppo import train
+from pacesetter.envs.actions import ControlConfig
+from pacesetter.envs.ray_cluster import connected
+from pacesetter.envs.ray_groups import MOST_LOSSES, RemoteGroups, Workers
+from pacesetter.envs.ray_vec_env import RayScheduleVecEnv
+from pacesetter.envs.schedule_vec_env import ScheduleVecEnv
+from pacesetter.experiments import compare as compare_module
+from pacesetter.experiments.baselines import OPEN_LOOP, STRICT
+from pacesetter.experiments.baselines import POLICY as POLICY_ARM
+from pacesetter.experiments.compare import CompareConfig, compare
+from pacesetter.experiments.presets import PRESETS
+from pacesetter.experiments.ray_pool import RayPool, Unit, each
+from pacesetter.inner_models.registry import fixed_task
+from pacesetter.inner_models.teacher import TeacherMLP, TeacherRanges
+
+ray = pytest.importorskip("ray", reason="needs Ray: pip install 'pacesetter[ray]'")
+cluster_utils = pytest.importorskip("ray.cluster_utils")
+pytestmark = pytest.mark.ray
+
+FAMILIES = [
+    TeacherMLP(TeacherRanges(num_train=(128, 256), horizon=(24, 40), eval_rows=32), name=name)
+    for name in ("one", "two")
+]
+LAYOUT = {
+    "num_groups": 3,
+    "tasks_per_group": 1,
+    "siblings": 2,
+    "seed": 5,
+    "control": ControlConfig(num_intervals=5),
+}
+STORE = 100 * 2**20
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A cluster of one machine with two CPUs, to which tests add others; this process drives it."""
+    with pytest.MonkeyPatch.context() as patch:
+        # How soon the loss of a machine is noticed.
+        patch.setenv("RAY_health_check_initial_delay_ms", "1000")
+        patch.setenv("RAY_health_check_period_ms", "500")
+        patch.setenv("RAY_health_check_failure_threshold", "2")
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        found = cluster_utils.Cluster(
+            initialize_head=True,
+            head_node_args={
+                "num_cpus": 2,
+                "include_dashboard": False,
+                "object_store_memory": STORE,
+            },
+        )
+        try:
+            with connected(found.address):
+                yield found
+        finally:
+            found.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Workers have one thread each, with which alone numbers round alike."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def episodes(env, decisions=9, *, disturb=lambda decision: None):
+    """Everything that a learner sees of some decisions, as one list of arrays."""
+    rng = np.random.default_rng(0)
+    env.reset()
+    seen = []
+    for decision in range(decisions):
+        disturb(decision)
+        observations, rewards, dones, infos = env.step(rng.uniform(-1, 1, (env.num_envs, 3)))
+        env.await_reset()
+        losses = np.array([info.get("outer_valid_loss", -1.0) for info in infos])
+        seen += [observations.copy(), rewards, dones, losses]
+    return seen
+
+
+@pytest.fixture(scope="module")
+def here():
+    """The same, of the local engine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    found = episodes(ScheduleVecEnv(FAMILIES, **LAYOUT))
+    torch.set_num_threads(before)
+    return found
+
+
+@contextmanager
+def warned():
+    """The warnings of a block, in the order in which losses were noticed."""
+    told = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", RuntimeWarning)
+        yield told
+    told += [str(w.message) for w in caught if w.category is RuntimeWarning]
+
+
+def equal(one, two):
+    return len(one) == len(two) and all(
+        np.array_equal(a, b, equal_nan=True) for a, b in zip(one, two, strict=True)
+    )
+
+
+@pytest.mark.parametrize(("count", "prefetch"), [(1, False), (2, True)])
+def test_episodes_are_those_of_the_local_engine_for_any_number_of_workers(
+    cluster, here, count, prefetch
+):
+    workers = Workers(count=count)
+    env = RayScheduleVecEnv(FAMILIES, workers=workers, prefetch=prefetch, **LAYOUT)
+    assert equal(episodes(env), here)
+    assert env.next_episode == 3
+    rows = env.num_envs
+    assert {task.name for task in env.tasks} <= {"one", "two"}
+    assert len(env.tasks) == rows
+    if prefetch:
+        for _ in range(3):
+            last = env.step(np.zeros((rows, 3)))[0]
+        assert not last.any()  # promised
+        with pytest.raises(RuntimeError, match=r"call await_reset\(\) before"):
+            env.step(np.zeros((rows, 3)))
+        env.await_reset()
+        assert last.any(axis=1).all()
+    env.close()
+
+
+def kill(groups, worker):
+    pid = ray.get(groups._actors[worker].ready.remote())
+    os.kill(pid, signal.SIGKILL)
+
+
+def test_a_killed_worker_is_restarted_and_its_episode_replayed(cluster, here):
+    env = RayScheduleVecEnv(FAMILIES, workers=Workers(count=2), prefetch=True, **LAYOUT)
+
+    def disturb(decision):
+        if decision in (2, 4):  # in the middle of an episode, and before its first decision
+            kill(env._remote, worker=decision // 4)
+
+    with warned() as told:
+        assert equal(episodes(env, disturb=disturb), here)
+    for worker, where in enumerate(("episode 0, decision 3", "episode 1, decision 1")):
+        assert re.search(
+            f"worker {worker} was lost in {where} .* replayed from their", told[worker]
+        )
+    env.close()
+
+
+def test_a_lost_machine_delays_one_rollout_and_changes_nothing(cluster, here):
+    node = cluster.add_node(num_cpus=1, object_store_memory=STORE)
+    cluster.wait_for_nodes()
+    env = RayScheduleVecEnv(FAMILIES, workers=Workers(count=3, patience=1.0), **LAYOUT)
+    nodes = []
+
+    def disturb(decision):
+        if decision == 2:
+            cluster.remove_node(node, allow_graceful=False)
+        if decision == 5:
+            assert len(env._remote._here()) == 2  # two CPUs are left, for two workers
+            nodes.append(cluster.add_node(num_cpus=1, object_store_memory=STORE))
+            end = time.monotonic() + 60
+            while env._remote._away and time.monotonic() < end:
+                time.sleep(0.1)
+                env._remote._welcome()  # as every reset does
+
+    with warned() as told:
+        assert equal(episodes(env, disturb=disturb), here)
+    assert any("the others take its runs over until it does" in message for message in told)
+    assert len(env._remote._here()) == 3  # back for the third episode
+    env.close()
+    cluster.remove_node(nodes[0])
+
+
+def test_a_worker_that_always_dies_ends_the_run_and_says_why(cluster):
+    class Deadly:
+        def draw(self, seed, episode, group):
+            os._exit(1)
+
+    groups = RemoteGroups(Deadly(), 1, workers=Workers(count=1, threads=None))
+    groups.begin(seed=0, episode=3)
+    lost = f"lost {MOST_LOSSES + 1} times in episode 3, decision 0 .* fewer siblings"
+    with warned() as told, pytest.raises(ChildProcessError, match=lost):
+        groups.collect()
+    assert len(told) == MOST_LOSSES
+    groups.close()
+
+
+def test_what_a_group_raises_is_raised_here(cluster):
+    short = TeacherMLP(TeacherRanges(horizon=(3, 3)))
+    env = RayScheduleVecEnv([short], workers=Workers(count=1))
+    with pytest.raises(ValueError, match="'teacher-mlp' drew a horizon of 3 steps, too short"):
+        env.reset()
+    env.close()
+
+
+def command(out, address, *more):
+    return [
+        *(sys.executable, "-m", "pacesetter.experiments.cli", "train", "--preset", "smoke"),
+        *("--seed", "7", "--engine", "ray", "--workers", "2", "--address", address),
+        *("--quiet", "--out", str(out), *more),
+    ]
+
+
+def test_a_driver_killed_by_kill_9_resumes_to_the_policy_of_the_local_engine(cluster, tmp_path):
+    config = PRESETS["smoke"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command(killed, cluster.address),
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    train(config, whole, seed=7, progress=False, preset="smoke")
+    checkpoint = killed / CHECKPOINT
+    while process.poll() is None and not (
+        checkpoint.exists()
+        and torch.load(checkpoint, weights_only=True)["num_timesteps"] >= 3 * config.rollout
+    ):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+    done = torch.load(checkpoint, weights_only=True)["num_timesteps"]
+    assert 3 * config.rollout <= done < config.rollouts * config.rollout
+    again = command(killed, cluster.address, "--resume")
+    subprocess.run(again, check=True, env=environment, capture_output=True)
+    for name in (POLICY, VALIDATION):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes()
+
+
+COMPARED = CompareConfig(
+    arms=(POLICY_ARM.name, OPEN_LOOP.name, STRICT.name, "adamw-constant", "schedule-free"),
+    num_seeds=1,
+    trials=6,
+    replay_tasks=1,
+)
+
+
+def comparison(out, tasks, **options):
+    found = compare(COMPARED, out, tasks=tasks, families=FAMILIES, **options)
+    return [replace(record, wall_seconds=0.0) for record in found.records]
+
+
+class Stop(Exception):  # noqa: N818
+    """Stands for the end of the driver."""
+
+
+def test_a_comparison_is_the_same_on_a_cluster_and_nothing_is_done_twice(
+    cluster, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(compare_module, "write_report", lambda path, report: None)
+    tasks = [replace(fixed_task("quadratic", i), horizon=12) for i in (0, 1)]
+    whole = comparison(tmp_path / "here", tasks)
+    kept, original = [], RayPool._result
+
+    def result(pool, ref, unit):
+        found = original(pool, ref, unit)
+        if len(kept) == stop_at:
+            raise Stop
+        kept.append(unit.name)
+        return found
+
+    monkeypatch.setattr(RayPool, "_result", result)
+    engine = RayEngine(workers=2)
+    # A replay; per task two rounds of siblings and, in the first, five single trials; pieces.
+    for stop_at in (7, 18, -1):
+        if stop_at >= 0:
+            with pytest.raises(Stop):
+                comparison(tmp_path / "there", tasks, engine=engine, resume=bool(kept))
+        else:
+            found = comparison(tmp_path / "there", tasks, engine=engine, resume=True)
+    assert repr(found) == repr(whole)
+    units = 1 + 2 * (1 + 5 + 1 + 1) + 2 * len({"agents", "siblings", "schedule-free"}) + 2
+    assert len(kept) == units
+    again = comparison(tmp_path / "there", tasks, engine=engine, resume=True)
+    assert repr(again) == repr(whole)
+    assert len(kept) == units
+
+
+def test_a_unit_whose_worker_dies_is_done_again(cluster, tmp_path):
+    def dies_once(path):
+        if not path.exists():
+            path.touch()
+            os._exit(1)
+        return torch.get_num_threads()
+
+    def fails():
+        raise ValueError("no such thing")
+
+    pool = RayPool(Workers(count=2, threads=1))
+    found = {}
+    units = [Unit(f"unit {i}", dies_once, (tmp_path / str(i),)) for i in range(2)]
+    pool.run([each(units, found.__setitem__)])
+    assert found == {0: 1, 1: 1}
+    with pytest.raises(ValueError, match="no such thing"):
+        pool.run([each([Unit("bad", fails, ())], found.__setitem__)])
