@@ -6,8 +6,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from pacesetter.envs.actions import ControlConfig
+from pacesetter.envs.features import FEATURE_NAMES
 from pacesetter.envs.groups import check_weights
 from pacesetter.envs.rewards import REWARD_FORMS, RewardForm
+from pacesetter.inner_models.names import check_name
 from pacesetter.inner_models.registry import META_TRAIN, VALIDATION, make_family
 
 
@@ -26,6 +28,7 @@ class TrainConfig:
         family_weights: how often each family is drawn, relative to the others; empty: equally.
         reward: how siblings are held against each other, see `sibling_scores`.
         spread_floor: floor under the siblings' spread in the reward, or its unit.
+        hidden_features: names of features that read zero; the policy takes no notice of them.
         hidden: widths of the policy's and of the critic's hidden layers.
         learning_rate: of PPO, falling linearly to zero.
         epochs: passes over a rollout.
@@ -53,6 +56,7 @@ class TrainConfig:
     tasks_per_group: int = 4
     siblings: int = 8
     control: ControlConfig = field(default_factory=ControlConfig)
+    hidden_features: tuple[str, ...] = ()
     hidden: tuple[int, ...] = (64, 64)
     family_weights: tuple[float, ...] = ()
     reward: RewardForm = "z-score"
@@ -79,6 +83,8 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive, but got {getattr(self, name)}")
         check_weights(self.family_weights, families=len(self.families))
+        for name in self.hidden_features:
+            check_name(name, FEATURE_NAMES, kind="feature")
         if self.reward not in REWARD_FORMS:
             raise ValueError(
                 f"reward must be one of {', '.join(REWARD_FORMS)}, but got {self.reward!r}"

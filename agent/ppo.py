@@ -7,9 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.logger import configure
+from stable_baselines3.common.policies import ActorCriticPolicy
 
 from pacesetter.agent.callbacks import CHECKPOINT, POLICY, MetaTraining
 from pacesetter.agent.checkpoint import load_checkpoint
@@ -27,6 +29,7 @@ from pacesetter.agent.fine_tuning import (
 from pacesetter.agent.policy import Policy, PolicyInfo, library_versions, save_policy
 from pacesetter.agent.run_folder import RUN_FILE, claim_folder
 from pacesetter.agent.validation import ValidationSuite
+from pacesetter.envs.features import FEATURE_NAMES
 from pacesetter.envs.schedule_vec_env import ScheduleVecEnv
 
 METER_RUNS = 560
@@ -82,7 +85,32 @@ def make_learner(
     model.policy.log_std.requires_grad_(config.learn_noise)
     if init is not None:
         load_actor(model, init)
+    # An input that is always zero has no gradient: what it begins with, it would keep.
+    blind = [name in config.hidden_features for name in FEATURE_NAMES]
+    with torch.no_grad():
+        model.policy.mlp_extractor.policy_net[0].weight[:, blind] = 0.0
+    if model.use_sde:
+        _fix_noise(model, seed=seed)
     return model
+
+
+def _fix_noise(model: PPO, *, seed: int) -> None:
+    """Makes the random function of gSDE depend on the seed and the decisions so far alone.
+
+    SB3 draws it between a checkpoint's making and its use, from torch's global generator: a run
+    that is resumed would draw another.
+    """
+    policy = model.policy
+    assert isinstance(policy, ActorCriticPolicy)
+    draw = policy.reset_noise
+
+    def reset_noise(n_envs: int = 1) -> None:
+        entropy = np.random.SeedSequence((seed, model.num_timesteps))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(entropy.generate_state(1)[0]))
+            draw(n_envs)
+
+    policy.reset_noise = reset_noise  # type: ignore[method-assign]
 
 
 def train(
@@ -95,6 +123,7 @@ def train(
     progress: bool = True,
     preset: str | None = None,
     init: Policy | None = None,
+    meter: bool = True,
     make_env: Callable[..., ScheduleVecEnv] = ScheduleVecEnv,
 ) -> Path:
     """Meta-trains a policy and writes its file.
@@ -116,6 +145,7 @@ def train(
         init: policy to go on learning from (see `pacesetter.agent.fine_tuning`). It is validated
             first, as row 0 of ``validation.csv``: what comes out is never worse on the validation
             tasks than what went in.
+        meter: whether to give the policy its meter.
         make_env: makes the environment; see `pacesetter.agent.engines`.
 
     Returns:
@@ -142,6 +172,7 @@ def train(
         spread_floor=config.spread_floor,
         reward=config.reward,
         family_weights=config.family_weights,
+        hidden_features=config.hidden_features,
     )
     model = make_learner(config, env, seed=seed, init=init)
     extra: dict[str, Any] = {}
@@ -193,8 +224,10 @@ def train(
         finally:
             callback.close()
             env.close()
-    assert callback.best is not None
-    policy = fit_meter(callback.best, config, seed=seed, device=device, progress=progress)
+    policy = callback.best
+    assert policy is not None
+    if meter:
+        policy = fit_meter(policy, config, seed=seed, device=device, progress=progress)
     return save_policy(policy, out / POLICY)
 
 

@@ -8,56 +8,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from pacesetter.envs.actions import ControlConfig
-from pacesetter.envs.features import NUM_FEATURES
+from pacesetter.envs.features import FEATURE_NAMES, NUM_FEATURES
 from pacesetter.envs.rewards import SPREAD_FLOOR, RewardForm, sibling_scores
 from pacesetter.envs.runs import ScheduledRuns
+from pacesetter.envs.turns import FloatArray, Turn
 from pacesetter.inner_models.task import Task, TaskFamily
-
-FloatArray = NDArray[np.float64]
-
-
-class Turn(NamedTuple):
-    """What came of one decision of a group.
-
-    Attributes:
-        features: (rows, NUM_FEATURES) after it; zero where the group was over before.
-        rewards: (rows,), zero before the horizon.
-        over: whether the group's runs are at their end.
-        infos: one for each row.
-    """
-
-    features: FloatArray
-    rewards: FloatArray
-    over: bool
-    infos: list[dict[str, Any]]
-
-
-class Group(Protocol):
-    """Runs that are drawn together and decide together."""
-
-    @property
-    def tasks(self) -> list[Task]:
-        """The task of each row."""
-
-    def begin(self) -> FloatArray:
-        """Trains the first interval; returns features of shape (rows, NUM_FEATURES)."""
-
-    def turn(self, actions: NDArray[Any]) -> Turn:
-        """Takes a decision in every row, (rows, 3) in [-1, 1], and trains the next interval."""
-
-
-class GroupSource(Protocol):
-    """Draws groups. It travels to other processes."""
-
-    def draw(self, seed: int, episode: int, group: int) -> Group:
-        """A group; equal arguments give equal groups, in every process."""
 
 
 class SiblingGroup:
@@ -67,12 +29,19 @@ class SiblingGroup:
         runs: what is trained.
         spread_floor: floor under the siblings' spread in the reward, or its unit.
         reward: form of the reward, see `sibling_scores`.
+        hidden_features: names of features that read zero.
     """
 
     def __init__(
-        self, runs: ScheduledRuns, *, spread_floor: float, reward: RewardForm = "z-score"
+        self,
+        runs: ScheduledRuns,
+        *,
+        spread_floor: float,
+        reward: RewardForm = "z-score",
+        hidden_features: tuple[str, ...] = (),
     ) -> None:
         self._runs, self._spread_floor, self._reward = runs, spread_floor, reward
+        self._seen = np.array([name not in hidden_features for name in FEATURE_NAMES])
 
     @property
     def tasks(self) -> list[Task]:
@@ -81,7 +50,7 @@ class SiblingGroup:
 
     def begin(self) -> FloatArray:
         """See `Group.begin`."""
-        return self._runs.begin()
+        return np.where(self._seen, self._runs.begin(), 0.0)
 
     def turn(self, actions: NDArray[Any]) -> Turn:
         """See `Group.turn`. A group that was over before is idle, and its infos say so."""
@@ -91,7 +60,7 @@ class SiblingGroup:
         if was_over:
             idle: list[dict[str, Any]] = [{"idle": True} for _ in range(rows)]
             return Turn(np.zeros((rows, NUM_FEATURES)), zeros, True, idle)
-        features = runs.decide(actions)
+        features = np.where(self._seen, runs.decide(actions), 0.0)
         if not runs.done:
             return Turn(features, zeros, False, [{} for _ in range(rows)])
         losses = runs.final_losses()
@@ -117,6 +86,7 @@ class FamilyGroups:
         spread_floor: floor under the siblings' spread in the reward, or its unit.
         reward: form of the reward, see `sibling_scores`.
         weights: how often each family is drawn, relative to the others; empty: equally.
+        hidden_features: names of features that read zero.
     """
 
     families: tuple[TaskFamily, ...]
@@ -128,6 +98,7 @@ class FamilyGroups:
     spread_floor: float = SPREAD_FLOOR
     reward: RewardForm = "z-score"
     weights: tuple[float, ...] = ()
+    hidden_features: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_weights(self.weights, families=len(self.families))
@@ -158,7 +129,12 @@ class FamilyGroups:
                 f"family {self.families[pick].name!r} drew a horizon of {runs.trainer.horizon} "
                 "steps, too short for a decision: raise its horizons to at least 4"
             )
-        return SiblingGroup(runs, spread_floor=self.spread_floor, reward=self.reward)
+        return SiblingGroup(
+            runs,
+            spread_floor=self.spread_floor,
+            reward=self.reward,
+            hidden_features=self.hidden_features,
+        )
 
 
 def check_weights(weights: tuple[float, ...], *, families: int) -> None:

@@ -20,7 +20,7 @@ from pacesetter.envs.ray_worker import ForgottenError, GroupWorker
 from pacesetter.inner_models.extras import require
 
 if TYPE_CHECKING:
-    from pacesetter.envs.groups import GroupSource
+    from pacesetter.envs.turns import GroupSource
 
 MOST_LOSSES = 3
 """A worker that is lost more often within one episode is no accident."""

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pacesetter.envs.groups import FloatArray, Turn
 from pacesetter.envs.ray_groups import RemoteGroups, Workers
 from pacesetter.envs.schedule_vec_env import ScheduleVecEnv
+from pacesetter.envs.turns import FloatArray, Turn
 from pacesetter.inner_models.extras import require
 from pacesetter.inner_models.task import Task, TaskFamily
 

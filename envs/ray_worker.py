@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from pacesetter.envs.groups import FloatArray, Group, GroupSource, Turn
+    from pacesetter.envs.turns import FloatArray, Group, GroupSource, Turn
 
 
 class ForgottenError(LookupError):

@@ -80,7 +80,8 @@ class ScheduleEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
     gymnasium.make("pacesetter.envs.registration:pacesetter/Schedule-v0", task="teacher-mlp")
     ```
     Args:
-        task: a task, a task family, or the name of a bundled family.
+        task: a task, a task family, or the name of one: of a bundled family, or
+            ``module:attribute`` for one of your own.
         device: where the inner run lives.
         control: bounds and step sizes of the control.
         dtype: of the inner run's parameters and data.

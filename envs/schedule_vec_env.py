@@ -13,9 +13,10 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
 from pacesetter.envs.actions import NUM_ACTIONS, ControlConfig
-from pacesetter.envs.groups import FamilyGroups, FloatArray, Group, GroupSource, Turn
+from pacesetter.envs.groups import FamilyGroups
 from pacesetter.envs.rewards import SPREAD_FLOOR, RewardForm
 from pacesetter.envs.schedule_env import action_space, observation_space
+from pacesetter.envs.turns import FloatArray, Group, GroupSource, Turn
 from pacesetter.inner_models.registry import make_family
 from pacesetter.inner_models.task import Task, TaskFamily
 
@@ -52,7 +53,8 @@ class ScheduleVecEnv(VecEnv):
     leave out.
 
     Args:
-        families: task families or names of bundled ones; each group draws one of them.
+        families: task families or names of them, ``module:attribute`` for one of your own; each
+            group draws one of them.
         num_groups: groups per episode.
         tasks_per_group: tasks of one shape per group.
         siblings: runs per task, at least 2.
@@ -62,6 +64,7 @@ class ScheduleVecEnv(VecEnv):
         spread_floor: floor under the siblings' spread in the reward, or its unit.
         reward: form of the reward.
         family_weights: how often each family is drawn, relative to the others; empty: equally.
+        hidden_features: names of features that read zero, to learn what they are worth.
         dtype: of the inner runs' parameters and data.
 
     Raises:
@@ -85,6 +88,7 @@ class ScheduleVecEnv(VecEnv):
         spread_floor: float = SPREAD_FLOOR,
         reward: RewardForm = "z-score",
         family_weights: Sequence[float] = (),
+        hidden_features: Sequence[str] = (),
         dtype: torch.dtype = torch.float32,
     ) -> None:
         if isinstance(families, str) or not families:
@@ -111,6 +115,7 @@ class ScheduleVecEnv(VecEnv):
             spread_floor=spread_floor,
             reward=reward,
             weights=tuple(family_weights),
+            hidden_features=tuple(hidden_features),
         )
         self._num_groups = num_groups
         self._groups: list[Group] = []

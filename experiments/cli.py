@@ -31,6 +31,7 @@ from pacesetter.experiments.cli_parser import (
     EXIT_CODES,
     CommandParser,
     HelpFormatter,
+    WrongUsage,
     add_command,
     add_run_options,
 )
@@ -121,7 +122,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     from pacesetter.agent.interruption import heeding_signals
 
     argv = sys.argv[1:] if argv is None else list(argv)
-    args = make_parser().parse_args(argv)
+    try:
+        args = make_parser().parse_args(argv)
+    except WrongUsage as wrong:
+        if "--json" in argv:
+            data = {"command": None, "exit_code": WRONG_INPUT, "error": wrong.message}
+            _print(to_json(data))
+        raise
     line = shlex.join(["pacesetter", *argv])
     # Whatever prints, a user's own module too: standard output is for one JSON object.
     elsewhere = redirect_stdout(sys.stderr) if args.json else nullcontext()

@@ -24,6 +24,18 @@ stopping:
 """
 
 
+class WrongUsage(SystemExit):
+    """The end of a program that was called wrongly, with exit code 2.
+
+    Args:
+        message: what is wrong.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(2)
+        self.message = message
+
+
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
     """Keeps pages as they are written, and says every default."""
 
@@ -44,7 +56,8 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Ends the program as one that was called wrongly."""
         self.print_usage(sys.stderr)
-        self.exit(2, f"{self.prog}: error: {message}\n`{self.prog} --help` tells more\n")
+        print(f"{self.prog}: error: {message}\n`{self.prog} --help` tells more", file=sys.stderr)
+        raise WrongUsage(message)
 
 
 def add_command(

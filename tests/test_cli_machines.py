@@ -105,6 +105,15 @@ def test_exit_codes(capsys, monkeypatch, error, code):
     assert ("stopped" in found) if code == 130 else found["error"]
 
 
+def test_wrong_usage_as_json(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", "--json"])
+    assert stop.value.code == 2
+    found = json.loads(capsys.readouterr().out)
+    assert found["exit_code"] == 2
+    assert "--out" in found["error"]
+
+
 def test_a_reader_that_has_seen_enough(policy_file):
     """As `pacesetter inspect | head -1` does: no complaint."""
     command = [sys.executable, "-m", "pacesetter.experiments.cli", "inspect", str(policy_file)]

@@ -14,6 +14,7 @@ from torch import nn
 
 from pacesetter.envs.features import FEATURE_BOUND, NUM_FEATURES
 from pacesetter.envs.registration import SCHEDULE_ID
+from pacesetter.envs.groups import FamilyGroups
 from pacesetter.envs.rewards import CLIP, sibling_scores
 from pacesetter.envs.schedule_env import ScheduleEnv
 from pacesetter.envs.schedule_vec_env import ScheduleVecEnv
@@ -204,6 +205,26 @@ def test_sibling_scores_by_hand():
     assert sibling_scores(losses)[2] == pytest.approx(np.array([1, -1, 1, -1]) * half / 0.02)
     wide = sibling_scores(losses, spread_floor=0.1)[2]
     assert wide == pytest.approx(np.array([1, -1, 1, -1]) * half / 0.1)
+    plain = sibling_scores(losses, spread_floor=2.0, form="difference")
+    assert plain[0] == pytest.approx([0.5, 0, -CLIP, -0.5])
+    assert plain[1] == pytest.approx([1 / spread, 0, -1 / spread, 0])  # no logs: the spread is one
+    ranks = sibling_scores(losses, form="rank")
+    assert ranks[0] == pytest.approx([1.5**0.5, 0, -CLIP, -(1.5**0.5)])
+    assert ranks[1] == pytest.approx([2**0.5, 0, -(2**0.5), 0])
+    assert ranks[2] == pytest.approx([1, -1, 1, -1])
+    with pytest.raises(ValueError, match="z-score, difference, rank"):
+        sibling_scores(losses, form="best")
+
+
+def test_families_are_drawn_by_their_weights():
+    groups = FamilyGroups(
+        families=(CALM, replace(CALM, name="dear")),
+        tasks_per_group=1,
+        siblings=1,
+        weights=(9.0, 1.0),
+    )
+    names = [groups.draw(0, episode, 0).tasks[0].name for episode in range(60)]
+    assert 0.02 < names.count("dear") / len(names) < 0.25
 
 
 def test_rows_whose_run_is_over_are_idle_until_all_are():

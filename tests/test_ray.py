@@ -216,13 +216,24 @@ def test_what_a_group_raises_is_raised_here(cluster):
 def command(out, address, *more):
     return [
         *(sys.executable, "-m", "pacesetter.experiments.cli", "train", "--preset", "smoke"),
-        *("--seed", "7", "--engine", "ray", "--workers", "2", "--address", address),
+        *(
+            "--decisions",
+            "700",
+            "--seed",
+            "7",
+            "--engine",
+            "ray",
+            "--workers",
+            "2",
+            "--address",
+            address,
+        ),
         *("--quiet", "--out", str(out), *more),
     ]
 
 
 def test_a_driver_killed_by_kill_9_resumes_to_the_policy_of_the_local_engine(cluster, tmp_path):
-    config = PRESETS["smoke"]
+    config = replace(PRESETS["smoke"], decisions=700)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
@@ -235,13 +246,13 @@ def test_a_driver_killed_by_kill_9_resumes_to_the_policy_of_the_local_engine(clu
     checkpoint = killed / CHECKPOINT
     while process.poll() is None and not (
         checkpoint.exists()
-        and torch.load(checkpoint, weights_only=True)["num_timesteps"] >= 3 * config.rollout
+        and torch.load(checkpoint, weights_only=True)["num_timesteps"] >= 2 * config.rollout
     ):
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
     done = torch.load(checkpoint, weights_only=True)["num_timesteps"]
-    assert 3 * config.rollout <= done < config.rollouts * config.rollout
+    assert 2 * config.rollout <= done < config.rollouts * config.rollout
     again = command(killed, cluster.address, "--resume")
     subprocess.run(again, check=True, env=environment, capture_output=True)
     for name in (POLICY, VALIDATION):

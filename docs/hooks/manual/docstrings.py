@@ -31,15 +31,8 @@ def fenced(text: str) -> str:
     Args:
         text: without indentation.
 
-    >>> print(fenced("One more::\n\n    f(1)\n\n>>> 1 + 1\n2"))
-    One more:
-    <BLANKLINE>
-        f(1)
-    <BLANKLINE>
-    ```pycon
-    >>> 1 + 1
-    2
-    ```
+    >>> fenced("One more::\n\n    f(1)\n\n>>> 1 + 1\n2")
+    'One more:\n\n    f(1)\n\n```pycon\n>>> 1 + 1\n2\n```'
     """
     text = re.sub(r"::$", ":", text, flags=re.MULTILINE)
     return _EXAMPLE.sub(lambda found: f"```pycon\n{found.group()}\n```", text)
