@@ -23,7 +23,7 @@ from pacesetter.inner_models.registry import FROM_FILES, META_TRAIN, VALIDATION,
 
 LOG_STD = -1.0
 """Log of the actions' standard deviation at the start, at most: 0.37; from nothing it is 0.50."""
-LEARNING_RATE = 2e-4
+LEARNING_RATE = 5e-4
 """Of PPO, at most; from nothing it is 7e-4."""
 SETS = {"meta-train": META_TRAIN, "validation": VALIDATION}
 """Names that stand for several families."""

@@ -87,8 +87,9 @@ def make_learner(
         load_actor(model, init)
     # An input that is always zero has no gradient: what it begins with, it would keep.
     blind = [name in config.hidden_features for name in FEATURE_NAMES]
+    first = next(model.policy.mlp_extractor.policy_net.parameters())
     with torch.no_grad():
-        model.policy.mlp_extractor.policy_net[0].weight[:, blind] = 0.0
+        first[:, blind] = 0.0
     if model.use_sde:
         _fix_noise(model, seed=seed)
     return model

@@ -66,8 +66,7 @@ PRESETS: dict[str, TrainConfig] = {
         validation_seeds=1,
         **_MLPS,
     ),
-    # About a quarter of an hour a seed on one core, half an hour for four seeds on two; made the
-    # shipped policy.
+    # About a quarter of an hour on one core, so half an hour for four seeds on two.
     "laptop": TrainConfig(decisions=1_000_000, validations=10, **_RECIPE),
     # The same recipe, about three hours on two cores; no shipped policy comes from it yet.
     "workstation": TrainConfig(decisions=10_000_000, validations=40, **_RECIPE),
@@ -82,7 +81,12 @@ PRESETS: dict[str, TrainConfig] = {
         **{**_RECIPE, "validation_tasks": 2},
     ),
     # Some minutes on two cores, for `pacesetter train --init`: from a policy that is good already.
-    "fine-tune": TrainConfig(decisions=200_000, learning_rate=LEARNING_RATE, log_std=LOG_STD),
+    "fine-tune": TrainConfig(decisions=200_000, learning_rate=2e-4, log_std=LOG_STD),
+    # Ten minutes a seed on one core, for `pacesetter train --init`: the recipe on everything, from
+    # a policy that is good already; made the shipped policy.
+    "second-stage": TrainConfig(
+        decisions=600_000, learning_rate=LEARNING_RATE, validations=6, **_RECIPE
+    ),
 }
 
 

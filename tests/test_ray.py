@@ -33,7 +33,8 @@ from pacesetter.inner_models.teacher import TeacherMLP, TeacherRanges
 
 ray = pytest.importorskip("ray", reason="needs Ray: pip install 'pacesetter[ray]'")
 cluster_utils = pytest.importorskip("ray.cluster_utils")
-pytestmark = pytest.mark.ray
+# On a busy machine a worker may take long to start, and then the engine says so.
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore:waiting for")]
 
 FAMILIES = [
     TeacherMLP(TeacherRanges(num_train=(128, 256), horizon=(24, 40), eval_rows=32), name=name)
@@ -109,12 +110,13 @@ def here():
 
 @contextmanager
 def warned():
-    """The warnings of a block, in the order in which losses were noticed."""
+    """What a block warns of, but for workers that are slow to start."""
     told = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", RuntimeWarning)
         yield told
-    told += [str(w.message) for w in caught if w.category is RuntimeWarning]
+    messages = [str(w.message) for w in caught if w.category is RuntimeWarning]
+    told += [message for message in messages if not message.startswith("waiting for")]
 
 
 def equal(one, two):
@@ -159,10 +161,9 @@ def test_a_killed_worker_is_restarted_and_its_episode_replayed(cluster, here):
 
     with warned() as told:
         assert equal(episodes(env, disturb=disturb), here)
+    lost = [message for message in told if " was lost in " in message]
     for worker, where in enumerate(("episode 0, decision 3", "episode 1, decision 1")):
-        assert re.search(
-            f"worker {worker} was lost in {where} .* replayed from their", told[worker]
-        )
+        assert re.match(f"worker {worker} was lost in {where} .* are replayed", lost[worker])
     env.close()
 
 
