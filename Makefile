@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 FOLDERS := agent envs inner_models experiments
 
-.PHONY: help venv test check format-check lint types pytest format demo docs tutorials clean
+.PHONY: help venv test check format-check lint types pytest format demo docs tutorials licences release-check clean
 
 help:
 	@echo "make test    set up .venv, then format check, lint, types, tests (what CI runs)"
@@ -13,6 +13,8 @@ help:
 	@echo "make demo    set up .venv, then the demonstration, into runs/demo"
 	@echo "make docs    build the manual into site/; warnings are errors"
 	@echo "make tutorials  run the tutorials and keep what they print"
+	@echo "make licences  list the licences of all dependencies in docs/licences.md"
+	@echo "make release-check  build, install and try out what a release would be"
 	@echo "make clean   remove all that was generated, save for runs/"
 
 venv: $(STAMP)
@@ -40,6 +42,7 @@ types: $(STAMP)
 	for folder in $(FOLDERS); do ln -sfn ../../$$folder .typecheck/pacesetter/$$folder; done
 	MYPYPATH=.typecheck $(BIN)/mypy -p pacesetter
 	MYPYPATH=.typecheck:docs/hooks $(BIN)/mypy docs/hooks
+	MYPYPATH=.typecheck:.ci $(BIN)/mypy .ci/*.py
 
 pytest: $(STAMP)
 	$(BIN)/pytest
@@ -60,6 +63,16 @@ docs: $(STAMP)
 
 tutorials: $(STAMP)
 	PYTHONPATH=docs/hooks $(BIN)/python -m manual.notebooks
+
+licences: $(STAMP)
+	$(BIN)/python .ci/licences.py
+
+# Takes TORCH, GYMNASIUM, SB3 (versions to try), DEMO=quick, TESTS (arguments of pytest) and STEPS.
+release-check: $(STAMP)
+	$(BIN)/python .ci/release_check.py \
+		$(if $(TORCH),--torch $(TORCH)) $(if $(GYMNASIUM),--gymnasium $(GYMNASIUM)) \
+		$(if $(SB3),--sb3 $(SB3)) $(if $(DEMO),--demo $(DEMO)) \
+		$(if $(TESTS),--tests '$(TESTS)') $(if $(STEPS),--steps $(STEPS))
 
 clean:
 	rm -rf .venv .typecheck site build dist *.egg-info

@@ -22,7 +22,8 @@ class Intervention:
     Attributes:
         step: updates done when it was taken.
         kind: ``"lr_cut"``, ``"rollback"``, ``"handover"`` (to the plain decay, for good),
-            ``"unfamiliar"`` (features unlike those of meta-training) or ``"skipped"`` (updates).
+            ``"unfamiliar"`` (features unlike those of meta-training), ``"overfitting"`` (the
+            validation loss rose) or ``"skipped"`` (updates).
         detail: what was seen and what was done, for people to read.
     """
 

@@ -22,6 +22,7 @@ COLOURS = {
     "rollback": "#d1495b",
     "handover": "#8f2d56",
     "unfamiliar": "#7a5195",
+    "overfitting": "#2f6f73",
     "skipped": "#b8a100",
 }
 OTHER_COLOUR = "#444444"

@@ -102,7 +102,7 @@ class Pilot:
         self._mask = np.array([float(name in control) for name in CONTROLS])
         self._guard = DivergenceGuard(1)
         self._meter = FamiliarityMeter(policy.familiarity, num_runs=1)
-        self._strange = False
+        self._strange = self._overfits = False
 
     def decide(
         self,
@@ -123,7 +123,11 @@ class Pilot:
         features = self.encoder.encode(stats, self.codec, interval=interval)
         verdict = self._guard.judge(stats)
         strange = bool(self._meter.update(features)[0])
-        action = self._policy.act(features)[0] * self._mask
+        overfits = bool(self.encoder.overfitting[0])
+        action = self._policy.act(features)[0]
+        if overfits:
+            action[0] = -1.0
+        action = action * self._mask
         if strange or verdict.plain[0]:
             action = np.zeros_like(action)
         answers = (
@@ -139,9 +143,12 @@ class Pilot:
             alarm=bool(alarm),
             roll_back=bool(roll_back) and self.can_roll_back,
             good=bool(good),
-            interventions=tuple(self._tell(stats, verdict, cut=cut, step=step, strange=strange)),
+            interventions=(
+                *self._tell(stats, verdict, cut=cut, step=step, strange=strange),
+                *self._tell_overfitting(overfits and not strange, step=step),
+            ),
         )
-        self._strange = strange
+        self._strange, self._overfits = strange, overfits
         return outcome
 
     def judge_end(
@@ -199,6 +206,16 @@ class Pilot:
             )
         return [Intervention(step=step, kind=kind, detail=detail) for kind, detail in notes]
 
+    def _tell_overfitting(self, overfits: bool, *, step: int) -> list[Intervention]:
+        """Says so when it begins."""
+        if not overfits or self._overfits or not self._mask[0]:
+            return []
+        detail = (
+            "the validation loss has risen above its best: the learning rate falls as fast as it "
+            "may while that is so"
+        )
+        return [Intervention(step=step, kind="overfitting", detail=detail)]
+
     def state_dict(self) -> dict[str, Any]:
         """Everything but the policy, as plain types."""
         return {
@@ -207,6 +224,7 @@ class Pilot:
             "guard": self._guard.state_dict(),
             "meter": self._meter.state_dict(),
             "strange": self._strange,
+            "overfits": self._overfits,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -216,3 +234,4 @@ class Pilot:
         self._guard.load_state_dict(state["guard"])
         self._meter.load_state_dict(state["meter"])
         self._strange = state["strange"]
+        self._overfits = state.get("overfits", False)  # states of 0.1 lack it

@@ -315,6 +315,8 @@ class LearnedScheduler:
 
     def _tell(self, interventions: Sequence[Intervention]) -> None:
         for intervention in interventions:
+            if intervention.kind == "overfitting":  # nothing is wrong: the history has it
+                continue
             if intervention.kind == "unfamiliar":  # it may come and go: it is said once
                 if "unfamiliar" in self._warned:
                     continue

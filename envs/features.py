@@ -25,6 +25,10 @@ SMOOTHING = 0.7
 """Weight of the past in averages over intervals."""
 HORIZON_RANGE = (50.0, 5000.0)
 """Horizons beyond this range look like its ends, so that no policy has to extrapolate."""
+OVERFIT_SHARE = 0.03
+"""A run overfits where validation stands above its best by more than this share of its fall."""
+OVERFIT_AGE = 1
+"""Intervals after which a validation loss no longer says so."""
 ABSURD = 1e150
 """Beyond this a loss counts as infinite: differences and squares would overflow."""
 
@@ -144,6 +148,19 @@ class FeatureEncoder:
         """
         known = np.abs(losses) < ABSURD
         self._validation = np.where(known, losses, self._validation)
+
+    @property
+    def overfitting(self) -> NDArray[np.bool_]:
+        """(num_runs,), whether a recent validation loss says that further training does harm.
+
+        It lies above its best by more than `OVERFIT_SHARE` of its fall from the first to the best.
+        The one answer that helps is a lower learning rate: what is learned by heart stays so.
+        """
+        m = self._memory
+        rise, fall = m["valid"] - m["valid_best"], m["valid_first"] - m["valid_best"]
+        recent = m["valid_age"] <= OVERFIT_AGE  # NaN, none yet, is not
+        overfits: NDArray[np.bool_] = recent & (rise > OVERFIT_SHARE * fall)
+        return overfits
 
     def encode(self, stats: IntervalStatistics, codec: ActionCodec, *, interval: int) -> FloatArray:
         """The observation after an interval.

@@ -86,7 +86,9 @@ class ScheduledRuns:
     def decide(self, actions: ArrayLike) -> FloatArray:
         """Takes one decision for every run and trains the next interval.
 
-        The guard has the last word: it cuts learning rates, and leaves actions aside.
+        Where validation losses say that a run overfits, its learning rate falls as fast as it may,
+        whatever the action. The guard has the last word: it cuts learning rates, and leaves actions
+        aside.
 
         Args:
             actions: (num_runs, 3) in [-1, 1].
@@ -99,6 +101,8 @@ class ScheduledRuns:
             raise RuntimeError("decide() needs a run that has begun and is not over: call begin()")
         wanted = np.asarray(actions, dtype=np.float64)
         if wanted.shape == (self.num_runs, NUM_ACTIONS):
+            wanted = wanted.copy()
+            wanted[self.encoder.overfitting, 0] = -1.0
             wanted = np.where(verdict.plain[:, None], 0.0, wanted)
         self.codec.apply(wanted, lr_cut=verdict.lr_cut, headroom=verdict.headroom)
         return self._next_interval()

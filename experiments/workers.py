@@ -89,8 +89,7 @@ class PendingRuns:
         self._broken = False
         self._parcels = [None] * len(jobs) if workers < 2 else _parcels(task, jobs, options)
         self._futures: list[Future[RunOutcome | None] | None] = [
-            None if parcel is None else _pool(workers).submit(_work, *parcel)
-            for parcel in self._parcels
+            None if parcel is None else _submit(workers, parcel) for parcel in self._parcels
         ]
 
     def outcomes(self) -> list[RunOutcome]:
@@ -127,7 +126,7 @@ class PendingRuns:
         parcel = self._parcels[i]
         assert parcel is not None
         try:
-            return _pool(1).submit(_work, *parcel).result()
+            return _submit(1, parcel).result()
         except BrokenProcessPool:
             _pool.cache_clear()
             reason = "its worker process died, killed for want of memory or crashed"
@@ -170,9 +169,18 @@ def _work(whole: bytes, part: bytes) -> RunOutcome | None:
     return run_plain_safely(task, configured, seed=seed, **options)
 
 
-def _start_worker() -> None:
+def _submit(workers: int, parcel: tuple[bytes, bytes]) -> Future[RunOutcome | None]:
+    """Hands a job to the pool, which starts its workers when it has one."""
     # A terminal sends Ctrl-C to all processes; it is for the first one to say when to stop.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Workers inherit what is blocked, from their first instruction on.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return _pool(workers).submit(_work, *parcel)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_worker() -> None:
     torch.set_num_threads(1)
 
 

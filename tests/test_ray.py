@@ -219,7 +219,7 @@ def command(out, address, *more):
         *(sys.executable, "-m", "pacesetter.experiments.cli", "train", "--preset", "smoke"),
         *(
             "--decisions",
-            "700",
+            "1000",
             "--seed",
             "7",
             "--engine",
@@ -234,7 +234,7 @@ def command(out, address, *more):
 
 
 def test_a_driver_killed_by_kill_9_resumes_to_the_policy_of_the_local_engine(cluster, tmp_path):
-    config = replace(PRESETS["smoke"], decisions=700)
+    config = replace(PRESETS["smoke"], decisions=1_000)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
@@ -243,19 +243,21 @@ def test_a_driver_killed_by_kill_9_resumes_to_the_policy_of_the_local_engine(clu
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    train(config, whole, seed=7, progress=False, preset="smoke")
     checkpoint = killed / CHECKPOINT
-    while process.poll() is None and not (
-        checkpoint.exists()
-        and torch.load(checkpoint, weights_only=True)["num_timesteps"] >= 2 * config.rollout
-    ):
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
+    try:
+        while process.poll() is None and not (
+            checkpoint.exists()
+            and torch.load(checkpoint, weights_only=True)["num_timesteps"] >= 2 * config.rollout
+        ):
+            time.sleep(0.01)
+    finally:
+        process.kill()
     assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
     done = torch.load(checkpoint, weights_only=True)["num_timesteps"]
     assert 2 * config.rollout <= done < config.rollouts * config.rollout
     again = command(killed, cluster.address, "--resume")
     subprocess.run(again, check=True, env=environment, capture_output=True)
+    train(config, whole, seed=7, progress=False, preset="smoke")
     for name in (POLICY, VALIDATION):
         assert (killed / name).read_bytes() == (whole / name).read_bytes()
 
