@@ -48,9 +48,9 @@ examples:
   pacesetter demo --out runs/demo
   pacesetter demo --out runs/demo --force               once more
 
-Meta-trains a small agent (two to three minutes on two cores), puts it and the
-shipped policy into an ordinary PyTorch job on handwritten digits, and compares
-both with AdamW. Prints a table and writes results.csv, table.txt and
+Lets the shipped agent learn on for a while (two to three minutes on two cores),
+puts it, before and after, into an ordinary PyTorch job on handwritten digits,
+and compares both with AdamW. Prints a table and writes results.csv, table.txt and
 report.html. It cannot be resumed.
 """,
 }

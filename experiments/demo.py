@@ -1,4 +1,4 @@
-"""The demonstration: meta-train a small agent, put it into an ordinary job, see what it is worth.
+"""The demonstration: train the agent on, put it into an ordinary job, see what it is worth.
 
 The job is the plain PyTorch loop of `digits_job`. Policies start from AdamW's default learning
 rate; the rivals are AdamW as it comes, and AdamW with a cosine whose learning rate was tuned.
@@ -35,7 +35,7 @@ from pacesetter.inner_models.extras import require
 
 TASK = "digits, plain PyTorch loop"
 SHIPPED = AgentArm(name="shipped-policy", label="shipped policy", source="comes with pacesetter")
-TRAINED = AgentArm(name="demo-policy", label="policy just trained", source="made by this demo")
+TRAINED = AgentArm(name="demo-policy", label="policy trained on", source="made by this demo")
 DEFAULT = AgentArm(name="adamw-default", label="AdamW 1e-3", source="the default, untuned")
 COSINE = AgentArm(
     name="adamw-cosine",
@@ -57,6 +57,7 @@ class DemoConfig:
 
     Attributes:
         preset: of the meta-training.
+        init: policy that it goes on from.
         steps: updates of a run on the digits.
         num_seeds: runs per arm.
         start_lr: from which the policies start.
@@ -66,6 +67,7 @@ class DemoConfig:
     """
 
     preset: str = "demo"
+    init: str = "default"
     steps: int = 800
     num_seeds: int = 5
     start_lr: float = 1e-3
@@ -103,13 +105,15 @@ def run_demo(
     """
     for module, extra in (("stable_baselines3", "train"), ("matplotlib.figure", "compare")):
         require(module, extra=extra)
-    from pacesetter.agent.ppo import train  # needs the extra `train`
+    from pacesetter.agent.fine_tuning import fine_tuning_config  # need the extra `train`
+    from pacesetter.agent.ppo import train
 
-    preset = get_preset(config.preset)
+    init = load_policy(config.init)
+    preset = fine_tuning_config(get_preset(config.preset), init)
     if force:
         _remove_earlier(out)
     claim_folder(out, kind="demo", settings=asdict(config), resume=False)
-    say(f"1. Meta-training a small agent (preset {config.preset}) ...")
+    say(f"1. Meta-training: the shipped agent goes on learning (preset {config.preset}) ...")
     path = train(
         preset,
         out / "train",
@@ -117,12 +121,9 @@ def run_demo(
         device=config.device,
         progress=progress,
         preset=config.preset,
+        init=init,
     )
-    policies = {TRAINED: load_policy(path)}
-    try:
-        policies[SHIPPED] = load_policy()
-    except FileNotFoundError as error:
-        say(f"The shipped policy is left out: {error}")
+    policies = {TRAINED: load_policy(path), SHIPPED: init}
     say(f"2. Running an ordinary PyTorch job on the digits, {config.num_seeds} seeds per arm ...")
     records = digits_records(config, policies, progress=progress)
 

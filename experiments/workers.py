@@ -14,7 +14,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache, lru_cache
 from io import BytesIO
-from multiprocessing import get_context
+from multiprocessing import get_context, resource_tracker
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
@@ -172,7 +172,9 @@ def _work(whole: bytes, part: bytes) -> RunOutcome | None:
 def _submit(workers: int, parcel: tuple[bytes, bytes]) -> Future[RunOutcome | None]:
     """Hands a job to the pool, which starts its workers when it has one."""
     # A terminal sends Ctrl-C to all processes; it is for the first one to say when to stop.
-    # Workers inherit what is blocked, from their first instruction on.
+    # Workers inherit what is blocked, from their first instruction on. The tracker comes before
+    # them: starting it unblocks the signal.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         return _pool(workers).submit(_work, *parcel)

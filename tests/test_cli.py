@@ -397,7 +397,7 @@ def test_demo_from_start_to_report(capsys, tmp_path, monkeypatch):
     out = tmp_path / "demo"
     assert cli.main(["demo", "--out", str(out), "--quiet"]) == 0
     text = capsys.readouterr().out
-    assert "policy just trained" in text
+    assert "policy trained on" in text
     assert "tuned AdamW cosine" in text
     page = (out / "report.html").read_text()
     assert "pacesetter demo --out" in page
