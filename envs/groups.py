@@ -110,7 +110,7 @@ class FamilyGroups:
             ValueError: the family drew a horizon too short for a decision.
         """
         entropy = np.random.SeedSequence((seed, episode, group))
-        generator = torch.Generator().manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
+        generator = torch.Generator().manual_seed(int(entropy.generate_state(1, np.uint64)[0]) >> 1)
         if self.weights:
             shares = torch.tensor(self.weights, dtype=torch.float64)
             pick = int(torch.multinomial(shares, 1, generator=generator))

@@ -17,6 +17,14 @@ LOCAL = "local"
 ENVIRONMENT = ("MKL_CBWR",)
 """Variables that decide how numbers round: workers on other machines take the driver's."""
 
+_SETTINGS = {
+    # Nobody is told of a run unless its user asks for it.
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # A worker without a GPU sees those of its machine, as will be Ray's own default.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+"""What Ray reads from the environment when it is imported and started."""
+
 
 @contextmanager
 def connected(
@@ -45,10 +53,8 @@ def connected(
         ImportError: Ray is not installed.
         ValueError: there is no cluster at the address, or this machine has too few GPUs.
     """
-    # Both are read when Ray starts. Nobody is told of a run unless its user asks for it; and a
-    # worker without a GPU sees what its machine shows, which is what Ray will do by default.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
     ray = require("ray", extra="ray")
     if ray.is_initialized():
         yield ray

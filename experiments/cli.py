@@ -8,7 +8,6 @@ error.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import shlex
 import signal
@@ -160,9 +159,6 @@ def _run(args: argparse.Namespace, line: str) -> tuple[int, Answer]:
 
 
 def _stopped(args: argparse.Namespace, line: str, stop: KeyboardInterrupt) -> tuple[int, Answer]:
-    # Worker processes that are in the middle of something would be waited for.
-    for worker in multiprocessing.active_children():
-        worker.terminate()
     number = getattr(stop, "number", signal.SIGINT)
     how, following = _going_on(args, line)
     print(f"\npacesetter: stopped{how}", file=sys.stderr)

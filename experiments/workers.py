@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copyreg
 import signal
+import sys
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -17,6 +18,7 @@ from io import BytesIO
 from multiprocessing import get_context, resource_tracker
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
+from weakref import WeakSet
 
 import torch
 
@@ -101,7 +103,10 @@ class PendingRuns:
             raise
 
     def cancel(self) -> None:
-        """Takes back what has not begun."""
+        """Takes back what has not begun; where Ctrl-C is the reason, ends all of it at once."""
+        if isinstance(sys.exc_info()[1], KeyboardInterrupt):
+            _abandon()
+            return
         for future in self._futures:
             if future is not None:
                 future.cancel()
@@ -186,11 +191,30 @@ def _start_worker() -> None:
     torch.set_num_threads(1)
 
 
+_pools: WeakSet[ProcessPoolExecutor] = WeakSet()
+
+
 @cache
 def _pool(workers: int) -> ProcessPoolExecutor:
     """Workers start slowly, so that they are kept from one call to the next."""
     # Not forked: a copy of a process with threads may hang.
-    return ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker)
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start_worker)
+    _pools.add(pool)
+    return pool
+
+
+def _abandon() -> None:
+    """Ends all workers, whatever they are doing: this process is about to end.
+
+    It would otherwise wait for them, and for jobs to be read that nobody reads any more.
+    """
+    for pool in list(_pools):
+        for process in list((pool._processes or {}).values()):
+            process.kill()
+        queue = getattr(pool, "_call_queue", None)
+        if queue is not None:
+            queue.cancel_join_thread()
+    _pool.cache_clear()
 
 
 def _crashed(task: Task, job: Job, reason: str, evaluate: Sequence[SplitName]) -> RunOutcome:

@@ -17,8 +17,8 @@ import torch
 from pacesetter.agent.callbacks import CHECKPOINT, POLICY, VALIDATION
 from pacesetter.agent.engines import RayEngine
 from pacesetter.agent.ppo import train
+from pacesetter.envs import ray_cluster
 from pacesetter.envs.actions import ControlConfig
-from pacesetter.envs.ray_cluster import connected
 from pacesetter.envs.ray_groups import MOST_LOSSES, RemoteGroups, Workers
 from pacesetter.envs.ray_vec_env import RayScheduleVecEnv
 from pacesetter.envs.schedule_vec_env import ScheduleVecEnv
@@ -58,8 +58,8 @@ def cluster():
         patch.setenv("RAY_health_check_initial_delay_ms", "1000")
         patch.setenv("RAY_health_check_period_ms", "500")
         patch.setenv("RAY_health_check_failure_threshold", "2")
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        for name, value in ray_cluster._SETTINGS.items():
+            patch.setenv(name, value)
         found = cluster_utils.Cluster(
             initialize_head=True,
             head_node_args={
@@ -69,7 +69,7 @@ def cluster():
             },
         )
         try:
-            with connected(found.address):
+            with ray_cluster.connected(found.address):
                 yield found
         finally:
             found.shutdown()
