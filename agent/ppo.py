@@ -12,6 +12,7 @@ import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import nn
 
 from pacesetter.agent.callbacks import CHECKPOINT, POLICY, MetaTraining
 from pacesetter.agent.checkpoint import load_checkpoint
@@ -87,9 +88,9 @@ def make_learner(
         load_actor(model, init)
     # An input that is always zero has no gradient: what it begins with, it would keep.
     blind = [name in config.hidden_features for name in FEATURE_NAMES]
-    first = next(model.policy.mlp_extractor.policy_net.parameters())
+    actor = nn.Sequential(model.policy.mlp_extractor.policy_net, model.policy.action_net)
     with torch.no_grad():
-        first[:, blind] = 0.0
+        next(actor.parameters())[:, blind] = 0.0
     if model.use_sde:
         _fix_noise(model, seed=seed)
     return model

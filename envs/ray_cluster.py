@@ -51,6 +51,7 @@ def connected(
 
     Raises:
         ImportError: Ray is not installed.
+        TimeoutError: a cluster of this machine alone has not started in time.
         ValueError: there is no cluster at the address, or this machine has too few GPUs.
     """
     for name, value in _SETTINGS.items():
@@ -75,13 +76,21 @@ def connected(
 
 def _start(ray: Any, address: str, *, cpus: int, store: int | None) -> None:
     if address == LOCAL:
-        ray.init(
-            LOCAL,
-            num_cpus=max(available_cores(), cpus),
-            object_store_memory=store,
-            include_dashboard=False,
-            logging_level=logging.ERROR,
-        )
+        try:
+            ray.init(
+                LOCAL,
+                num_cpus=max(available_cores(), cpus),
+                object_store_memory=store,
+                include_dashboard=False,
+                logging_level=logging.ERROR,
+            )
+        except Exception as error:  # Ray's own type for it is just that
+            if "timed out" not in str(error):
+                raise
+            raise TimeoutError(
+                "Ray has not started within half a minute: this machine is too busy. Try again, or "
+                "start it once with `ray start --head` and give its address"
+            ) from error
         return
     try:
         ray.init(address, logging_level=logging.ERROR)

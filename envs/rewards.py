@@ -88,12 +88,12 @@ def sibling_scores(
     mean = filled.sum(axis=1, keepdims=True) / count
     deviation = np.where(alive, values - mean, 0.0)
     spread = np.sqrt((deviation**2).sum(axis=1, keepdims=True) / count)
-    unit = spread
+    unit = np.maximum(spread, spread_floor)
     if form == "difference":
         # Where losses have no logarithm, `comparable` has made their spread the unit already.
         logs = np.where(alive, losses > 0, True).all(axis=1, keepdims=True)
-        unit = np.where(logs, spread_floor, spread)
-    scores = np.clip(-deviation / np.maximum(unit, spread_floor), -CLIP, CLIP)
+        unit = np.where(logs, spread_floor, 1.0)
+    scores = np.clip(-deviation / unit, -CLIP, CLIP)
     return np.where(alive, scores, -CLIP)
 
 

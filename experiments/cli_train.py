@@ -177,7 +177,7 @@ def config_of(args: argparse.Namespace, init: Policy | None) -> TrainConfig:
         named_families,
         validation_families,
     )
-    from pacesetter.experiments.presets import get_preset
+    from pacesetter.experiments.presets import get_preset, weights_by_cost
 
     config = get_preset(preset_of(args))
     changes: dict[str, Any] = {}
@@ -188,6 +188,7 @@ def config_of(args: argparse.Namespace, init: Policy | None) -> TrainConfig:
     if args.families:
         families = named_families(split_names(args.families))
         changes["families"] = families
+        changes["family_weights"] = weights_by_cost(families) if config.family_weights else ()
         changes["validation_families"] = validation_families(families, config.validation_families)
     if args.validation_families:
         changes["validation_families"] = named_families(split_names(args.validation_families))

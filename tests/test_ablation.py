@@ -40,7 +40,8 @@ def test_summary_by_hand():
     assert first.families == pytest.approx((-0.2, -0.2))
     assert second.families == pytest.approx((-0.1, 0.3))
     assert second.change.estimate == pytest.approx(0.3)
-    assert second.change.low == pytest.approx(0.1) and second.change.high == pytest.approx(0.5)
+    assert second.change.low == pytest.approx(0.1)
+    assert second.change.high == pytest.approx(0.5)
     text = ablation.to_markdown([first, second], families=("a", "b"))
     assert "| other | +0.100 [-0.100, +0.300] | +0.300 [+0.100, +0.500] | -0.100 | +0.300 |" in text
 
@@ -76,7 +77,7 @@ def test_state_dependent_exploration_resumes_bit_for_bit(tmp_path):
     )
     train(config, tmp_path / "whole", seed=3, progress=False, meter=False)
 
-    class Stop(Exception):
+    class StopError(Exception):
         pass
 
     from pacesetter.agent import callbacks
@@ -89,16 +90,17 @@ def test_state_dependent_exploration_resumes_bit_for_bit(tmp_path):
         saved(*arguments)
         count += 1
         if count == 2:
-            raise Stop
+            raise StopError
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(callbacks, "save_checkpoint", save_and_stop)
-        with pytest.raises(Stop):
+        with pytest.raises(StopError):
             train(config, tmp_path / "halves", seed=3, progress=False, meter=False)
     train(config, tmp_path / "halves", seed=3, progress=False, resume=True, meter=False)
     whole, halves = (load_policy(tmp_path / n / "policy.safetensors") for n in ("whole", "halves"))
     for one, other in zip(whole.layers, halves.layers, strict=True):
-        assert (one[0] == other[0]).all() and (one[1] == other[1]).all()
+        assert (one[0] == other[0]).all()
+        assert (one[1] == other[1]).all()
 
 
 @pytest.mark.parametrize(

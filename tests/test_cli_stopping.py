@@ -26,6 +26,7 @@ PATIENCE = 250
 """Seconds; only a broken test waits as long."""
 
 JOB = """
+import multiprocessing
 import time
 from pathlib import Path
 
@@ -35,6 +36,12 @@ from pacesetter.inner_models.quadratic import Quadratic, QuadraticRanges
 
 short = Quadratic(QuadraticRanges(horizon=(20, 24)))
 
+if multiprocessing.parent_process() is not None:
+    Path("working").touch()
+
+def build():
+    return nn.Linear(3, 1)
+
 def make_task(seed):
     if not Path("go").exists():
         Path("begun").touch()
@@ -42,7 +49,7 @@ def make_task(seed):
             time.sleep(0.01)
     x = torch.randn(90, 3)
     parts = [(p, p.sum(1, keepdim=True)) for p in x.split(30)]
-    return (lambda: nn.Linear(3, 1)), parts, nn.MSELoss(), {"horizon": 20}
+    return build, parts, nn.MSELoss(), {"horizon": 20}
 """
 
 
@@ -55,7 +62,12 @@ def start(tmp_path):
     def start(*argv):
         with (tmp_path / "out.txt").open("w") as out, (tmp_path / "err.txt").open("w") as err:
             process = subprocess.Popen(
-                [*CLI, *argv], cwd=tmp_path, env=ENVIRONMENT, stdout=out, stderr=err
+                [*CLI, *argv],
+                cwd=tmp_path,
+                env=ENVIRONMENT,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,  # a terminal would send Ctrl-C to all of it, as we do
             )
         running.append(process)
         return process
@@ -107,8 +119,8 @@ def test_train_stops_after_its_rollout_and_goes_on(tmp_path, start):
 
 
 def compare(*more):
-    given = ("--arms", "policy,adamw-cosine", "--trials", "6", "--seeds", "1", "--out", "run")
-    return ("compare", "--task", "job:make_task", *given, *more)
+    given = ("--task", "job:make_task", "--trials", "6", "--seeds", "1", "--out", "run")
+    return ("compare", *given, "--arms", "adamw-cosine,policy", *more)
 
 
 def test_compare_stops_after_its_unit_and_goes_on(tmp_path, start):
@@ -137,6 +149,21 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path, start):
     assert process.wait(PATIENCE) == 130
     errors = (tmp_path / "err.txt").read_text()
     assert "stopped; nothing had begun" in errors
+    assert "Traceback" not in errors
+
+
+def test_workers_leave_ctrl_c_to_the_command_and_do_not_outlive_it(tmp_path, start):
+    (tmp_path / "go").touch()
+    process = start(*compare("schedule-free", "--jobs", "2", "--steps", "20000"))
+    wait_for((tmp_path / "working").exists, process)
+    os.killpg(process.pid, signal.SIGINT)
+    wait_for(lambda: "once more stops at once" in (tmp_path / "err.txt").read_text(), process)
+    time.sleep(0.5)
+    assert process.poll() is None  # the workers are still at it
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(PATIENCE) == 130
+    errors = (tmp_path / "err.txt").read_text()
+    assert "--resume" in errors
     assert "Traceback" not in errors
 
 

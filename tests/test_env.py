@@ -13,8 +13,8 @@ from stable_baselines3.common.env_checker import check_env as sb3_check
 from torch import nn
 
 from pacesetter.envs.features import FEATURE_BOUND, NUM_FEATURES
-from pacesetter.envs.registration import SCHEDULE_ID
 from pacesetter.envs.groups import FamilyGroups
+from pacesetter.envs.registration import SCHEDULE_ID
 from pacesetter.envs.rewards import CLIP, sibling_scores
 from pacesetter.envs.schedule_env import ScheduleEnv
 from pacesetter.envs.schedule_vec_env import ScheduleVecEnv

@@ -122,11 +122,12 @@ def same_weights(one, two):
 
 def test_settings_are_those_of_the_policy_and_gentler():
     policy = a_policy(hidden=(7, 9))
-    config = fine_tuning_config(PRESETS["laptop"], policy)
+    bold = replace(PRESETS["laptop"], log_std=-0.7)
+    config = fine_tuning_config(bold, policy)
     assert config.control == policy.control
     assert config.hidden == (7, 9)
-    assert config.log_std == fine_tuning.LOG_STD < PRESETS["laptop"].log_std
-    assert config.learning_rate == fine_tuning.LEARNING_RATE < PRESETS["laptop"].learning_rate
+    assert config.log_std == fine_tuning.LOG_STD < bold.log_std
+    assert config.learning_rate == fine_tuning.LEARNING_RATE < bold.learning_rate
     timid = replace(PRESETS["laptop"], learning_rate=1e-5, log_std=-3.0)
     config = fine_tuning_config(timid, policy)
     assert (config.learning_rate, config.log_std) == (1e-5, -3.0)

@@ -84,7 +84,7 @@ def test_in_the_environment_the_rate_falls_whatever_the_action():
         wanted = np.where(over, -1.0, 1.0)
         assert runs.codec.last_action[:, 0] == pytest.approx(wanted)
         assert runs.codec.last_action[:, 1:] == pytest.approx(np.array([[0.3, -0.2]] * 2))
-    assert any(braked) and not all(braked)
+    assert 0 < sum(braked) < len(braked)
 
 
 def test_in_a_job_too_and_the_history_says_so():
