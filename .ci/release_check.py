@@ -98,7 +98,7 @@ def environment(plan: Plan, name: str, extras: Sequence[str] = ()) -> Path:
     pinned = (plan.root / "constraints.txt").read_text(encoding="utf-8")
     pins.write_text(loosened(pinned, plan.versions), encoding="utf-8")
     pip: list[str | Path] = [programs / "python", "-m", "pip", "--disable-pip-version-check"]
-    run(plan, f"{name}-install", [*pip, "install", wanted, "-c", pins])
+    run(plan, f"{name}-install", [*pip, "install", "--no-compile", wanted, "-c", pins])
     run(plan, f"{name}-pip-check", [*pip, "check"])
     return programs
 

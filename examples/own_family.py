@@ -2,7 +2,7 @@
 
 The shipped policy learns on from it, in the folder of this file:
 
-    pacesetter train --init default --families own_family:Sines --out runs/sines
+    pacesetter train --init default --families own_family:Sines --out sines
 """
 
 from collections.abc import Callable

@@ -95,7 +95,7 @@ PRESETS: dict[str, TrainConfig] = {
     # Some minutes on two cores, for `pacesetter train --init`: from a policy that is good already.
     "fine-tune": TrainConfig(decisions=200_000, learning_rate=2e-4, log_std=LOG_STD),
     # Ten minutes a seed on one core, for `pacesetter train --init`: the recipe on everything, from
-    # a policy that is good already; made the shipped policy.
+    # a policy that is good already; no clear gain yet.
     "second-stage": TrainConfig(
         decisions=600_000, learning_rate=LEARNING_RATE, validations=6, **_RECIPE
     ),

@@ -50,6 +50,18 @@ LAYOUT = {
 STORE = 100 * 2**20
 
 
+def started():
+    """A cluster; Ray gives a machine half a minute to start one, which may be busy with others."""
+    head = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": STORE}
+    for left in (2, 1, 0):
+        try:
+            return cluster_utils.Cluster(initialize_head=True, head_node_args=head)
+        except Exception as error:
+            if not left or "timed out" not in str(error):
+                raise
+    raise AssertionError
+
+
 @pytest.fixture(scope="module")
 def cluster():
     """A cluster of one machine with two CPUs, to which tests add others; this process drives it."""
@@ -60,14 +72,7 @@ def cluster():
         patch.setenv("RAY_health_check_failure_threshold", "2")
         for name, value in ray_cluster._SETTINGS.items():
             patch.setenv(name, value)
-        found = cluster_utils.Cluster(
-            initialize_head=True,
-            head_node_args={
-                "num_cpus": 2,
-                "include_dashboard": False,
-                "object_store_memory": STORE,
-            },
-        )
+        found = started()
         try:
             with ray_cluster.connected(found.address):
                 yield found
