@@ -465,7 +465,7 @@ def test_folder_of_another_comparison_is_refused(finished, tmp_path):
         run(out, replace(CONFIG, trials=7), resume=True)
     with pytest.raises(ValueError, match="policy"):
         run(out, resume=True, policy=a_policy(1))
-    with pytest.raises(ValueError, match="data: "):
+    with pytest.raises(ValueError, match=r"data\.own/b: "):
         run(out, resume=True, tasks=[TASKS[0], small_task("own/b", seed=3)])
     with pytest.raises(FileNotFoundError, match="cannot resume"):
         run(tmp_path / "none", resume=True)
