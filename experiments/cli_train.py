@@ -75,7 +75,7 @@ def add_parsers(
         "--preset",
         metavar="NAME",
         help="size of the training: smoke (seconds), demo (3 minutes), laptop (half an hour), "
-        "workstation (3 hours); with --init, fine-tune (some minutes), second-stage (20 minutes) "
+        "workstation (3 hours); with --init, fine-tune (some minutes), second-stage (10 minutes) "
         f"(default: {DEFAULT_PRESET}; with --init: {FINE_TUNING_PRESET})",
     )
     what.add_argument(

@@ -404,7 +404,11 @@ def test_demo_from_start_to_report(capsys, tmp_path, monkeypatch):
     assert "validation family" in page
     assert not re.search(r"https?:", page)
     assert "already holds files" in failure_of_demo(capsys, out)
-    assert cli.main(["demo", "--out", str(out), "--quiet", "--force"]) == 0
+    capsys.readouterr()
+    assert cli.main(["demo", "--out", str(out), "--quiet", "--force", "--json"]) == 0
+    said = capsys.readouterr()
+    assert "Writing the report" in said.err
+    assert {"demo-policy", "adamw-default"} <= {arm["arm"] for arm in json.loads(said.out)["arms"]}
 
 
 def failure_of_demo(capsys, out):
