@@ -172,7 +172,22 @@ def test_a_killed_worker_is_restarted_and_its_episode_replayed(cluster, here):
     env.close()
 
 
-@pytest.mark.skip(reason="it goes by how soon Ray notices a lost machine: to be made sure of that")
+def until(done):
+    end = time.monotonic() + 100
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def one_is_gone(groups):
+    """Whether a worker has ended: it may outlive the machine that was removed by some seconds."""
+    answers = [actor.ready.remote() for actor in groups._actors]
+    try:
+        return len(ray.get(answers, timeout=5)) < len(answers)
+    except (ray.exceptions.GetTimeoutError, *groups._lost):
+        return True
+
+
 def test_a_lost_machine_delays_one_rollout_and_changes_nothing(cluster, here):
     node = cluster.add_node(num_cpus=1, object_store_memory=STORE)
     cluster.wait_for_nodes()
@@ -182,13 +197,11 @@ def test_a_lost_machine_delays_one_rollout_and_changes_nothing(cluster, here):
     def disturb(decision):
         if decision == 2:
             cluster.remove_node(node, allow_graceful=False)
+            until(lambda: one_is_gone(env._remote))
         if decision == 5:
             assert len(env._remote._here()) == 2  # two CPUs are left, for two workers
             nodes.append(cluster.add_node(num_cpus=1, object_store_memory=STORE))
-            end = time.monotonic() + 60
-            while env._remote._away and time.monotonic() < end:
-                time.sleep(0.1)
-                env._remote._welcome()  # as every reset does
+            until(lambda: env._remote._welcome() or not env._remote._away)  # as every reset does
 
     with warned() as told:
         assert equal(episodes(env, disturb=disturb), here)
