@@ -108,28 +108,33 @@ def actions() -> str:
 
 
 def reward_table() -> str:
-    """Both rewards, from the functions that compute them."""
-    used: dict[Callable[..., Any], str] = {
-        rewards.sibling_scores: "`ScheduleVecEnv`, meta-training",
-        rewards.improvement: "`ScheduleEnv`, one run",
-    }
-    rows = [
-        (f"`{function.__name__}`", where, _summary(function), f"±{rewards.CLIP:g}")
-        for function, where in used.items()
-    ]
-    return table(["reward", "where", "what it is", "bounds"], rows)
+    """All rewards, from the functions that compute them; a form without a meaning is an error."""
+    said = _summary(rewards.sibling_scores)
+    meanings = dict(
+        re.findall(r'^- ``"(.+?)"``: (.+?)(?=^- |\n\n)', said, re.MULTILINE | re.DOTALL)
+    )
+    rows: list[Sequence[object]] = []
+    for form in rewards.REWARD_FORMS:
+        users = ", ".join(f"`{name}`" for name, c in PRESETS.items() if c.reward == form)
+        where = f"meta-training, siblings; presets: {users or 'none'}"
+        rows.append((f"`{form}`", where, meanings[form], f"±{rewards.CLIP:g}"))
+    one = _summary(rewards.improvement)
+    rows.append(("`improvement`", "`ScheduleEnv`, one run", one, f"±{rewards.CLIP:g}"))
+    head, _, tail = said.partition("\n\n- ")
+    tail = tail.rpartition("\n\n")[2]
+    return f"{head} {tail}\n\n" + table(["reward", "where", "what it is", "bounds"], rows)
 
 
 def reward_example() -> str:
-    """The reward of five siblings, computed when the manual is built."""
-    losses = np.array([[0.96, 0.98, 1.00, 1.03, np.nan]])
-    floors = (rewards.SPREAD_FLOOR, TrainConfig(decisions=1).spread_floor)
+    """The rewards of five siblings, computed when the manual is built."""
+    losses = np.array([[0.60, 0.90, 1.00, 1.60, np.nan]])
+    trained = PRESETS["laptop"].spread_floor
     rows: list[Sequence[object]] = [
         ("outer-valid loss", *("diverged" if np.isnan(x) else f"{x:.2f}" for x in losses[0]))
     ]
-    for floor in floors:
-        scores = rewards.sibling_scores(losses, spread_floor=floor)[0]
-        rows.append((f"reward, floor {floor:g}", *(f"{score:+.2f}" for score in scores)))
+    for form in rewards.REWARD_FORMS:
+        scores = rewards.sibling_scores(losses, spread_floor=trained, form=form)[0]
+        rows.append((f"`{form}`", *(f"{score:+.2f}" for score in scores)))
     return table(["", "run 1", "run 2", "run 3", "run 4", "run 5"], rows)
 
 
@@ -229,7 +234,7 @@ def _dimension(name: str, dimension: Dimension | Choice) -> str:
 def _summary(function: Callable[..., Any]) -> str:
     """What a docstring says before its sections."""
     parsed = griffe.Docstring(function.__doc__ or "").parse("google", warnings=False)
-    return " ".join(str(parsed[0].value).split())
+    return str(parsed[0].value)
 
 
 TABLES: dict[str, Callable[[], str]] = {
