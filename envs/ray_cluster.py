@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,8 +13,10 @@ from typing import Any
 
 from pacesetter.inner_models.extras import require
 
-LOCAL = "local"
-"""Address that starts a cluster of this machine alone, which ends with this process."""
+LOCAL, AUTO = "local", "auto"
+"""Addresses: a cluster of this machine that ends with this process; one that is found here."""
+SECONDS_TO_CONNECT = 10.0
+"""Ray itself tries for minutes to reach a machine that is not there."""
 ENVIRONMENT = ("MKL_CBWR",)
 """Variables that decide how numbers round: workers on other machines take the driver's."""
 
@@ -52,7 +55,7 @@ def connected(
     Raises:
         ImportError: Ray is not installed.
         TimeoutError: a cluster of this machine alone has not started in time.
-        ValueError: there is no cluster at the address, or this machine has too few GPUs.
+        ValueError: that is no address, there is no cluster, or this machine has too few GPUs.
     """
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -93,11 +96,30 @@ def _start(ray: Any, address: str, *, cpus: int, store: int | None) -> None:
             ) from error
         return
     try:
+        if address != AUTO:
+            _knock(address)
         ray.init(address, logging_level=logging.ERROR)
-    except ConnectionError as error:
+    except OSError as error:
         raise ValueError(
-            f"there is no Ray cluster at {address}: {error}. Start one with `ray start --head`"
+            f"there is no Ray cluster at {address}: {str(error).rstrip('.')}. Start one with "
+            "`ray start --head`"
         ) from error
+
+
+def _knock(address: str) -> None:
+    """Sees whether anybody is there.
+
+    Raises:
+        OSError: nobody is.
+        ValueError: it is no address.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdecimal() or int(port) >= 2**16:
+        raise ValueError(
+            f"expected the address of a Ray cluster, host:port such as 10.0.0.1:6379, {AUTO} or "
+            f"{LOCAL}, but got {address!r}"
+        )
+    socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS_TO_CONNECT).close()
 
 
 @contextmanager

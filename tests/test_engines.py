@@ -1,6 +1,7 @@
 """Where work is done: what can be said of Ray's engine without starting Ray."""
 
 import json
+import socket
 import subprocess
 import sys
 
@@ -61,6 +62,20 @@ def test_numbers_out_of_range_are_refused():
         with pytest.raises(ValueError, match="needs both --device cuda and --gpus-per-worker"):
             engine.check_device(device)
     RayEngine(gpus_per_worker=0.5).check_device("cuda")
+
+
+def test_an_address_where_no_cluster_is_is_refused_at_once():
+    pytest.importorskip("ray", reason="needs Ray: pip install 'pacesetter[ray]'")
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # and does not listen
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        refused = f"no Ray cluster at {address}: .*refused.* Start one with `ray start --head`"
+        with pytest.raises(ValueError, match=refused), RayEngine(address=address).opened():
+            pass
+    for address in ("head", "head:port", "ray://head:10001", ":6379", "head:65536"):
+        wrong = f"expected the address of a Ray cluster, host:port .* but got '{address}'"
+        with pytest.raises(ValueError, match=wrong), RayEngine(address=address).opened():
+            pass
 
 
 def test_options_of_ray_need_the_engine_and_ray_itself(tmp_path, monkeypatch, capsys):
