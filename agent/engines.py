@@ -37,7 +37,8 @@ class RayEngine:
         threads: of each worker; None: for a single one as many as in this process, with which it
             computes the same numbers as this process would; else 1.
         address: of the cluster; see `pacesetter.envs.ray_cluster.connected`.
-        patience: seconds that a lost worker is waited for before the others take its work over.
+        patience: seconds that a lost or stuck worker is waited for before the others take its
+            groups over; of no use to comparisons, whose lost units Ray runs again.
 
     Raises:
         ValueError: a number is out of range.

@@ -5,7 +5,10 @@ there are cores. "Sleeping" has workers that only sleep a given time per decisio
 number of them fits on a few cores: what a decision takes beyond that time is the engine's own
 (messages, waiting for the slowest, joining results), and how it grows with the workers shows.
 
-    OMP_NUM_THREADS=1 python benchmarks/scale_out.py | tee benchmarks/results/scale-out.txt
+    export OMP_NUM_THREADS=1
+    python benchmarks/scale_out.py | grep -v '(raylet)' | tee benchmarks/results/scale-out.txt
+
+What is left out are remarks of Ray's that so many workers are many for the cores.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import os
 import platform
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,13 +26,13 @@ import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
 
-from pacesetter.agent.config import TrainConfig
 from pacesetter.agent.ppo import make_learner
 from pacesetter.envs.ray_cluster import available_cores, connected
 from pacesetter.envs.ray_groups import Workers
 from pacesetter.envs.ray_vec_env import RayScheduleVecEnv
 from pacesetter.envs.schedule_vec_env import ScheduleVecEnv
 from pacesetter.envs.turns import Turn
+from pacesetter.experiments.presets import get_preset
 
 STORE = 2**28
 ROWS = 32
@@ -128,21 +131,25 @@ def sleeping(counts: Sequence[int], seconds: float, decisions: int) -> None:
 
 def training(counts: Sequence[int], groups: int, rollouts: int) -> None:
     """Prints decisions a second of meta-training on real inner runs, by the number of workers."""
-    config = TrainConfig(decisions=10**6, num_groups=groups)
+    config = replace(get_preset("laptop"), num_groups=groups)
     layout: dict[str, Any] = {
         "num_groups": config.num_groups,
         "tasks_per_group": config.tasks_per_group,
         "siblings": config.siblings,
         "control": config.control,
+        "spread_floor": config.spread_floor,
+        "reward": config.reward,
+        "family_weights": config.family_weights,
         "seed": 0,
     }
     print(
-        f"\nMeta-training of {config.num_envs} runs in {groups} groups of all meta-train families"
+        f"\nMeta-training with the preset laptop, {config.num_envs} runs in {groups} groups,\n"
+        f"PPO included: {rollouts} rollouts after one to warm up, the same episodes each time;\n"
+        "median, least and greatest of the rollouts. Ratios are of the same rollout."
     )
-    print(f"(PPO included; {rollouts} rollouts after one to warm up; the same episodes each time).")
-    print("workers        decisions/s  over one worker")
-    first = 0.0
-    for count in (0, *counts):
+    print("workers       decisions/s                  over one worker")
+    seconds: dict[int, NDArray[np.float64]] = {}
+    for count in (1, 0, *counts[1:]):
         if count:
             env: ScheduleVecEnv = RayScheduleVecEnv(
                 config.families, workers=Workers(count=count), prefetch=True, **layout
@@ -150,15 +157,20 @@ def training(counts: Sequence[int], groups: int, rollouts: int) -> None:
         else:
             env = ScheduleVecEnv(config.families, **layout)
         model = make_learner(config, env, seed=0)
-        model.learn(config.rollout, callback=Awaiting(env))
-        start = time.perf_counter()
-        model.learn(rollouts * config.rollout, callback=Awaiting(env), reset_num_timesteps=False)
-        rate = rollouts * config.rollout / (time.perf_counter() - start)
+        taken = []
+        for rollout in range(rollouts + 1):
+            start = time.perf_counter()
+            model.learn(config.rollout, callback=Awaiting(env), reset_num_timesteps=rollout == 0)
+            taken.append(time.perf_counter() - start)
         env.close()
-        first = rate if count == 1 else first
+        seconds[count] = np.array(taken[1:])
         name = f"{count}" if count else "local engine"
-        times = f"{rate / first:15.2f}" if count else ""
-        print(f"{name:12s}  {rate:12,.0f}  {times}", flush=True)
+        rate = _spread(config.rollout / seconds[count], ",.0f")
+        print(f"{name:12s}  {rate:27s}  {_spread(seconds[1] / seconds[count], '.2f')}", flush=True)
+
+
+def _spread(values: NDArray[np.float64], form: str) -> str:
+    return f"{np.median(values):{form}} ({values.min():{form}} to {values.max():{form}})"
 
 
 def main() -> None:
@@ -169,7 +181,7 @@ def main() -> None:
     parser.add_argument("--decisions", type=int, default=60, metavar="N", help="asleep, to average")
     parser.add_argument("--most", type=int, default=64, metavar="N", help="sleeping workers")
     parser.add_argument("--groups", type=int, default=8, metavar="N", help="of real inner runs")
-    parser.add_argument("--rollouts", type=int, default=3, metavar="N", help="of real inner runs")
+    parser.add_argument("--rollouts", type=int, default=7, metavar="N", help="of real inner runs")
     args = parser.parse_args()
     cores = available_cores()
     awake = [n for n in (1, 2, 4, 8) if n <= min(cores, args.groups)]

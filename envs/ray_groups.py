@@ -1,7 +1,7 @@
-"""Groups of inner runs in Ray actors: sent out, collected, and replayed where a worker was lost.
+"""Groups of inner runs in Ray actors: sent out, collected, and replayed where a worker fails.
 
-What a group is depends on its seed and the actions taken in it alone. So a lost group costs time
-and changes nothing, and it does not matter which worker holds it.
+What a group is depends on its seed and the actions taken in it alone. So a group whose worker is
+lost, or stuck, costs time and changes nothing, and it does not matter which worker holds it.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 MOST_LOSSES = 3
 """A worker that is lost more often within one episode is no accident."""
+LATE = 10.0
+"""A worker is late that takes so many times as long as the slowest other, or as it did last."""
 SECONDS_BETWEEN_TRIES = 0.2
 """While Ray is restarting a worker."""
 SECONDS_BETWEEN_WARNINGS = 30.0
@@ -38,7 +40,8 @@ class Workers:
         count: how many.
         threads: of torch, and CPUs, of each; None: one CPU, and torch as it is.
         gpus: share of a GPU of each, such as 0.25; or several.
-        patience: seconds that a lost worker is waited for before the others take its groups over.
+        patience: seconds that a lost worker, or one that is late by all that is known (`LATE`), is
+            waited for before the others take its groups over.
     """
 
     count: int
@@ -54,6 +57,10 @@ class Workers:
         if self.gpus < 0 or (self.gpus > 1 and self.gpus != int(self.gpus)):
             raise ValueError(
                 f"a worker has a share of a GPU, or whole ones, but gpus is {self.gpus}"
+            )
+        if not self.patience > 0:
+            raise ValueError(
+                f"patience with workers must be positive, in seconds, but got {self.patience}"
             )
 
 
@@ -86,9 +93,10 @@ class RemoteGroups:
             actor.remote(source, threads=workers.threads, environment=rounding_environment())
             for _ in range(workers.count)
         ]
-        self._away: dict[int, Any] = {}  # lost workers, each with what it answers once it is back
+        self._away: dict[int, Any] = {}  # workers, each with what it answers once it is back
         self._losses: Counter[int] = Counter()
-        self._seed = self._episode = 0
+        self._took: dict[int, float] = {}  # seconds, of a worker's latest answer in this episode
+        self._seed, self._episode, self._since = 0, 0, 0.0
         self._owner: list[int] = []
         self._past: list[list[NDArray[Any]]] = []
         self._waiting: dict[Any, int] = {}
@@ -98,7 +106,9 @@ class RemoteGroups:
         """Has the workers draw an episode's groups and train their first intervals."""
         self._welcome()
         self._seed, self._episode, self._past = seed, episode, []
+        self._since = time.monotonic()
         self._losses.clear()
+        self._took.clear()
         here = self._here()
         self._owner = [here[g * len(here) // self._num_groups] for g in range(self._num_groups)]
         self._waiting = {
@@ -120,13 +130,24 @@ class RemoteGroups:
     def collect(self) -> list[Any]:
         """Waits; returns what the workers' methods return, one for each group."""
         found: dict[int, Any] = {}
+        begun, slowest = time.monotonic(), 0.0
         while self._waiting:
-            done, _ = self._ray.wait(list(self._waiting), num_returns=1)
+            left = None if not found else begun + self._limit(slowest) - time.monotonic()
+            done, _ = self._ray.wait(
+                list(self._waiting), timeout=None if left is None else max(0.0, left)
+            )
+            if not done:
+                self._relieve(time.monotonic() - begun)
+                begun, slowest = time.monotonic(), 0.0
+                continue
             worker = self._waiting.pop(done[0])
             try:
                 found |= self._get(done[0])
             except self._lost as error:
                 self._replay(worker, error)
+                begun, slowest = time.monotonic(), 0.0
+            else:
+                self._took[worker] = slowest = time.monotonic() - begun
         return [found[g] for g in range(self._num_groups)]
 
     def tasks(self) -> list[Any]:
@@ -171,7 +192,6 @@ class RemoteGroups:
         """Has the groups of a lost worker brought to where they were: there, or by the others."""
         # Whatever else it was asked for is lost as well, and what it had answered is forgotten.
         self._waiting = {ref: w for ref, w in self._waiting.items() if w != worker}
-        groups = self._groups_of(worker)
         self._losses[worker] += 1
         reason = type(error).__name__
         where = f"episode {self._episode}, decision {len(self._past)}"
@@ -186,14 +206,47 @@ class RemoteGroups:
             RuntimeWarning,
             stacklevel=3,
         )
-        heirs = [worker] if self._is_back(worker) else self._here()
-        if heirs != [worker]:
-            warnings.warn(
-                f"worker {worker} has not come back within {self._workers.patience:g} seconds; "
-                "the others take its runs over until it does",
-                RuntimeWarning,
-                stacklevel=3,
-            )
+        if self._is_back(worker):
+            self._hand_over(worker, [worker])
+            return
+        warnings.warn(
+            f"worker {worker} has not come back within {self._workers.patience:g} seconds; "
+            "the others take its runs over until it does",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        self._hand_over(worker, self._here())
+
+    def _limit(self, slowest: float) -> float:
+        """Seconds after which those that have not answered are late.
+
+        Args:
+            slowest: seconds that the slowest answer took so far.
+        """
+        before = [self._took.get(worker, 0.0) for worker in self._waiting.values()]
+        return self._workers.patience + LATE * max(slowest, *before)
+
+    def _relieve(self, seconds: float) -> None:
+        """Has the others do the work of those that are late; what these answer is not needed."""
+        late = sorted(set(self._waiting.values()))
+        heirs = [worker for worker in self._here() if worker not in late]
+        if not heirs:
+            return
+        warnings.warn(
+            f"workers {', '.join(map(str, late))} have not answered for {seconds:.0f} seconds in "
+            f"episode {self._episode}, decision {len(self._past)}; the others take their runs over "
+            "until they do",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        self._waiting.clear()
+        for worker in late:
+            self._away[worker] = self._actors[worker].ready.remote()
+            self._hand_over(worker, heirs)
+
+    def _hand_over(self, worker: int, heirs: Sequence[int]) -> None:
+        """Has the groups of a worker brought to where they were, by others or by itself."""
+        groups = self._groups_of(worker)
         for i, group in enumerate(groups):
             self._owner[group] = heirs[i % len(heirs)]
         for heir in heirs:
@@ -201,6 +254,7 @@ class RemoteGroups:
             if past:
                 call = self._actors[heir].replay.remote(self._seed, self._episode, past)
                 self._waiting[call] = heir
+                self._took[heir] = time.monotonic() - self._since  # a replay takes as long again
 
     def _is_back(self, worker: int) -> bool:
         """Whether Ray has restarted a worker in time; where it was the last one, it has to."""

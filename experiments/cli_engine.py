@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,11 +14,16 @@ if TYPE_CHECKING:
     from pacesetter.agent.config import TrainConfig
     from pacesetter.agent.engines import MakeEnv, RayEngine
 
-_ONLY_RAY = ("workers", "threads_per_worker", "gpus_per_worker", "address")
+_ONLY_RAY = ("workers", "threads_per_worker", "gpus_per_worker", "address", "patience")
 
 
-def add_engine_options(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--engine`` and what belongs to it, in a group of their own."""
+def add_engine_options(parser: argparse.ArgumentParser, *, episodes: bool = False) -> None:
+    """Adds ``--engine`` and what belongs to it, in a group of their own.
+
+    Args:
+        parser: of the command.
+        episodes: whether workers hold groups of runs, which others can take over.
+    """
     group = parser.add_argument_group("where the work is done")
     group.add_argument(
         "--engine",
@@ -49,6 +55,14 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         metavar="HOST:PORT",
         help="Ray cluster to connect to (default: $RAY_ADDRESS, or else one of this machine alone)",
     )
+    if episodes:
+        group.add_argument(
+            "--patience",
+            type=float,
+            metavar="SECONDS",
+            help="how long a worker that is lost or stuck is waited for before others take its "
+            "runs over (default: 60)",
+        )
 
 
 def engine_of(args: argparse.Namespace) -> RayEngine | None:
@@ -58,7 +72,7 @@ def engine_of(args: argparse.Namespace) -> RayEngine | None:
         ImportError: Ray is asked for and not installed.
         ValueError: an option of Ray's without Ray, or a number out of range.
     """
-    given = [name for name in _ONLY_RAY if getattr(args, name) is not None]
+    given = [name for name in _ONLY_RAY if getattr(args, name, None) is not None]
     if args.engine == "local":
         if given:
             raise ValueError(f"--{given[0].replace('_', '-')} is of use with --engine ray only")
@@ -68,12 +82,14 @@ def engine_of(args: argparse.Namespace) -> RayEngine | None:
     require("ray", extra="ray")
     from pacesetter.agent.engines import RayEngine
 
-    return RayEngine(
+    engine = RayEngine(
         workers=args.workers,
         threads=args.threads_per_worker,
         gpus_per_worker=args.gpus_per_worker or 0.0,
         address=args.address,
     )
+    patience = getattr(args, "patience", None)
+    return engine if patience is None else replace(engine, patience=patience)
 
 
 @contextmanager

@@ -116,7 +116,7 @@ def add_parsers(
         help="policy file to go on learning from, or default: the shipped one; it is validated "
         "first, and what comes out is never worse on the validation tasks",
     )
-    add_engine_options(train)
+    add_engine_options(train, episodes=True)
     long_running(train, resume="go on with the run in DIR; give the other options as before")
 
     demo = command("demo", "see all of it at work, in a few minutes")
