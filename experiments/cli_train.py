@@ -25,7 +25,7 @@ Meta-train an agent, or fine-tune one on your own jobs.
 
 examples:
   pacesetter train --preset smoke --out runs/smoke      see that it works, in seconds
-  pacesetter train --preset laptop --out runs/laptop    about half an hour
+  pacesetter train --preset laptop --out runs/laptop    a quarter of an hour
   pacesetter train --preset laptop --out runs/laptop --resume
   pacesetter train --init default --families my_module:my_family --out runs/mine
   pacesetter train --init default --families meta-train,my_module:my_family \\
@@ -74,8 +74,9 @@ def add_parsers(
     what.add_argument(
         "--preset",
         metavar="NAME",
-        help="size of the training: smoke (seconds), demo (3 minutes), laptop (half an hour), "
-        "workstation (3 hours); with --init, fine-tune (some minutes), second-stage (10 minutes) "
+        help="size of the training: smoke (seconds), laptop (a quarter of an hour), workstation "
+        "(3 hours), gpu (not timed yet); with --init, demo (2 minutes), fine-tune (some minutes), "
+        "second-stage (10 minutes) "
         f"(default: {DEFAULT_PRESET}; with --init: {FINE_TUNING_PRESET})",
     )
     what.add_argument(
