@@ -56,9 +56,10 @@ demo: venv
 	test ! -e runs/demo || mv runs/demo runs/demo-until-$$(date +%Y%m%d-%H%M%S)
 	$(BIN)/pacesetter demo --out runs/demo
 
-# Opened from the disk it needs no network. The variable silences an advertisement.
+# Opened from the disk it needs no network. The variable silences an advertisement; with --quiet,
+# warnings would not count.
 docs: $(STAMP)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "open site/index.html"
 
 tutorials: $(STAMP)

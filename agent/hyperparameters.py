@@ -184,13 +184,20 @@ class GroupHyperparameters:
         if self._sets_momentum and momentum is not None:
             if "betas" in group and isinstance(group["lr"], Tensor):
                 # As lr is, lest a compiled step be compiled anew whenever a float changes.
-                group["betas"] = tuple(_as_tensor(beta) for beta in group["betas"])
+                dtype = self._beta_dtype(group)
+                group["betas"] = tuple(_as_tensor(beta, dtype) for beta in group["betas"])
             value, momentum = _filled(_momentum_in(group), momentum)
             if "betas" in group:
                 group["betas"] = (value, *group["betas"][1:])
             else:
                 group["momentum"] = value
         return Setting(lr, momentum)
+
+    def _beta_dtype(self, group: dict[str, Any]) -> torch.dtype:
+        # These two, in older versions of torch, want the dtype of the parameters.
+        wants_same = isinstance(self._optimizer, torch.optim.NAdam | torch.optim.RAdam)
+        single = group["params"][0].dtype == torch.float32
+        return torch.float32 if wants_same and single else torch.float64
 
     def _bounded(self, start: Setting, change: float) -> float:
         if start.momentum is None:
@@ -249,8 +256,8 @@ def _differs(value: Any, written: float) -> bool:
     return float(value) != written
 
 
-def _as_tensor(value: Any) -> Tensor:
-    return value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+def _as_tensor(value: Any, dtype: torch.dtype) -> Tensor:
+    return value if isinstance(value, Tensor) else torch.tensor(value, dtype=dtype)
 
 
 def _filled(old: Any, value: float) -> tuple[Any, float]:

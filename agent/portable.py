@@ -103,6 +103,7 @@ def export_program(policy: Policy, path: str | PathLike[str]) -> Path:
         _Network(policy),
         (torch.zeros(2, NUM_FEATURES),),
         dynamic_shapes={"features": {0: torch.export.Dim("n")}},
+        strict=False,  # the newer default; the older one cannot trace named buffers
     )
     file = io.BytesIO()
     torch.export.save(program, file, extra_files={METADATA_FILE: json.dumps(metadata(policy))})

@@ -96,7 +96,8 @@ class RemoteGroups:
         self._away: dict[int, Any] = {}  # workers, each with what it answers once it is back
         self._losses: Counter[int] = Counter()
         self._took: dict[int, float] = {}  # seconds, of a worker's latest answer in this episode
-        self._seed, self._episode, self._since = 0, 0, 0.0
+        self._seed = self._episode = 0
+        self._since = self._asked = 0.0  # when the episode began, and when work was last asked for
         self._owner: list[int] = []
         self._past: list[list[NDArray[Any]]] = []
         self._waiting: dict[Any, int] = {}
@@ -106,7 +107,7 @@ class RemoteGroups:
         """Has the workers draw an episode's groups and train their first intervals."""
         self._welcome()
         self._seed, self._episode, self._past = seed, episode, []
-        self._since = time.monotonic()
+        self._since = self._asked = time.monotonic()
         self._losses.clear()
         self._took.clear()
         here = self._here()
@@ -122,6 +123,7 @@ class RemoteGroups:
             actions: (rows, 3), one for each group.
         """
         self._past.append(list(actions))
+        self._asked = time.monotonic()
         self._waiting = {
             self._actors[w].take.remote({g: actions[g] for g in self._groups_of(w)}): w
             for w in dict.fromkeys(self._owner)
@@ -130,24 +132,22 @@ class RemoteGroups:
     def collect(self) -> list[Any]:
         """Waits; returns what the workers' methods return, one for each group."""
         found: dict[int, Any] = {}
-        begun, slowest = time.monotonic(), 0.0
+        slowest = 0.0
         while self._waiting:
-            left = None if not found else begun + self._limit(slowest) - time.monotonic()
-            done, _ = self._ray.wait(
-                list(self._waiting), timeout=None if left is None else max(0.0, left)
-            )
+            # Where nobody has answered yet, nobody is late.
+            left = self._asked + self._limit(slowest) - time.monotonic() if found else None
+            timeout = None if left is None else max(0.0, left)
+            done, _ = self._ray.wait(list(self._waiting), timeout=timeout)
             if not done:
-                self._relieve(time.monotonic() - begun)
-                begun, slowest = time.monotonic(), 0.0
+                self._relieve(time.monotonic() - self._asked)
                 continue
             worker = self._waiting.pop(done[0])
             try:
                 found |= self._get(done[0])
             except self._lost as error:
                 self._replay(worker, error)
-                begun, slowest = time.monotonic(), 0.0
             else:
-                self._took[worker] = slowest = time.monotonic() - begun
+                self._took[worker] = slowest = time.monotonic() - self._asked
         return [found[g] for g in range(self._num_groups)]
 
     def tasks(self) -> list[Any]:
@@ -231,6 +231,7 @@ class RemoteGroups:
         late = sorted(set(self._waiting.values()))
         heirs = [worker for worker in self._here() if worker not in late]
         if not heirs:
+            self._asked = time.monotonic()
             return
         warnings.warn(
             f"workers {', '.join(map(str, late))} have not answered for {seconds:.0f} seconds in "
@@ -246,7 +247,7 @@ class RemoteGroups:
 
     def _hand_over(self, worker: int, heirs: Sequence[int]) -> None:
         """Has the groups of a worker brought to where they were, by others or by itself."""
-        groups = self._groups_of(worker)
+        groups, self._asked = self._groups_of(worker), time.monotonic()
         for i, group in enumerate(groups):
             self._owner[group] = heirs[i % len(heirs)]
         for heir in heirs:
@@ -254,7 +255,7 @@ class RemoteGroups:
             if past:
                 call = self._actors[heir].replay.remote(self._seed, self._episode, past)
                 self._waiting[call] = heir
-                self._took[heir] = time.monotonic() - self._since  # a replay takes as long again
+                self._took[heir] = self._asked - self._since  # a replay takes as long again
 
     def _is_back(self, worker: int) -> bool:
         """Whether Ray has restarted a worker in time; where it was the last one, it has to."""

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +69,7 @@ def test_file_gives_back_the_policy(tmp_path):
     assert loaded.to_bytes() == path.read_bytes()
     assert loaded.header["features"][0][0] == FEATURE_NAMES[0]
     assert loaded.header["decisions"] == 1000
-    assert loaded.header["versions"]["torch"] == torch.__version__
+    assert loaded.header["versions"]["torch"] == metadata.version("torch")
     assert [p.name for p in path.parent.iterdir()] == ["p.safetensors"]  # nothing temporary left
 
 

@@ -7,6 +7,7 @@ code is, so that no table can fall behind it.
 from __future__ import annotations
 
 import posixpath
+from typing import Literal
 
 from manual import notebooks, repository, tables
 from mkdocs.config.defaults import MkDocsConfig
@@ -14,8 +15,13 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 
-def on_config(config: MkDocsConfig) -> None:
-    """Lays the links by which mkdocstrings finds the packages, as `make types` does."""
+def on_startup(command: Literal["build", "gh-deploy", "serve"], dirty: bool) -> None:
+    """Lays the links by which mkdocstrings finds the packages, before it looks for them.
+
+    Args:
+        command: of MkDocs.
+        dirty: whether only changed pages are built.
+    """
     repository.lay_links()
 
 
