@@ -60,6 +60,8 @@ class TrainingJob:
 def main() -> None:
     """Checks what is installed, then what it does."""
     warnings.simplefilter("error")
+    # torch 2.6 leaves a folder to be removed when the interpreter ends.
+    warnings.simplefilter("ignore", ResourceWarning)
     there = [name for name in UNWANTED if find_spec(name)]
     demand(not there, f"expected the core only, but {', '.join(there)} can be imported")
     code = Path(pacesetter.agent.__file__)
