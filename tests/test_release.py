@@ -290,4 +290,4 @@ def test_table_of_versions_in_the_readme_is_that_of_the_pins():
     assert len(table) == 3
     for name, (allowed, oldest, newest) in table.items():
         assert Version(allowed) == Version(floors[name])
-        assert Version(allowed) <= Version(oldest) <= Version(newest) == Version(pins[name])
+        assert Version(allowed) <= Version(oldest) <= Version(pins[name]) <= Version(newest)
