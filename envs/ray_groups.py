@@ -6,6 +6,7 @@ lost, or stuck, costs time and changes nothing, and it does not matter which wor
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections import Counter
@@ -58,9 +59,10 @@ class Workers:
             raise ValueError(
                 f"a worker has a share of a GPU, or whole ones, but gpus is {self.gpus}"
             )
-        if not self.patience > 0:
+        if not 0 < self.patience < math.inf:
             raise ValueError(
-                f"patience with workers must be positive, in seconds, but got {self.patience}"
+                "patience with workers must be a positive number of seconds, but got "
+                f"{self.patience}"
             )
 
 

@@ -56,7 +56,7 @@ def test_numbers_out_of_range_are_refused():
         RayEngine(threads=-1)
     with pytest.raises(ValueError, match=r"whole ones, but gpus is 1\.5"):
         Workers(count=1, gpus=1.5)
-    with pytest.raises(ValueError, match=r"patience with workers must be positive.* got 0"):
+    with pytest.raises(ValueError, match="patience with workers must be a positive number"):
         RayEngine(patience=0)
     with pytest.raises(ValueError, match="Ray chooses the GPU of a worker: give cuda, not cuda:1"):
         RayEngine(gpus_per_worker=0.5).check_device("cuda:1")
