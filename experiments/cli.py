@@ -129,8 +129,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             _print(to_json(data))
         raise
     line = shlex.join(["pacesetter", *argv])
-    # Whatever prints, a user's own module too: standard output is for one JSON object.
-    elsewhere = redirect_stdout(sys.stderr) if args.json else nullcontext()
+    # Whatever prints, a user's own module too: standard output is for one JSON object. Ray repeats
+    # there what its workers print, and remarks of its own.
+    crowded = args.json or getattr(args, "engine", None) == "ray"
+    elsewhere = redirect_stdout(sys.stderr) if crowded else nullcontext()
     with heeding_signals(), elsewhere:
         code, answer = _run(args, line)
     if args.json:

@@ -3,38 +3,27 @@
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 import warnings
 from contextlib import contextmanager
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from pacesetter.agent.callbacks import CHECKPOINT, POLICY, VALIDATION
-from pacesetter.agent.engines import RayEngine
-from pacesetter.agent.ppo import train
-from pacesetter.envs import ray_cluster
 from pacesetter.envs.actions import ControlConfig
 from pacesetter.envs.ray_groups import MOST_LOSSES, RemoteGroups, Workers
 from pacesetter.envs.ray_vec_env import RayScheduleVecEnv
 from pacesetter.envs.schedule_vec_env import ScheduleVecEnv
-from pacesetter.experiments import compare as compare_module
-from pacesetter.experiments.baselines import OPEN_LOOP, STRICT
-from pacesetter.experiments.baselines import POLICY as POLICY_ARM
-from pacesetter.experiments.compare import CompareConfig, compare
-from pacesetter.experiments.presets import PRESETS
-from pacesetter.experiments.ray_pool import RayPool, Unit, each
-from pacesetter.inner_models.registry import fixed_task
 from pacesetter.inner_models.teacher import TeacherMLP, TeacherRanges
 
 ray = pytest.importorskip("ray", reason="needs Ray: pip install 'pacesetter[ray]'")
-cluster_utils = pytest.importorskip("ray.cluster_utils")
 # On a busy machine a worker may take long to start, and then the engine says so.
-pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore:waiting for")]
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.filterwarnings("ignore:waiting for"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 FAMILIES = [
     TeacherMLP(TeacherRanges(num_train=(128, 256), horizon=(24, 40), eval_rows=32), name=name)
@@ -48,45 +37,6 @@ LAYOUT = {
     "control": ControlConfig(num_intervals=5),
 }
 STORE = 100 * 2**20
-
-
-def started():
-    """A cluster; Ray gives a machine half a minute to start one, which may be busy with others."""
-    head = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": STORE}
-    for left in (2, 1, 0):
-        try:
-            return cluster_utils.Cluster(initialize_head=True, head_node_args=head)
-        except Exception as error:
-            if not left or "timed out" not in str(error):
-                raise
-    raise AssertionError
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    """A cluster of one machine with two CPUs, to which tests add others; this process drives it."""
-    with pytest.MonkeyPatch.context() as patch:
-        # How soon the loss of a machine is noticed.
-        patch.setenv("RAY_health_check_initial_delay_ms", "1000")
-        patch.setenv("RAY_health_check_period_ms", "500")
-        patch.setenv("RAY_health_check_failure_threshold", "2")
-        for name, value in ray_cluster._SETTINGS.items():
-            patch.setenv(name, value)
-        found = started()
-        try:
-            with ray_cluster.connected(found.address):
-                yield found
-        finally:
-            found.shutdown()
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Workers have one thread each, with which alone numbers round alike."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def episodes(env, decisions=9, *, disturb=lambda decision: None):
@@ -283,119 +233,3 @@ def test_what_a_group_raises_is_raised_here(cluster):
     with pytest.raises(ValueError, match="'teacher-mlp' drew a horizon of 3 steps, too short"):
         env.reset()
     env.close()
-
-
-def command(out, address, *more):
-    return [
-        *(sys.executable, "-m", "pacesetter.experiments.cli", "train", "--preset", "smoke"),
-        *(
-            "--decisions",
-            "1000",
-            "--seed",
-            "7",
-            "--engine",
-            "ray",
-            "--workers",
-            "2",
-            "--address",
-            address,
-        ),
-        *("--quiet", "--out", str(out), *more),
-    ]
-
-
-def test_a_driver_killed_by_kill_9_resumes_to_the_policy_of_the_local_engine(cluster, tmp_path):
-    config = replace(PRESETS["smoke"], decisions=1_000)
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command(killed, cluster.address),
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    checkpoint = killed / CHECKPOINT
-    try:
-        while process.poll() is None and not (
-            checkpoint.exists()
-            and torch.load(checkpoint, weights_only=True)["num_timesteps"] >= 2 * config.rollout
-        ):
-            time.sleep(0.01)
-    finally:
-        process.kill()
-    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
-    done = torch.load(checkpoint, weights_only=True)["num_timesteps"]
-    assert 2 * config.rollout <= done < config.rollouts * config.rollout
-    again = command(killed, cluster.address, "--resume")
-    subprocess.run(again, check=True, env=environment, capture_output=True)
-    train(config, whole, seed=7, progress=False, preset="smoke")
-    for name in (POLICY, VALIDATION):
-        assert (killed / name).read_bytes() == (whole / name).read_bytes()
-
-
-COMPARED = CompareConfig(
-    arms=(POLICY_ARM.name, OPEN_LOOP.name, STRICT.name, "adamw-constant", "schedule-free"),
-    num_seeds=1,
-    trials=6,
-    replay_tasks=1,
-)
-
-
-def comparison(out, tasks, **options):
-    found = compare(COMPARED, out, tasks=tasks, families=FAMILIES, **options)
-    return [replace(record, wall_seconds=0.0) for record in found.records]
-
-
-class Stop(Exception):  # noqa: N818
-    """Stands for the end of the driver."""
-
-
-def test_a_comparison_is_the_same_on_a_cluster_and_nothing_is_done_twice(
-    cluster, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(compare_module, "write_report", lambda path, report: None)
-    tasks = [replace(fixed_task("quadratic", i), horizon=12) for i in (0, 1)]
-    whole = comparison(tmp_path / "here", tasks)
-    kept, original = [], RayPool._result
-
-    def result(pool, ref, unit):
-        found = original(pool, ref, unit)
-        if len(kept) == stop_at:
-            raise Stop
-        kept.append(unit.name)
-        return found
-
-    monkeypatch.setattr(RayPool, "_result", result)
-    engine = RayEngine(workers=2)
-    # A replay; per task two rounds of siblings and, in the first, five single trials; pieces.
-    for stop_at in (7, 18, -1):
-        if stop_at >= 0:
-            with pytest.raises(Stop):
-                comparison(tmp_path / "there", tasks, engine=engine, resume=bool(kept))
-        else:
-            found = comparison(tmp_path / "there", tasks, engine=engine, resume=True)
-    assert repr(found) == repr(whole)
-    units = 1 + 2 * (1 + 5 + 1 + 1) + 2 * len({"agents", "siblings", "schedule-free"}) + 2
-    assert len(kept) == units
-    again = comparison(tmp_path / "there", tasks, engine=engine, resume=True)
-    assert repr(again) == repr(whole)
-    assert len(kept) == units
-
-
-def test_a_unit_whose_worker_dies_is_done_again(cluster, tmp_path):
-    def dies_once(path):
-        if not path.exists():
-            path.touch()
-            os._exit(1)
-        return torch.get_num_threads()
-
-    def fails():
-        raise ValueError("no such thing")
-
-    pool = RayPool(Workers(count=2, threads=1))
-    found = {}
-    units = [Unit(f"unit {i}", dies_once, (tmp_path / str(i),)) for i in range(2)]
-    pool.run([each(units, found.__setitem__)])
-    assert found == {0: 1, 1: 1}
-    with pytest.raises(ValueError, match="no such thing"):
-        pool.run([each([Unit("bad", fails, ())], found.__setitem__)])
