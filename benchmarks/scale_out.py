@@ -33,6 +33,7 @@ from pacesetter.envs.ray_vec_env import RayScheduleVecEnv
 from pacesetter.envs.schedule_vec_env import ScheduleVecEnv
 from pacesetter.envs.turns import Turn
 from pacesetter.experiments.presets import get_preset
+from pacesetter.inner_models.task import Task
 
 STORE = 2**28
 ROWS = 32
@@ -42,11 +43,14 @@ ROWS = 32
 class SleepingGroup:
     """Sleeps instead of training; its messages have the size of real ones."""
 
-    tasks: tuple[()] = ()
-
     def __init__(self, seconds: float, rows: int, features: int) -> None:
         self._seconds = seconds
         self._answer = np.zeros((rows, features))
+
+    @property
+    def tasks(self) -> list[Task]:
+        """None."""
+        return []
 
     def begin(self) -> NDArray[np.float64]:
         """Sleeps."""
@@ -83,7 +87,7 @@ class SleepingEnv(RayScheduleVecEnv):
         )
         shape = self.observation_space.shape
         assert shape is not None
-        self._source = SleepingGroups(seconds, ROWS, shape[0])  # type: ignore[assignment]
+        self._source = SleepingGroups(seconds, ROWS, shape[0])
 
 
 class Awaiting(BaseCallback):

@@ -83,10 +83,10 @@ def _find(spec: str) -> Callable[..., Any]:
         raise ValueError(
             f"--task must be module:function, such as my_module:make_task, but got {spec!r}"
         )
-    make = import_attribute(module_name, function, kind="function")
+    make: Callable[..., Any] = import_attribute(module_name, function, kind="function")
     if not callable(make):
         raise ValueError(f"{spec} must be a function, but is a {type(make).__name__}")
-    return make  # type: ignore[no-any-return]
+    return make
 
 
 def _made(make: Callable[..., Any], spec: str, seed: int) -> Task:
