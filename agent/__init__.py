@@ -1,24 +1,21 @@
-"""What learns to set hyperparameters, and the plug-in that applies what was learned.
+"""The scheduler agent: meta-training, policy files, and the plug-in for training jobs.
 
-In a job of one's own only `LearnedScheduler` is needed; `train` makes new policies, and
-`load_policy`, `save_policy` and `export_policy` move them in and out of files. Names load at
-first use, so that the plug-in needs neither gymnasium nor stable_baselines3.
+A training job only needs `LearnedScheduler`. `train` makes new policies; `load_policy`,
+`save_policy` and `export_policy` read and write policy files. Names load at first use, so that
+the plug-in needs neither gymnasium nor stable_baselines3.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
-_EXPORTS = {
-    "LearnedScheduler": "scheduler",
-    "Policy": "policy",
-    "export_policy": "export",
-    "load_policy": "policy",
-    "save_policy": "policy",
-    "train": "ppo",
-}
+from pacesetter.inner_models.lookup import lazy_exports
+
 __all__ = [
+    "CSVCallback",
     "LearnedScheduler",
     "Policy",
+    "TensorBoardCallback",
+    "TrainConfig",
+    "WandbCallback",
     "export_policy",
     "load_policy",
     "save_policy",
@@ -26,18 +23,25 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from pacesetter.agent.export import export_policy
-    from pacesetter.agent.policy import Policy, load_policy, save_policy
-    from pacesetter.agent.ppo import train
-    from pacesetter.agent.scheduler import LearnedScheduler
+    from pacesetter.agent.plugin.callbacks import CSVCallback, TensorBoardCallback, WandbCallback
+    from pacesetter.agent.plugin.scheduler import LearnedScheduler
+    from pacesetter.agent.policy.export import export_policy
+    from pacesetter.agent.policy.policy import Policy, load_policy, save_policy
+    from pacesetter.agent.training.config import TrainConfig
+    from pacesetter.agent.training.train import train
 else:
-
-    def __getattr__(name: str) -> object:
-        """Imports a public name from its module at first use."""
-        if name not in _EXPORTS:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    __getattr__, __dir__ = lazy_exports(
+        __name__,
+        {
+            "CSVCallback": "plugin.callbacks",
+            "LearnedScheduler": "plugin.scheduler",
+            "Policy": "policy.policy",
+            "TensorBoardCallback": "plugin.callbacks",
+            "TrainConfig": "training.config",
+            "WandbCallback": "plugin.callbacks",
+            "export_policy": "policy.export",
+            "load_policy": "policy.policy",
+            "save_policy": "policy.policy",
+            "train": "training.train",
+        },
+    )

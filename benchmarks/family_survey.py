@@ -17,10 +17,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from pacesetter.inner_models.generated import GeneratedFamily
+from pacesetter.inner_models.engine.trainer import InnerTrainer
+from pacesetter.inner_models.families.generated import GeneratedFamily
 from pacesetter.inner_models.registry import META_TRAIN, make_family
 from pacesetter.inner_models.task import OPTIMIZERS, OptimizerName, Task
-from pacesetter.inner_models.trainer import InnerTrainer
 
 LRS = 10.0 ** np.arange(-4.5, 1.01, 0.25)
 

@@ -18,10 +18,10 @@ import torch
 from numpy.typing import NDArray
 
 from pacesetter.envs.runs import ScheduledRuns
-from pacesetter.inner_models.guard import LR_CUT, DivergenceGuard, Verdict
 from pacesetter.inner_models.registry import META_TRAIN, make_family
-from pacesetter.inner_models.signals import IntervalStatistics
 from pacesetter.inner_models.task import Task
+from pacesetter.inner_models.watch.guard import LR_CUT, DivergenceGuard, Verdict
+from pacesetter.inner_models.watch.signals import IntervalStatistics
 
 LONGEST = 1500
 

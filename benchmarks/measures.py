@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pacesetter.inner_models.batching import build_model
-from pacesetter.inner_models.convnet import ConvShape, build_convnet
+from pacesetter.inner_models.engine.batching import build_model
+from pacesetter.inner_models.engine.plain import ReferenceRun
+from pacesetter.inner_models.engine.trainer import InnerTrainer
 from pacesetter.inner_models.losses import cross_entropy
-from pacesetter.inner_models.mlp import MLPShape, build_mlp
-from pacesetter.inner_models.reference import ReferenceRun
+from pacesetter.inner_models.networks.convnet import ConvShape, build_convnet
+from pacesetter.inner_models.networks.mlp import MLPShape, build_mlp
+from pacesetter.inner_models.networks.transformer import TransformerShape, build_language_model
 from pacesetter.inner_models.task import Splits, Task
-from pacesetter.inner_models.trainer import InnerTrainer
-from pacesetter.inner_models.transformer import TransformerShape, build_language_model
 
 INTERVAL = 10
 """Inner steps between decisions; about the mean of a horizon of 400 in 40 intervals."""

@@ -26,12 +26,12 @@ import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.callbacks import BaseCallback
 
-from pacesetter.agent.ppo import make_learner
-from pacesetter.envs.ray_cluster import available_cores, connected
-from pacesetter.envs.ray_groups import Workers
-from pacesetter.envs.ray_vec_env import RayScheduleVecEnv
-from pacesetter.envs.schedule_vec_env import ScheduleVecEnv
+from pacesetter.agent.training.train import make_learner
+from pacesetter.envs.ray.cluster import available_cores, connected
+from pacesetter.envs.ray.groups import Workers
+from pacesetter.envs.ray.vec_env import RayScheduleVecEnv
 from pacesetter.envs.turns import Turn
+from pacesetter.envs.vec_env import ScheduleVecEnv
 from pacesetter.experiments.presets import get_preset
 from pacesetter.inner_models.task import Task
 

@@ -32,15 +32,15 @@ import torch
 from measures import INTERVAL, show, spread
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
-from pacesetter.agent.config import TrainConfig
-from pacesetter.agent.ppo import make_learner
+from pacesetter.agent.training.config import TrainConfig
+from pacesetter.agent.training.train import make_learner
 from pacesetter.envs.actions import NUM_ACTIONS
 from pacesetter.envs.groups import FamilyGroups
-from pacesetter.envs.schedule_env import ScheduleEnv
-from pacesetter.envs.schedule_vec_env import ScheduleVecEnv
+from pacesetter.envs.gym_env import ScheduleEnv
+from pacesetter.envs.vec_env import ScheduleVecEnv
+from pacesetter.inner_models.engine.trainer import InnerTrainer
 from pacesetter.inner_models.registry import FROM_FILES, family_names, make_family
 from pacesetter.inner_models.task import Task, TaskFamily
-from pacesetter.inner_models.trainer import InnerTrainer
 
 MODELS = ("mlp", "convnet", "transformer")
 

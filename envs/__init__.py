@@ -1,33 +1,33 @@
-"""Inner runs as decision processes: what the agent sees, may do, and is rewarded for.
+"""Inner runs as decision processes: observations, actions and rewards.
 
 `ScheduleEnv` is one run behind the Gymnasium interface, `ScheduleVecEnv` many behind that of
-Stable-Baselines3. Names load at first use: encoder, codec and rewards, which the plug-in shares,
-need neither of these libraries.
+Stable-Baselines3. Names load at first use: features, actions and rewards, which the plug-in
+shares, need neither of these libraries.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
-_EXPORTS = {
-    "ScheduleEnv": "schedule_env",
-    "ScheduleVecEnv": "schedule_vec_env",
-}
+from pacesetter.inner_models.lookup import lazy_exports
+
 __all__ = [
+    "FEATURES",
+    "ControlConfig",
     "ScheduleEnv",
     "ScheduleVecEnv",
 ]
 
 if TYPE_CHECKING:
-    from pacesetter.envs.schedule_env import ScheduleEnv
-    from pacesetter.envs.schedule_vec_env import ScheduleVecEnv
+    from pacesetter.envs.actions import ControlConfig
+    from pacesetter.envs.features import FEATURES
+    from pacesetter.envs.gym_env import ScheduleEnv
+    from pacesetter.envs.vec_env import ScheduleVecEnv
 else:
-
-    def __getattr__(name: str) -> object:
-        """Imports a public name from its module at first use."""
-        if name not in _EXPORTS:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    __getattr__, __dir__ = lazy_exports(
+        __name__,
+        {
+            "ControlConfig": "actions",
+            "FEATURES": "features",
+            "ScheduleEnv": "gym_env",
+            "ScheduleVecEnv": "vec_env",
+        },
+    )

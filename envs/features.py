@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pacesetter.envs.actions import ActionCodec
-from pacesetter.inner_models.signals import IntervalStatistics
+from pacesetter.inner_models.watch.signals import IntervalStatistics
 
 FloatArray = NDArray[np.float64]
 

@@ -10,4 +10,4 @@ import gymnasium
 SCHEDULE_ID = "pacesetter/Schedule-v0"
 
 if SCHEDULE_ID not in gymnasium.registry:
-    gymnasium.register(id=SCHEDULE_ID, entry_point="pacesetter.envs.schedule_env:ScheduleEnv")
+    gymnasium.register(id=SCHEDULE_ID, entry_point="pacesetter.envs.gym_env:ScheduleEnv")

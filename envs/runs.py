@@ -14,10 +14,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from pacesetter.envs.actions import NUM_ACTIONS, ActionCodec, ControlConfig
 from pacesetter.envs.features import FeatureEncoder
-from pacesetter.inner_models.guard import DivergenceGuard, Verdict, is_lost
-from pacesetter.inner_models.signals import IntervalStatistics
+from pacesetter.inner_models.engine.trainer import InnerTrainer
 from pacesetter.inner_models.task import Task
-from pacesetter.inner_models.trainer import InnerTrainer
+from pacesetter.inner_models.watch.guard import DivergenceGuard, Verdict, is_lost
+from pacesetter.inner_models.watch.signals import IntervalStatistics
 
 FloatArray = NDArray[np.float64]
 

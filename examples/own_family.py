@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from pacesetter.envs.schedule_vec_env import ScheduleVecEnv
+from pacesetter.envs.vec_env import ScheduleVecEnv
 from pacesetter.inner_models import Draw, GeneratedFamily, JobRanges, Problem, Shape
 from pacesetter.inner_models.losses import mean_squared_error
 

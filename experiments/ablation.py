@@ -20,15 +20,15 @@ from typing import Any
 
 import numpy as np
 
-from pacesetter.agent.callbacks import POLICY
-from pacesetter.agent.config import TrainConfig
-from pacesetter.agent.policy import load_policy
-from pacesetter.agent.ppo import train
-from pacesetter.agent.run_folder import write_text
-from pacesetter.agent.validation import FloatArray, ValidationSuite
+from pacesetter.agent.policy.policy import load_policy
+from pacesetter.agent.runs.folder import write_text
+from pacesetter.agent.training.callbacks import POLICY
+from pacesetter.agent.training.config import TrainConfig
+from pacesetter.agent.training.train import train
+from pacesetter.agent.training.validation import FloatArray, ValidationSuite
+from pacesetter.experiments.analysis.statistics import Interval, bootstrap_interval
 from pacesetter.experiments.presets import get_preset
-from pacesetter.experiments.statistics import Interval, bootstrap_interval
-from pacesetter.inner_models.names import check_name
+from pacesetter.inner_models.lookup import check_name
 
 LOSS_FEATURES = (
     *("loss_drop", "loss_drop_slow", "loss_drop_total", "loss_above_best", "loss_drop_share"),

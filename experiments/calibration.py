@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pacesetter.agent.run_folder import write_json
-from pacesetter.experiments.arms import Baseline, Configured
-from pacesetter.experiments.baselines import BASELINES
-from pacesetter.experiments.batched_runs import train_batch
+from pacesetter.agent.runs.folder import write_json
+from pacesetter.experiments.analysis.statistics import comparable
+from pacesetter.experiments.rivals.arms import Baseline, Configured
+from pacesetter.experiments.rivals.baselines import BASELINES
+from pacesetter.experiments.runs.batched import train_batch
 from pacesetter.experiments.sampling import adamw_groups
-from pacesetter.experiments.statistics import comparable
 from pacesetter.inner_models.registry import META_TRAIN, make_family
 from pacesetter.inner_models.task import TaskFamily
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pacesetter.experiments.baselines import arm_names
+from pacesetter.experiments.rivals.baselines import arm_names
 from pacesetter.experiments.tasks import task_names
 from pacesetter.experiments.tuning import TUNING_SEEDS, budgets
 

@@ -16,22 +16,22 @@ from typing import Any
 import numpy as np
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from pacesetter.agent.policy import Policy, load_policy
-from pacesetter.agent.progress import ProgressMeter
-from pacesetter.agent.run_folder import RUN_FILE, claim_folder, write_text
-from pacesetter.agent.scheduler import LearnedScheduler
+from pacesetter.agent.plugin.scheduler import LearnedScheduler
+from pacesetter.agent.policy.policy import Policy, load_policy
+from pacesetter.agent.runs.folder import RUN_FILE, claim_folder, write_text
+from pacesetter.agent.runs.progress import ProgressMeter
 from pacesetter.envs.actions import ControlConfig, interval_ends
-from pacesetter.experiments.baselines import ADAMW_LRS, AgentArm
-from pacesetter.experiments.compare import Comparison
+from pacesetter.experiments.analysis.summary import summarise
+from pacesetter.experiments.comparison import Comparison
 from pacesetter.experiments.digits_job import Control, Job, split_loss, train_digits
-from pacesetter.experiments.environment import describe_environment
 from pacesetter.experiments.presets import get_preset
-from pacesetter.experiments.records import REPORTED_SPLITS, RunRecord, write_csv
-from pacesetter.experiments.report import Report, write_report
-from pacesetter.experiments.summary import summarise
-from pacesetter.experiments.tables import format_summary
+from pacesetter.experiments.report.report import Report, write_report
+from pacesetter.experiments.report.tables import format_summary
+from pacesetter.experiments.rivals.baselines import ADAMW_LRS, AgentArm
+from pacesetter.experiments.runs.environment import describe_environment
+from pacesetter.experiments.runs.records import REPORTED_SPLITS, RunRecord, write_csv
 from pacesetter.experiments.tuning import TUNING_SEEDS
-from pacesetter.inner_models.extras import require
+from pacesetter.inner_models.lookup import require
 
 TASK = "digits, plain PyTorch loop"
 SHIPPED = AgentArm(name="shipped-policy", label="shipped policy", source="comes with pacesetter")
@@ -105,8 +105,8 @@ def run_demo(
     """
     for module, extra in (("stable_baselines3", "train"), ("matplotlib.figure", "compare")):
         require(module, extra=extra)
-    from pacesetter.agent.fine_tuning import fine_tuning_config  # need the extra `train`
-    from pacesetter.agent.ppo import train
+    from pacesetter.agent.training.fine_tuning import fine_tuning_config  # need the extra `train`
+    from pacesetter.agent.training.train import train
 
     init = load_policy(config.init)
     preset = fine_tuning_config(get_preset(config.preset), init)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader, TensorDataset
 
-from pacesetter.agent.scheduler import LearnedScheduler
-from pacesetter.inner_models.digits import digits_splits
+from pacesetter.agent.plugin.scheduler import LearnedScheduler
+from pacesetter.inner_models.families.real.digits import digits_splits
 from pacesetter.inner_models.task import Batch, SplitName
 
 Control = Callable[[torch.optim.Optimizer], "LearnedScheduler | CosineAnnealingLR | None"]

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from pacesetter.agent.interruption import safe_point
-from pacesetter.agent.policy import Policy, load_policy
-from pacesetter.agent.run_folder import claim_folder, write_json, write_text
-from pacesetter.experiments.environment import check_device, describe_environment
+from pacesetter.agent.policy.policy import Policy, load_policy
+from pacesetter.agent.runs.folder import claim_folder, write_json, write_text
+from pacesetter.agent.runs.interruption import safe_point
+from pacesetter.experiments.analysis.statistics import Interval
 from pacesetter.experiments.goals_baselines import HandRuns, hand_runs
 from pacesetter.experiments.goals_criteria import Criterion, criteria
 from pacesetter.experiments.goals_losses import Losses
@@ -27,9 +27,9 @@ from pacesetter.experiments.goals_policy import policy_runs, speed_runs
 from pacesetter.experiments.goals_records import SPLITS, GoalRun, read_runs, write_csv, write_runs
 from pacesetter.experiments.goals_rivals import Habits, habits, rival_runs, strict_runs
 from pacesetter.experiments.goals_tables import report
-from pacesetter.experiments.progress import Clock, Progress
-from pacesetter.experiments.statistics import Interval
-from pacesetter.experiments.task_work import slug
+from pacesetter.experiments.runs.environment import check_device, describe_environment
+from pacesetter.experiments.runs.progress import Clock, Progress
+from pacesetter.experiments.runs.task_work import slug
 from pacesetter.experiments.tasks import named_task, task_names
 from pacesetter.experiments.tuning import TUNING_SEEDS
 from pacesetter.inner_models.registry import HELD_OUT, META_TRAIN, VALIDATION, make_family
@@ -295,6 +295,6 @@ def _numbers(value: Interval | None) -> dict[str, float | None] | None:
 
 
 if __name__ == "__main__":
-    from pacesetter.experiments.cli import main
+    from pacesetter.experiments.cli.main import main
 
     sys.exit(main(["goals", *sys.argv[1:]]))

@@ -18,15 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from pacesetter.agent.run_folder import write_json
+from pacesetter.agent.runs.folder import write_json
 from pacesetter.envs.actions import ControlConfig
-from pacesetter.experiments.arms import LR, MOMENTUM, WEIGHT_DECAY, Baseline, Configured
-from pacesetter.experiments.baselines import BASELINES, REFERENCE
-from pacesetter.experiments.batched_runs import start_trainer
 from pacesetter.experiments.calibration import calibrated_lrs
 from pacesetter.experiments.goals_records import SPLITS, GoalRun, from_json, to_json
-from pacesetter.experiments.outcomes import Stopwatch
-from pacesetter.experiments.schedules import (
+from pacesetter.experiments.rivals.arms import LR, MOMENTUM, WEIGHT_DECAY, Baseline, Configured
+from pacesetter.experiments.rivals.baselines import BASELINES, REFERENCE
+from pacesetter.experiments.rivals.schedules import (
     FloatArray,
     Schedule,
     constant,
@@ -35,8 +33,10 @@ from pacesetter.experiments.schedules import (
     number,
     warm_up_cosine,
 )
-from pacesetter.experiments.search_space import Choice, Dimension, Setting, Space
-from pacesetter.experiments.task_work import slug
+from pacesetter.experiments.rivals.space import Choice, Dimension, Setting, Space
+from pacesetter.experiments.runs.batched import start_trainer
+from pacesetter.experiments.runs.outcomes import Stopwatch
+from pacesetter.experiments.runs.task_work import slug
 from pacesetter.experiments.tuning import TUNING_SEEDS
 from pacesetter.inner_models.task import SplitName, Task
 

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pacesetter.experiments.analysis.statistics import Interval, interquartile_mean
 from pacesetter.experiments.goals_baselines import CALIBRATED, DEFAULT, TUNED
 from pacesetter.experiments.goals_losses import Losses, log_ratio, normalised, paired_log_ratio
 from pacesetter.experiments.goals_policy import (
@@ -24,7 +25,6 @@ from pacesetter.experiments.goals_policy import (
 )
 from pacesetter.experiments.goals_records import SPLITS
 from pacesetter.experiments.goals_rivals import BEST_MULTIPLE, OWN_MULTIPLE, REPLAY, STRICT
-from pacesetter.experiments.statistics import Interval, interquartile_mean
 from pacesetter.inner_models.task import SplitName
 
 FloatArray = NDArray[np.float64]

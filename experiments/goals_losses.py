@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from pacesetter.experiments.analysis.metrics import LEAST_GAIN
+from pacesetter.experiments.analysis.statistics import Interval, Resamples, fill_diverged
 from pacesetter.experiments.goals_baselines import DEFAULT, TUNED
 from pacesetter.experiments.goals_records import GoalRun
-from pacesetter.experiments.metrics import LEAST_GAIN
-from pacesetter.experiments.statistics import Interval, Resamples, fill_diverged
 from pacesetter.inner_models.task import SplitName
 
 FloatArray = NDArray[np.float64]

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pacesetter.agent.policy import Policy
+from pacesetter.agent.policy.policy import Policy
 from pacesetter.envs.actions import ControlConfig
-from pacesetter.experiments.arm_runs import START_MOMENTUM
 from pacesetter.experiments.goals_baselines import HandRuns, train_settings
 from pacesetter.experiments.goals_records import SPLITS, GoalRun
-from pacesetter.experiments.outcomes import FinishedRuns
-from pacesetter.experiments.running import ClosedLoop, Controller, run_agents
+from pacesetter.experiments.runs.agents import ClosedLoop, Controller, run_agents
+from pacesetter.experiments.runs.arm_runs import START_MOMENTUM
+from pacesetter.experiments.runs.outcomes import FinishedRuns
 from pacesetter.inner_models.task import Task
 
 FloatArray = NDArray[np.float64]

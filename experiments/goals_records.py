@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pacesetter.agent.run_folder import write_json, write_text
+from pacesetter.agent.runs.folder import write_json, write_text
 from pacesetter.inner_models.task import SplitName
 
 SPLITS: tuple[SplitName, ...] = ("test", "outer_valid")

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pacesetter.agent.policy import Policy
-from pacesetter.agent.run_folder import write_json
+from pacesetter.agent.policy.policy import Policy
+from pacesetter.agent.runs.folder import write_json
 from pacesetter.envs.actions import ControlConfig
+from pacesetter.experiments.analysis.statistics import comparable
 from pacesetter.experiments.goals_baselines import key_digest
 from pacesetter.experiments.goals_policy import (
     ADAPTIVE_STARTS,
@@ -29,10 +30,9 @@ from pacesetter.experiments.goals_policy import (
     mean_log_multiples,
 )
 from pacesetter.experiments.goals_records import GoalRun
-from pacesetter.experiments.replay import Replay, mean_replay
-from pacesetter.experiments.running import ClosedLoop, Idle, run_agents
+from pacesetter.experiments.runs.agents import ClosedLoop, Idle, run_agents
+from pacesetter.experiments.runs.replay import Replay, mean_replay
 from pacesetter.experiments.sampling import adamw_groups
-from pacesetter.experiments.statistics import comparable
 from pacesetter.inner_models.task import Task, TaskFamily
 
 FloatArray = NDArray[np.float64]

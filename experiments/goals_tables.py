@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from pacesetter.experiments.analysis.statistics import Interval
 from pacesetter.experiments.goals_baselines import CALIBRATED, DEFAULT, TUNED, HandRuns
 from pacesetter.experiments.goals_criteria import Criterion, Unit
 from pacesetter.experiments.goals_losses import Losses
@@ -18,8 +19,7 @@ from pacesetter.experiments.goals_policy import (
     WRONG_STARTS,
 )
 from pacesetter.experiments.goals_records import GoalRun
-from pacesetter.experiments.statistics import Interval
-from pacesetter.experiments.tables import align
+from pacesetter.experiments.report.tables import align
 from pacesetter.inner_models.task import SplitName
 
 Rows = list[list[str]]

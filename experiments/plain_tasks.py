@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from pacesetter.experiments.task_checks import same_batches
-from pacesetter.inner_models.importing import short
+from pacesetter.inner_models.lookup import short
 from pacesetter.inner_models.metrics import ACCURACY
 from pacesetter.inner_models.task import Batch, LossFn, ModuleTask, Splits, Task
 

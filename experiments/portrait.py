@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pacesetter.agent.feature_runs import collect_features
-from pacesetter.agent.policy import DEFAULT_POLICY, Policy, load_policy
-from pacesetter.agent.run_folder import write_text
+from pacesetter.agent.policy.policy import DEFAULT_POLICY, Policy, load_policy
+from pacesetter.agent.runs.folder import write_text
+from pacesetter.agent.training.feature_runs import collect_features
 from pacesetter.experiments.portrait_blocks import (
     ALL_RESPONSES_STEM,
     RESPONSE_STEMS,
@@ -46,8 +46,8 @@ from pacesetter.experiments.portrait_runs import (
     run_task,
     schedule_bands,
 )
-from pacesetter.experiments.progress import Progress
-from pacesetter.inner_models.extras import require
+from pacesetter.experiments.runs.progress import Progress
+from pacesetter.inner_models.lookup import require
 from pacesetter.inner_models.registry import META_TRAIN, VALIDATION, fixed_task
 
 FloatArray = NDArray[np.float64]

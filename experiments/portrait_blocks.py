@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pacesetter.agent.policy import Policy
+from pacesetter.agent.policy.policy import Policy
 from pacesetter.envs.features import FEATURES, Feature
+from pacesetter.experiments.analysis.statistics import bootstrap_interval
 from pacesetter.experiments.portrait_figures import ACTION_LABELS
 from pacesetter.experiments.portrait_page import FIGURES
 from pacesetter.experiments.portrait_responses import Response
@@ -22,7 +23,6 @@ from pacesetter.experiments.portrait_runs import (
     by_family,
     losses_by_start,
 )
-from pacesetter.experiments.statistics import bootstrap_interval
 
 FloatArray = NDArray[np.float64]
 

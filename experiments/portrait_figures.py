@@ -14,15 +14,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pacesetter.agent.run_folder import write_text
-from pacesetter.experiments.drawing import line_style
-from pacesetter.experiments.looks import GRID, INK, LOOKS, MUTED, REFERENCE_LOOK, REST, Look
-from pacesetter.experiments.plots import Band
+from pacesetter.agent.runs.folder import write_text
+from pacesetter.experiments.analysis.statistics import quantile_band
 from pacesetter.experiments.portrait_responses import Response
 from pacesetter.experiments.portrait_runs import PROGRESS, Rate, TaskRuns
-from pacesetter.experiments.schedules import cosine
-from pacesetter.experiments.statistics import quantile_band
-from pacesetter.inner_models.extras import require
+from pacesetter.experiments.report.drawing import line_style
+from pacesetter.experiments.report.looks import GRID, INK, LOOKS, MUTED, REFERENCE_LOOK, REST, Look
+from pacesetter.experiments.report.plots import Band
+from pacesetter.experiments.rivals.schedules import cosine
+from pacesetter.inner_models.lookup import require
 
 WIDTH = 7.2
 """Inches, of every figure."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pacesetter.agent.policy import Policy
+from pacesetter.agent.policy.policy import Policy
 from pacesetter.envs.actions import NUM_ACTIONS
 from pacesetter.envs.features import FEATURE_NAMES, FEATURES, NUM_FEATURES, Feature
 

@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pacesetter.agent.policy import Policy
-from pacesetter.experiments.arms import LR, Baseline, Configured
-from pacesetter.experiments.batched_runs import train_batch
-from pacesetter.experiments.outcomes import FinishedRuns
-from pacesetter.experiments.plots import Band
-from pacesetter.experiments.running import ClosedLoop, run_agents
-from pacesetter.experiments.schedules import cosine
-from pacesetter.experiments.search_space import Space
-from pacesetter.experiments.statistics import comparable, quantile_band
+from pacesetter.agent.policy.policy import Policy
+from pacesetter.experiments.analysis.statistics import comparable, quantile_band
+from pacesetter.experiments.report.plots import Band
+from pacesetter.experiments.rivals.arms import LR, Baseline, Configured
+from pacesetter.experiments.rivals.schedules import cosine
+from pacesetter.experiments.rivals.space import Space
+from pacesetter.experiments.runs.agents import ClosedLoop, run_agents
+from pacesetter.experiments.runs.batched import train_batch
+from pacesetter.experiments.runs.outcomes import FinishedRuns
 from pacesetter.inner_models.task import Task
 
 FloatArray = NDArray[np.float64]

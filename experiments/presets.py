@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pacesetter.agent.config import TrainConfig
-from pacesetter.agent.fine_tuning import LEARNING_RATE, LOG_STD
+from pacesetter.agent.training.config import TrainConfig
+from pacesetter.agent.training.fine_tuning import LEARNING_RATE, LOG_STD
 from pacesetter.envs.actions import ControlConfig
-from pacesetter.inner_models.names import check_name
+from pacesetter.inner_models.lookup import check_name
 from pacesetter.inner_models.registry import META_TRAIN
 
 # The quickest families.

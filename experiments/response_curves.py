@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pacesetter.agent.policy import Policy
-from pacesetter.agent.run_folder import write_bytes, write_text
+from pacesetter.agent.policy.policy import Policy
+from pacesetter.agent.runs.folder import write_bytes, write_text
 from pacesetter.envs.actions import ACTION_NAMES, NUM_ACTIONS
 from pacesetter.envs.features import FEATURE_BOUND, FEATURES, HORIZON_RANGE, NUM_FEATURES
-from pacesetter.inner_models.extras import require
+from pacesetter.inner_models.lookup import require
 
 FloatArray = NDArray[np.float64]
 

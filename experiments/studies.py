@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pacesetter.experiments.search_space import Choice, Dimension, Setting, Space
-from pacesetter.inner_models.extras import require
+from pacesetter.experiments.rivals.space import Choice, Dimension, Setting, Space
+from pacesetter.inner_models.lookup import require
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

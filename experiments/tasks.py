@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pacesetter.inner_models.image_sources import (
+from pacesetter.inner_models.families.real.image_sources import (
     SOURCES,
     data_folder,
     data_sets_in,

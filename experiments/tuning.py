@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from pacesetter.agent.interruption import safe_point
-from pacesetter.experiments.search_space import Space
+from pacesetter.agent.runs.interruption import safe_point
+from pacesetter.experiments.rivals.space import Space
 from pacesetter.experiments.studies import ROUND, Proposal, Search, Study, TrialResult, open_storage
 
 TUNING_SEEDS = (1_000_003, 1_000_033)

@@ -1,29 +1,15 @@
-"""The trainings that the agent learns on: tasks, batched optimizers, and their trainer.
+"""The trainings that the agent learns on: tasks, task families, and their batched trainer.
 
 `ModuleTask` makes a task of any module, data and loss; a `TaskFamily` is a distribution of tasks,
-and a `GeneratedFamily` one that only has to say what is learned: the job around it is drawn.
-`InnerTrainer` runs many trainings of equal shape as one tensor program. `make_family` makes a
-registered family by its name, one of `family_names`. Names load at first use.
+and a `GeneratedFamily` draws everything but the model and its problem by itself. `InnerTrainer`
+runs many trainings of equal shape as one tensor program. `make_family` makes a registered family
+by its name, one of `family_names`. Names load at first use.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
-_EXPORTS = {
-    "Draw": "draw",
-    "GeneratedFamily": "generated",
-    "InnerTrainer": "trainer",
-    "JobRanges": "job",
-    "ModuleTask": "task",
-    "OptimizerConfig": "task",
-    "Problem": "generated",
-    "Shape": "generated",
-    "Splits": "task",
-    "Task": "task",
-    "TaskFamily": "task",
-    "family_names": "registry",
-    "make_family": "registry",
-}
+from pacesetter.inner_models.lookup import lazy_exports
+
 __all__ = [
     "Draw",
     "GeneratedFamily",
@@ -42,19 +28,27 @@ __all__ = [
 
 if TYPE_CHECKING:
     from pacesetter.inner_models.draw import Draw
-    from pacesetter.inner_models.generated import GeneratedFamily, Problem, Shape
-    from pacesetter.inner_models.job import JobRanges
+    from pacesetter.inner_models.engine.trainer import InnerTrainer
+    from pacesetter.inner_models.families.generated import GeneratedFamily, Problem, Shape
+    from pacesetter.inner_models.families.job import JobRanges
     from pacesetter.inner_models.registry import family_names, make_family
     from pacesetter.inner_models.task import ModuleTask, OptimizerConfig, Splits, Task, TaskFamily
-    from pacesetter.inner_models.trainer import InnerTrainer
 else:
-
-    def __getattr__(name: str) -> object:
-        """Imports a public name from its module at first use."""
-        if name not in _EXPORTS:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    __getattr__, __dir__ = lazy_exports(
+        __name__,
+        {
+            "Draw": "draw",
+            "GeneratedFamily": "families.generated",
+            "InnerTrainer": "engine.trainer",
+            "JobRanges": "families.job",
+            "ModuleTask": "task",
+            "OptimizerConfig": "task",
+            "Problem": "families.generated",
+            "Shape": "families.generated",
+            "Splits": "task",
+            "Task": "task",
+            "TaskFamily": "task",
+            "family_names": "registry",
+            "make_family": "registry",
+        },
+    )

@@ -6,11 +6,11 @@ import math
 
 from torch import Tensor, nn
 
-from pacesetter.inner_models.generated import ScaledLoss
-from pacesetter.inner_models.logistic import binary_cross_entropy
+from pacesetter.inner_models.families.generated import ScaledLoss
+from pacesetter.inner_models.families.logistic import binary_cross_entropy
 from pacesetter.inner_models.losses import cross_entropy
+from pacesetter.inner_models.networks.transformer import next_token_loss
 from pacesetter.inner_models.task import Batch, LossFn, Metric, Task
-from pacesetter.inner_models.transformer import next_token_loss
 
 
 def accuracy(model: nn.Module, batch: Batch) -> Tensor:

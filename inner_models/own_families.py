@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import torch
 
-from pacesetter.inner_models.importing import call_failed, import_attribute
+from pacesetter.inner_models.lookup import call_failed, import_attribute
 from pacesetter.inner_models.task import TaskFamily
 
 
@@ -34,7 +34,7 @@ def own_family(spec: str) -> TaskFamily:
     Raises:
         ValueError: the module or the attribute does not exist, fails, or is no family.
 
-    >>> own_family("pacesetter.inner_models.teacher:TeacherMLP").name
+    >>> own_family("pacesetter.inner_models.families.teachers.regression:TeacherMLP").name
     'teacher-mlp'
     """
     module_name, _, attribute = spec.partition(":")

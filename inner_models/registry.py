@@ -10,36 +10,36 @@ from pathlib import Path
 
 import torch
 
-from pacesetter.inner_models.autoencoder import Autoencoders
-from pacesetter.inner_models.compressed import PrunedMLP, QuantisedMLP
-from pacesetter.inner_models.digits import DigitsMLP
-from pacesetter.inner_models.digits_nets import (
+from pacesetter.inner_models.families.autoencoder import Autoencoders
+from pacesetter.inner_models.families.images import ImageConvnet
+from pacesetter.inner_models.families.languages import LanguageTransformer
+from pacesetter.inner_models.families.logistic import LogisticRegression
+from pacesetter.inner_models.families.quadratic import Quadratic
+from pacesetter.inner_models.families.ratings import Ratings
+from pacesetter.inner_models.families.real.digits import DigitsMLP
+from pacesetter.inner_models.families.real.digits_nets import (
     DigitsConvnet,
     DigitsDistilled,
     DigitsLong,
     DigitsQuantised,
     DigitsViT,
 )
-from pacesetter.inner_models.distillation import DistilledMLP
-from pacesetter.inner_models.file_images import FileImages
-from pacesetter.inner_models.finetuning import FineTunedMLP
-from pacesetter.inner_models.hard_labels import HardLabelsMLP
-from pacesetter.inner_models.image_sources import data_folder
-from pacesetter.inner_models.images import ImageConvnet
-from pacesetter.inner_models.languages import LanguageTransformer
-from pacesetter.inner_models.logistic import LogisticRegression
-from pacesetter.inner_models.multitask import Multitask
-from pacesetter.inner_models.names import check_name
+from pacesetter.inner_models.families.real.file_images import FileImages
+from pacesetter.inner_models.families.real.image_sources import data_folder
+from pacesetter.inner_models.families.real.photo_flow import PhotoFlow
+from pacesetter.inner_models.families.real.photos import PhotoDenoiser
+from pacesetter.inner_models.families.real.tabular import TabularMLP
+from pacesetter.inner_models.families.real.text import SourceGRU, TextGRU, TextTransformer
+from pacesetter.inner_models.families.sequences import SequenceRNN
+from pacesetter.inner_models.families.teachers.compressed import PrunedMLP, QuantisedMLP
+from pacesetter.inner_models.families.teachers.distillation import DistilledMLP
+from pacesetter.inner_models.families.teachers.hard_labels import HardLabelsMLP
+from pacesetter.inner_models.families.teachers.multitask import Multitask
+from pacesetter.inner_models.families.teachers.pretrained import FineTunedMLP
+from pacesetter.inner_models.families.teachers.regression import TeacherMLP
+from pacesetter.inner_models.lookup import check_name
 from pacesetter.inner_models.own_families import is_own, own_family
-from pacesetter.inner_models.photo_flow import PhotoFlow
-from pacesetter.inner_models.photos import PhotoDenoiser
-from pacesetter.inner_models.quadratic import Quadratic
-from pacesetter.inner_models.ratings import Ratings
-from pacesetter.inner_models.recurrent import SequenceRNN
-from pacesetter.inner_models.tabular import TabularMLP
 from pacesetter.inner_models.task import Task, TaskFamily
-from pacesetter.inner_models.teacher import TeacherMLP
-from pacesetter.inner_models.text import SourceGRU, TextGRU, TextTransformer
 
 META_TRAIN: tuple[str, ...] = (
     "teacher-mlp",

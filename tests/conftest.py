@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from pacesetter.envs import ray_cluster
-from pacesetter.inner_models.rounding import round_alike
+from pacesetter.envs.ray import cluster as ray_cluster
+from pacesetter.inner_models.engine.rounding import round_alike
 
 round_alike()  # before any test multiplies matrices: later it would have no effect
 

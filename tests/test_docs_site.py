@@ -23,9 +23,9 @@ from pacesetter.agent import load_policy
 from pacesetter.envs.actions import ACTION_NAMES
 from pacesetter.envs.features import FEATURES, NUM_FEATURES
 from pacesetter.envs.rewards import REWARD_FORMS
-from pacesetter.experiments.baselines import arm_names
-from pacesetter.experiments.cli import make_parser
+from pacesetter.experiments.cli.main import make_parser
 from pacesetter.experiments.presets import PRESETS
+from pacesetter.experiments.rivals.baselines import arm_names
 
 ROOT = Path(__file__).parent.parent
 CHROMIUM = next(

@@ -11,10 +11,9 @@ FOLDERS = ("inner_models", "envs", "agent", "experiments")
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 HOSTS = {"lightning", "transformers"}  # of adapters; no development dependency
 MODULES = sorted(
-    f"pacesetter.{folder}.{path.stem}".removesuffix(".__init__")
+    "pacesetter." + ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
     for folder in FOLDERS
-    for path in (ROOT / folder).glob("*.py")
-    if path.stem != "__main__"
+    for path in (ROOT / folder).rglob("*.py")
 )
 
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 MAPPING = PYPROJECT["tool"]["setuptools"]["package-dir"]
 FOLDERS = ("agent", "envs", "inner_models", "experiments")
-SHIPPED = ("*.py", "py.typed", "policies/*.safetensors", "*.json")
+SHIPPED = {".py", ".typed", ".safetensors", ".json", ".html", ".css", ".js"}
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def wheel(tmp_path_factory):
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for folder in FOLDERS:
         shutil.copytree(ROOT / folder, source / folder)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     build = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
     command = [sys.executable, "-c", build, str(out)]
@@ -34,35 +34,26 @@ def wheel(tmp_path_factory):
     return path
 
 
-def test_every_module_is_in_a_listed_package():
-    assert sorted(MAPPING) == sorted(PYPROJECT["tool"]["setuptools"]["packages"])
-    listed = {ROOT / folder for folder in MAPPING.values()}
-    modules = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
-    assert not [path for path in modules if path.parent not in listed]
-
-
 def test_pacesetter_itself_is_a_namespace():
-    assert all(package.startswith("pacesetter.") for package in MAPPING)
+    assert sorted(MAPPING) == sorted(f"pacesetter.{folder}" for folder in FOLDERS)
     assert not (ROOT / "pacesetter").exists()
+
+
+def test_every_folder_with_modules_is_a_package():
+    folders = {path.parent for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")}
+    assert not [folder for folder in folders if not (folder / "__init__.py").is_file()]
 
 
 def test_wheel_holds_every_module_and_data_file(wheel):
     expected = {
-        f"{package.replace('.', '/')}/{path.relative_to(ROOT / folder).as_posix()}"
-        for package, folder in MAPPING.items()
-        for pattern in SHIPPED
-        for path in (ROOT / folder).glob(pattern)
+        f"pacesetter/{path.relative_to(ROOT).as_posix()}"
+        for folder in FOLDERS
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in SHIPPED and "results" not in path.parts
     }
     names = ZipFile(wheel).namelist()
     assert {name for name in names if ".dist-info/" not in name} == expected
     assert {f"pacesetter/{folder}/py.typed" for folder in FOLDERS} <= expected
-
-
-def test_every_policy_and_data_file_of_the_checkout_is_shipped():
-    data = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.is_file()]
-    data = [path for path in data if path.suffix in {".safetensors", ".json"}]
-    shipped = {path for folder in FOLDERS for p in SHIPPED for path in (ROOT / folder).glob(p)}
-    assert not [path for path in data if path not in shipped]
 
 
 def test_wheel_is_importable(wheel, tmp_path):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pacesetter.agent.scheduler import LearnedScheduler
+from pacesetter.agent.plugin.scheduler import LearnedScheduler
 
 CONTROLS = ("lr", "momentum", "clip")
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from pacesetter.agent.adapters.attachment import Attachment, attach, controls, unwrapped
-from pacesetter.agent.scheduler import LearnedScheduler
-from pacesetter.inner_models.extras import require
+from pacesetter.agent.plugin.scheduler import LearnedScheduler
+from pacesetter.inner_models.lookup import require
 
 transformers = require("transformers", extra="huggingface")
 logger = logging.getLogger(__name__)

@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from pacesetter.agent.adapters.attachment import Attachment, attach, controls
-from pacesetter.agent.scheduler import LearnedScheduler
-from pacesetter.inner_models.extras import require
+from pacesetter.agent.plugin.scheduler import LearnedScheduler
+from pacesetter.inner_models.lookup import require
 
 _NAMES = ("lightning.pytorch", "pytorch_lightning")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 
-from pacesetter.experiments.cli import make_parser
+from pacesetter.experiments.cli.main import make_parser
 
 WIDTH = 88
 """Columns of usage lines."""

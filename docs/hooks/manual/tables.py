@@ -17,16 +17,16 @@ from mkdocs.exceptions import PluginError
 
 from manual.command_line import command_line
 from manual.drawings import schedule
-from pacesetter.agent.config import TrainConfig
-from pacesetter.agent.scheduler import LearnedScheduler
+from pacesetter.agent.plugin.scheduler import LearnedScheduler
+from pacesetter.agent.training.config import TrainConfig
 from pacesetter.envs import rewards
 from pacesetter.envs.actions import ACTION_NAMES, ControlConfig, base_decay, interval_ends
 from pacesetter.envs.features import FEATURE_BOUND, FEATURES
-from pacesetter.experiments.baselines import AGENT_ARMS, BASELINES
 from pacesetter.experiments.compare_config import CompareConfig
 from pacesetter.experiments.presets import PRESETS
-from pacesetter.experiments.search_space import Choice, Dimension
-from pacesetter.inner_models.job import JobRanges
+from pacesetter.experiments.rivals.baselines import AGENT_ARMS, BASELINES
+from pacesetter.experiments.rivals.space import Choice, Dimension
+from pacesetter.inner_models.families.job import JobRanges
 
 _PLACE = re.compile(r"^<!-- from the code: (.*) -->$", re.MULTILINE)
 

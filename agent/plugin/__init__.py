@@ -1,0 +1,1 @@
+"""`LearnedScheduler`: the plug-in that drives a PyTorch optimizer in a training job."""

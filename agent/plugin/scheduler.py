@@ -1,0 +1,329 @@
+"""`LearnedScheduler`: a policy in charge of an ordinary PyTorch optimizer.
+
+It does in a user's loop what the trainer of the environments does with many runs: the same
+statistics, taken at the same moments, through the same encoder, codec and guard, so that the policy
+meets in a job what it met in meta-training.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Sequence
+from os import PathLike
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pacesetter.agent.plugin.callbacks import ScheduleCallback
+from pacesetter.agent.plugin.checks import one_number, positive_integer
+from pacesetter.agent.plugin.composition import RECIPE, warn_of_others
+from pacesetter.agent.plugin.directions import check_supported
+from pacesetter.agent.plugin.gradients import finish_update, overflowed
+from pacesetter.agent.plugin.history import History, Intervention
+from pacesetter.agent.plugin.hooks import attach
+from pacesetter.agent.plugin.job_state import job_state, load_job_state
+from pacesetter.agent.plugin.options import Options
+from pacesetter.agent.plugin.pilot import CONTROLS
+from pacesetter.agent.plugin.recorded_schedule import RecordedSchedule
+from pacesetter.agent.plugin.run import ControlledRun
+from pacesetter.agent.policy.explanation import Explanation, explain
+from pacesetter.agent.policy.policy import DEFAULT_POLICY, Policy, load_policy
+
+_MISSING: Any = object()
+
+
+class LearnedScheduler:
+    """Sets learning rate, momentum and gradient clipping of an optimizer while it trains.
+
+    Call `step` with the loss after every ``optimizer.step()``, for `total_steps` updates::
+
+        scheduler = LearnedScheduler(optimizer, total_steps=10_000)
+        for batch in loader:
+            loss = loss_fn(model, batch)
+            loss.backward()
+            optimizer.step()
+            scheduler.step(loss)
+            optimizer.zero_grad()
+
+    The optimizer's own learning rate is the start that the schedule is relative to. Gradients are
+    clipped within ``optimizer.step()``: do not clip them as well. An update whose gradients are
+    not finite is skipped. When the loss diverges, the learning rate is cut at the next decision; if
+    that does not help, the job goes back to its last good snapshot; if it goes on, the policy is
+    left aside for the plain decay. Every such intervention is a record in `history` and a warning.
+    With ``maximize=True``, give `step` and `observe_validation` what is maximised.
+
+    Args:
+        optimizer: torch's AdamW, Adam, SGD, RMSprop, NAdam, RAdam or a subclass of one.
+        total_steps: updates of the whole run.
+        policy: ``"default"`` for the shipped policy, a path to another, or a `Policy`.
+        model: its buffers (running statistics) join the snapshots for rollback.
+        warmup_steps: updates at the beginning in which nothing is changed, for a warm-up of the
+            user's own; what it ends at is the start.
+        control: which of ``"lr"``, ``"momentum"`` and ``"clip"`` to set; the rest is left alone.
+        lr_bounds: least and greatest learning rate of any group that does not start at zero.
+        rollback: whether to keep snapshots to go back to; None: where they take less than 256 MB.
+            `rollback_bytes` tells how much.
+        dry_run: propose and record, but change nothing.
+        patience: intervals with a validation but no better one until `should_stop`; None: never.
+        callbacks: told of every decision.
+        process_group: of torch.distributed, the ranks that train one model; None: the default one,
+            where there is one.
+
+    Attributes:
+        optimizer: the optimizer.
+        policy: the policy in use.
+        history: every decision so far.
+
+    Raises:
+        TypeError: the optimizer is not supported, or an argument is of the wrong type.
+        ValueError: `total_steps` or another argument is out of its range, or the optimizer has a
+            `LearnedScheduler` already.
+        FileNotFoundError: there is no such policy file.
+        PolicyFileError: the policy file cannot be used.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        total_steps: int,
+        *,
+        policy: str | PathLike[str] | Policy = DEFAULT_POLICY,
+        model: nn.Module | None = None,
+        warmup_steps: int = 0,
+        control: Collection[str] = CONTROLS,
+        lr_bounds: tuple[float, float] | None = None,
+        rollback: bool | None = None,
+        dry_run: bool = False,
+        patience: int | None = 10,
+        callbacks: Sequence[ScheduleCallback] = (),
+        process_group: Any = None,
+    ) -> None:
+        check_supported(optimizer)
+        total_steps = positive_integer(total_steps, "total_steps")
+        options = Options(
+            model=model,
+            warmup_steps=warmup_steps,
+            control=control,
+            lr_bounds=lr_bounds,
+            rollback=rollback,
+            dry_run=dry_run,
+            patience=patience,
+            callbacks=callbacks,
+            process_group=process_group,
+        )
+        options.check_against(total_steps)
+        self.optimizer = optimizer
+        self.policy = policy if isinstance(policy, Policy) else load_policy(policy)
+        self.history = History()
+        self._detach = attach(optimizer, self)
+        self._attached = True
+        self._planned = total_steps
+        self._callbacks = tuple(callbacks)
+        self._warned: set[str] = set()
+        try:
+            self._run = ControlledRun(optimizer, total_steps, self.policy, options)
+        except Exception:
+            self.detach()
+            raise
+        self._run.write()
+
+    # -- the user's side ----------------------------------------------------------------------
+
+    @property
+    def total_steps(self) -> int:
+        """Updates of the whole run, warm-up and extensions included."""
+        return self._run.total_steps
+
+    def step(self, loss: Tensor | float = _MISSING) -> None:
+        """Takes in the loss of the update just done, and decides when a decision is due.
+
+        After `total_steps` calls there is one warning, and the last values hold. On a scheduler
+        that was taken off with `detach` it does nothing.
+
+        Args:
+            loss: one number; a tensor may stay on its device. It need not be finite.
+
+        Raises:
+            TypeError: the loss is missing, or neither a tensor nor a number.
+            ValueError: the loss is a tensor of more than one element.
+        """
+        if loss is _MISSING:
+            raise TypeError(RECIPE)
+        value = one_number(loss, "loss")
+        if not self._attached:
+            return
+        run = self._run
+        if run.over:
+            self._warn_once(
+                f"LearnedScheduler.step() was called more often than total_steps="
+                f"{run.total_steps}: the last values hold from here on; extend() sets a later end"
+            )
+            return
+        if run.steps == 0 and not run.groups.latest and not overflowed(self.optimizer):
+            self._warn_once(
+                "LearnedScheduler.step() was called before optimizer.step(), or there was no "
+                "gradient: call optimizer.step() first, or each loss counts for a wrong update"
+            )
+        decision = run.close_step(value)
+        self._warn_of_others()
+        if decision is not None:
+            self.history.append(decision)
+            self._tell(decision.interventions)
+            for callback in self._callbacks:
+                callback.on_decision(decision)
+        elif run.steps == run.total_steps:
+            at_the_end = run.finish()
+            self.history.interventions_at_end = at_the_end
+            self._tell(at_the_end)
+
+    def observe_validation(self, valid_loss: Tensor | float) -> None:
+        """Takes in a validation loss, for the next decision and `should_stop`.
+
+        Args:
+            valid_loss: one number, on the scale of the training loss; one that is not finite is
+                ignored. A tensor on another device is fetched at once.
+
+        Raises:
+            TypeError: it is neither a tensor nor a number.
+            ValueError: it is a tensor of more than one element.
+        """
+        self._run.observe_validation(float(one_number(valid_loss, "valid_loss")))
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether validation losses have been no better for `patience` intervals."""
+        return self._run.should_stop
+
+    def get_last_lr(self) -> list[float]:
+        """Learning rate of each param group for the next update; proposed, in a dry run."""
+        return [setting.lr for setting in self._run.settings]
+
+    @property
+    def last_clip_norm(self) -> float:
+        """Clip threshold of the latest update; infinite if there was none. Waits for the device."""
+        return self._run.monitor.threshold
+
+    @property
+    def skipped_steps(self) -> int:
+        """Updates skipped so far for gradients that were not finite. Waits for the device."""
+        return self._run.monitor.skipped
+
+    @property
+    def rollback_bytes(self) -> int:
+        """Memory that the snapshot for rollback takes; 0 if there is none."""
+        return self._run.rollback_bytes
+
+    @property
+    def last_epoch(self) -> int:
+        """Not offered: torch's composed schedulers ask for it, and cannot drive this one."""
+        raise TypeError(RECIPE)
+
+    def extend(self, total_steps: int) -> None:
+        """Sets a later end, without a jump of the learning rate.
+
+        Args:
+            total_steps: updates of the whole run, those done included.
+
+        Raises:
+            ValueError: it is no integer, or not beyond the present end.
+        """
+        total_steps = positive_integer(total_steps, "total_steps")
+        if total_steps <= self.total_steps:
+            raise ValueError(
+                f"Expected total_steps beyond the present end, {self.total_steps}, "
+                f"but got {total_steps}"
+            )
+        self._run.extend(total_steps)
+
+    def detach(self) -> None:
+        """Takes the hooks off and leaves the optimizer as it is; another scheduler may attach."""
+        self._attached = False
+        self._detach()
+
+    def explain(self) -> Explanation:
+        """Which features pushed the latest decision which way.
+
+        Raises:
+            RuntimeError: nothing was decided yet.
+        """
+        if not self.history:
+            raise RuntimeError(
+                "there is no decision to explain yet: the first interval is not over"
+            )
+        return explain(self.policy, self.history[-1].features)
+
+    def export_schedule(self, path: str | PathLike[str] | None = None) -> RecordedSchedule:
+        """The schedule so far, update by update, to replay without the agent.
+
+        Args:
+            path: of a CSV file to write it to; None: no file.
+        """
+        if path is not None:
+            self._run.recorded.to_csv(path, base_lr=self._run.groups.lr_start)
+        return self._run.recorded
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on exactly, at any step: tensors and plain Python types.
+
+        The policy is not in it, only its digest. The snapshot for rollback is.
+        """
+        return {
+            **job_state(self._run, digest=self.policy.digest, planned=self._planned),
+            "history": self.history.state_dict(),
+        }
+
+    def load_state_dict(
+        self, state_dict: dict[str, Any], *, allow_other_policy: bool = False
+    ) -> None:
+        """Goes on where `state_dict` was taken. The optimizer's own state is the user's to load.
+
+        Args:
+            state_dict: from this version or an older one.
+            allow_other_policy: whether the state may be that of a run under another policy.
+
+        Raises:
+            ValueError: the state is of another policy, another `total_steps`, a newer version of
+                pacesetter, or an optimizer with more param groups.
+        """
+        digest = None if allow_other_policy else self.policy.digest
+        load_job_state(self._run, state_dict, digest=digest, planned=self._planned)
+        self.history.load_state_dict(state_dict["history"])
+
+    # -- called by the hooks, at every update -------------------------------------------------
+
+    def before_update(self) -> None:
+        """Sees to it that the update is done with our hyperparameters."""
+        self._run.before_update()
+        self._warn_of_others()
+
+    def on_gradients(self) -> None:
+        """Takes the statistics, clips, and has an update skipped that would break the run."""
+        self._run.on_gradients()
+
+    def after_update(self) -> None:
+        """Leaves the optimizer as its user knows it."""
+        finish_update(self.optimizer)
+
+    # -- the rest -----------------------------------------------------------------------------
+
+    def _warn_of_others(self) -> None:
+        foreign = self._run.take_foreign()
+        if foreign and "foreign" not in self._warned:
+            self._warned.add("foreign")
+            warn_of_others(self.optimizer, foreign, stacklevel=4)
+
+    def _tell(self, interventions: Sequence[Intervention]) -> None:
+        for intervention in interventions:
+            if intervention.kind == "overfitting":  # nothing is wrong: the history has it
+                continue
+            if intervention.kind == "unfamiliar":  # it may come and go: it is said once
+                if "unfamiliar" in self._warned:
+                    continue
+                self._warned.add("unfamiliar")
+            warnings.warn(f"LearnedScheduler: {intervention}", stacklevel=3)
+
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            warnings.warn(message, stacklevel=3)

@@ -1,0 +1,1 @@
+"""Policies: the network, its file, its explanation and exports, and the familiarity meter."""

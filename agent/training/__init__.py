@@ -1,0 +1,1 @@
+"""Meta-training: the agent learns with PPO and is chosen by validation."""

@@ -1,0 +1,138 @@
+"""How good a policy is: its losses on fixed validation tasks, from several starts.
+
+The score is the mean log ratio of final outer-valid loss to that of AdamW at a constant 1e-3 with
+the same initial weights and batches: below zero is better. The learning rate's start is one of
+several that a user might have set, and the policy does not see which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pacesetter.agent.runs.interruption import safe_point
+from pacesetter.envs.actions import ControlConfig
+from pacesetter.envs.runs import ScheduledRuns
+from pacesetter.inner_models.engine.trainer import InnerTrainer
+from pacesetter.inner_models.registry import fixed_task
+from pacesetter.inner_models.task import Task
+
+FloatArray = NDArray[np.float64]
+Act = Callable[[FloatArray], FloatArray]
+"""Features (num_runs, NUM_FEATURES) to actions (num_runs, 3)."""
+
+FIRST_SEED = 500
+"""Seeds count from here: reports, which count from 0, use others than the choice of the policy."""
+REFERENCE_LR = 1e-3
+LOST = 10.0
+"""A diverged run counts as this log ratio, which no run that trained comes near."""
+TINY = float(np.finfo(np.float64).tiny)
+"""A loss of zero has no logarithm; this one has, and is `-LOST` against any reference."""
+
+
+def run_policy(
+    act: Act,
+    tasks: Sequence[Task],
+    *,
+    control: ControlConfig,
+    device: torch.device | str = "cpu",
+) -> FloatArray:
+    """Final outer-valid loss of one run per task: shape (num_tasks,), NaN where it diverged.
+
+    Args:
+        act: the policy.
+        tasks: of one shape, each with a seed.
+        control: bounds and step sizes that the policy was trained with.
+        device: where the runs live.
+    """
+    runs = ScheduledRuns(tasks, control=control, device=device)
+    features = runs.begin()
+    while not runs.done:
+        features = runs.decide(act(features))
+    return runs.final_losses()[:, 0]
+
+
+def run_constant(
+    tasks: Sequence[Task], lr: float, *, device: torch.device | str = "cpu"
+) -> FloatArray:
+    """Final outer-valid loss at a constant learning rate, unclipped: shape (num_tasks,)."""
+    trainer = InnerTrainer(tasks, device=device)
+    momentum = np.array([task.optimizer.momentum for task in tasks])
+    trainer.run(np.full((trainer.horizon, len(tasks)), lr), momentum=momentum)
+    return trainer.evaluate("outer_valid")
+
+
+@dataclass(frozen=True)
+class ValidationScore:
+    """Result of one validation.
+
+    Attributes:
+        log_ratios: (num_tasks, num_starts, num_seeds), log loss over the reference's.
+    """
+
+    log_ratios: FloatArray
+
+    @property
+    def mean(self) -> float:
+        """The score: mean over tasks, starts and seeds; below zero beats the reference."""
+        return float(self.log_ratios.mean())
+
+
+class ValidationSuite:
+    """Fixed tasks, starts and seeds, with the reference losses computed once.
+
+    Args:
+        families: validation families.
+        tasks_per_family: fixed tasks of each.
+        starts: learning rates to start from.
+        seeds: number of seeds.
+        control: bounds and step sizes.
+        device: where the runs live.
+
+    Raises:
+        ValueError: the reference diverges on a task, or its loss is not positive there.
+    """
+
+    def __init__(
+        self,
+        families: Sequence[str],
+        *,
+        tasks_per_family: int,
+        starts: Sequence[float],
+        seeds: int,
+        control: ControlConfig,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.tasks = [fixed_task(f, i) for f in families for i in range(tasks_per_family)]
+        self.starts, self.seeds = tuple(starts), seeds
+        self._control, self._device = control, device
+        self._reference = np.stack([self._log_reference(task) for task in self.tasks])
+
+    def _log_reference(self, task: Task) -> FloatArray:
+        safe_point()  # nothing has been learned yet
+        losses = run_constant(self._seeded(task), REFERENCE_LR, device=self._device)
+        if not ((losses > 0) & np.isfinite(losses)).all():
+            raise ValueError(
+                f"validation task {task.name!r} cannot be used: AdamW at {REFERENCE_LR:g}, against "
+                f"which policies are measured there, ended with losses of {losses.tolist()}, and "
+                "the log of a loss is compared. Shift the loss, shorten the task, or validate on "
+                "other families"
+            )
+        return np.log(losses)
+
+    def _seeded(self, task: Task) -> list[Task]:
+        return [task.with_seed(FIRST_SEED + i) for i in range(self.seeds)]
+
+    def score(self, act: Act) -> ValidationScore:
+        """Runs the policy on every task, from every start, with every seed."""
+        rows = []
+        for task, reference in zip(self.tasks, self._reference, strict=True):
+            group = [t.with_optimizer(lr=lr) for lr in self.starts for t in self._seeded(task)]
+            losses = run_policy(act, group, control=self._control, device=self._device)
+            logs = np.log(np.maximum(losses, TINY)).reshape(len(self.starts), self.seeds)
+            rows.append(np.clip(np.nan_to_num(logs - reference, nan=LOST), -LOST, LOST))
+        return ValidationScore(np.stack(rows))

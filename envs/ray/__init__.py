@@ -1,0 +1,1 @@
+"""Meta-training spread over the workers of a Ray cluster."""

@@ -1,0 +1,113 @@
+"""The vectorised environment for meta-training, its groups spread over the workers of Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pacesetter.envs.ray.groups import RemoteGroups, Workers
+from pacesetter.envs.turns import FloatArray, Turn
+from pacesetter.envs.vec_env import ScheduleVecEnv
+from pacesetter.inner_models.lookup import require
+from pacesetter.inner_models.task import Task, TaskFamily
+
+
+class RayScheduleVecEnv(ScheduleVecEnv):
+    """A `ScheduleVecEnv` whose groups live in Ray actors, with the same episodes.
+
+    Workers train side by side; all wait for the slowest once per decision. One that is lost is
+    restarted, and its groups are replayed. Rows are the same numbers as in `ScheduleVecEnv`
+    wherever torch rounds alike: on the same kind of CPU with the same number of threads, for any
+    number of workers.
+
+    With ``prefetch``, the step that ends an episode returns at once with observations that are
+    still zero, and workers draw the next groups and train their first intervals while the learner
+    learns. `await_reset` fills the very array in; it has to be called before the learner looks.
+
+    Args:
+        families: as in `ScheduleVecEnv`.
+        workers: to spread groups over.
+        prefetch: whether to return before the next episode has begun.
+        **layout: the other arguments of `ScheduleVecEnv`; ``device`` is that of the workers.
+
+    Raises:
+        ImportError: Ray is not installed.
+        RuntimeError: this process is not connected to a cluster.
+        ValueError: as in `ScheduleVecEnv`, or there are more workers than groups.
+    """
+
+    def __init__(
+        self,
+        families: Sequence[str | TaskFamily],
+        *,
+        workers: Workers,
+        prefetch: bool = False,
+        **layout: Any,
+    ) -> None:
+        ray = require("ray", extra="ray")
+        if not ray.is_initialized():
+            raise RuntimeError(
+                "not connected to a Ray cluster: call ray.init(), or use "
+                "pacesetter.envs.ray.cluster.connected()"
+            )
+        super().__init__(families, **layout)
+        self._workers, self._prefetch = workers, prefetch
+        self._remote: RemoteGroups | None = None
+        self._promised: NDArray[np.float32] | None = None
+
+    @property
+    def tasks(self) -> list[Task]:
+        """The task of each row, fetched from the workers."""
+        self.await_reset()
+        return [] if self._remote is None else self._remote.tasks()
+
+    def _draw(self, episode: int) -> None:
+        if self._remote is None:
+            self._remote = RemoteGroups(self._source, self._num_groups, workers=self._workers)
+        self._promised = None
+        self._remote.begin(self._seed, episode)
+
+    def _begin(self) -> list[FloatArray]:
+        assert self._remote is not None
+        return self._remote.collect()
+
+    def step_async(self, actions: NDArray[Any]) -> None:
+        """Sends the actions, (num_envs, 3), to the workers.
+
+        Raises:
+            RuntimeError: they answer observations that were promised and have not come.
+        """
+        super().step_async(actions)
+        if self._promised is not None:
+            raise RuntimeError("call await_reset() before acting on the first observations")
+        if self._remote is not None and self._over:
+            self._remote.take(np.split(self._actions, self._num_groups))
+
+    def _take(self, parts: Sequence[NDArray[Any]]) -> list[Turn]:
+        assert self._remote is not None
+        return self._remote.collect()
+
+    def _next_reset(self) -> NDArray[np.float32]:
+        if not self._prefetch:
+            return self.reset()
+        self._start_episode()
+        shape = self.observation_space.shape
+        assert shape is not None
+        self._promised = np.zeros((self.num_envs, *shape), dtype=np.float32)
+        return self._promised
+
+    def await_reset(self) -> None:
+        """Waits for the next episode to begin, and fills in the observations that were promised."""
+        if self._promised is not None:
+            self._promised[:] = np.concatenate(self._begin())
+            self._promised = None
+
+    def close(self) -> None:
+        """Ends the workers."""
+        super().close()
+        if self._remote is not None:
+            self._remote.close()
+        self._remote = self._promised = None

@@ -1,0 +1,1 @@
+"""From run records to statistics, scores and findings."""

@@ -1,0 +1,206 @@
+"""The command line: `pacesetter train | compare | goals | inspect | export | demo | completion`.
+
+What a command needs is imported when it runs, so that help and errors are quick and a missing
+extra is named by the command that misses it. Results go to standard output, all else to standard
+error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, redirect_stdout
+from importlib import metadata
+from typing import Any
+
+from pacesetter.experiments.cli import compare as cli_compare
+from pacesetter.experiments.cli import completion as cli_completion
+from pacesetter.experiments.cli import goals as cli_goals
+from pacesetter.experiments.cli import policy as cli_policy
+from pacesetter.experiments.cli import train as cli_train
+from pacesetter.experiments.cli.answer import Answer, to_json
+from pacesetter.experiments.cli.parser import (
+    EXIT_CODES,
+    CommandParser,
+    HelpFormatter,
+    WrongUsage,
+    add_command,
+    add_run_options,
+)
+
+DONE, FAILED, WRONG_INPUT, MISSING_PACKAGE = 0, 1, 2, 3
+STOPPED = 128
+"""Plus the number of the signal: 130 after Ctrl-C, 143 after SIGTERM."""
+
+_USERS_FAULTS = (
+    *(ValueError, FileNotFoundError, FileExistsError),
+    *(IsADirectoryError, NotADirectoryError, PermissionError),
+)
+"""Types that name a mistake of the user's; anything else is one of ours, or of the machine."""
+
+_PAGE = """\
+An RL agent that sets learning rate, momentum and gradient clipping while a
+neural network trains.
+
+examples:
+  pacesetter demo --out runs/demo                       see all of it at work
+  pacesetter train --preset laptop --out runs/laptop    meta-train an agent
+  pacesetter train --init default --families my_module:my_family --out runs/mine
+                                                        fine-tune it on your jobs
+  pacesetter compare --out runs/compare                 hold it against AdamW
+  pacesetter compare --task my_module:make_task --out runs/job
+  pacesetter inspect                                    what the shipped policy is
+
+`pacesetter COMMAND --help` tells all about a command.
+"""
+_ENVIRONMENT = """\
+environment:
+  OMP_NUM_THREADS  threads of every process; equal numbers give equal results
+  PACESETTER_DATA  folder with files of MNIST, Fashion-MNIST or CIFAR-10
+
+"""
+_EXAMPLES = {
+    **cli_train.EXAMPLES,
+    "compare": cli_compare.EXAMPLE,
+    "goals": cli_goals.EXAMPLE,
+    **cli_policy.EXAMPLES,
+    "completion": cli_completion.EXAMPLE,
+}
+_LONG = {"train", "compare", "goals"}
+"""Commands that stop where nothing is lost, and go on."""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    parser = CommandParser(
+        prog="pacesetter",
+        usage="%(prog)s COMMAND [options]",
+        description=_PAGE,
+        epilog=_ENVIRONMENT + EXIT_CODES,
+        formatter_class=HelpFormatter,
+    )
+    version = f"%(prog)s {metadata.version('pacesetter')}"
+    parser.add_argument(
+        "-V", "--version", action="version", version=version, help="print it and exit"
+    )
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", title="commands", prog="pacesetter"
+    )
+
+    def command(name: str, summary: str) -> argparse.ArgumentParser:
+        return add_command(commands, name, summary, _EXAMPLES[name], long=name in _LONG)
+
+    cli_train.add_parsers(command, add_run_options)
+    cli_compare.add_parser(command, add_run_options)
+    cli_goals.add_parser(command, add_run_options)
+    cli_policy.add_parsers(command)
+    cli_completion.add_parser(command)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Args:
+        argv: its arguments; None: those of the process.
+
+    Returns:
+        Exit code: 0; 1 after a failure; 2 after an error that the user can mend; 3 where a package
+        is missing; 130 after Ctrl-C, 143 after SIGTERM.
+    """
+    # OpenMP's threads otherwise spin while they wait, and another busy process on the same cores
+    # slows inner training down several times. It is read when torch is first imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from pacesetter.agent.runs.interruption import heeding_signals
+
+    argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        args = make_parser().parse_args(argv)
+    except WrongUsage as wrong:
+        if "--json" in argv:
+            data = {"command": None, "exit_code": WRONG_INPUT, "error": wrong.message}
+            _print(to_json(data))
+        raise
+    line = shlex.join(["pacesetter", *argv])
+    # Whatever prints, a user's own module too: standard output is for one JSON object. Ray repeats
+    # there what its workers print, and remarks of its own.
+    crowded = args.json or getattr(args, "engine", None) == "ray"
+    elsewhere = redirect_stdout(sys.stderr) if crowded else nullcontext()
+    with heeding_signals(), elsewhere:
+        code, answer = _run(args, line)
+    if args.json:
+        _print(to_json({"command": args.command, "exit_code": code, **answer.data}))
+    elif answer.text:
+        _print(answer.text)
+    return code
+
+
+def _run(args: argparse.Namespace, line: str) -> tuple[int, Answer]:
+    """Runs a command; its exit code, and what goes to standard output."""
+    try:
+        return DONE, _COMMANDS[args.command](args, line) or Answer("", {})
+    except KeyboardInterrupt as stop:
+        return _stopped(args, line, stop)
+    except Exception as error:
+        if isinstance(error, ImportError):
+            code = MISSING_PACKAGE
+        else:
+            code = WRONG_INPUT if isinstance(error, _USERS_FAULTS) else FAILED
+        if args.debug or code == FAILED:
+            traceback.print_exc()
+        what = str(error) or type(error).__name__
+        print(f"pacesetter: error: {what}", file=sys.stderr)
+        return code, Answer("", {"error": what})
+
+
+def _stopped(args: argparse.Namespace, line: str, stop: KeyboardInterrupt) -> tuple[int, Answer]:
+    number = getattr(stop, "number", signal.SIGINT)
+    how, following = _going_on(args, line)
+    print(f"\npacesetter: stopped{how}", file=sys.stderr)
+    data = {"stopped": signal.Signals(number).name, "resume": following}
+    return STOPPED + number, Answer("", data)
+
+
+def _going_on(args: argparse.Namespace, line: str) -> tuple[str, str | None]:
+    """What to say after a stop, and the command that goes on, if there is one."""
+    out = getattr(args, "out", None)
+    if out is None or not (out / "run.json").is_file():
+        return "; nothing had begun", None
+    if args.command == "demo":
+        again = line + ("" if args.force else " --force")
+        return f"; begin anew with: {again}", None
+    again = line + ("" if args.resume else " --resume")
+    return f"; go on with: {again}", again
+
+
+def _print(text: str) -> None:
+    """Prints a result; whoever reads it may have seen enough already."""
+    try:
+        print(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python would flush once more at its end, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _completion(args: argparse.Namespace, line: str) -> Answer:
+    return cli_completion.run_completion(make_parser(), args.shell)
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace, str], Any]] = {
+    "train": cli_train.run_train,
+    "compare": cli_compare.run_compare,
+    "goals": cli_goals.run_goals,
+    "inspect": cli_policy.run_inspect,
+    "export": cli_policy.run_export,
+    "demo": cli_train.run_demo,
+    "completion": _completion,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,236 @@
+"""Holds a policy against hand-written schedules: same tasks, same seeds, tuned rivals.
+
+The order of things keeps the comparison honest. Baselines choose their settings by the outer-valid
+loss on seeds of their own; then every arm runs on the report's seeds, paired in initial weights and
+batch order; only then, once per run, is the test split read. Every piece of work is written when it
+is over, so that a comparison that was stopped, or killed, goes on from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pacesetter.agent.policy.policy import Policy, load_policy
+from pacesetter.agent.runs.folder import claim_folder, write_json, write_text
+from pacesetter.agent.training.engines import RayEngine
+from pacesetter.experiments.analysis.summary import Summary, summarise
+from pacesetter.experiments.calibration import calibrated_lrs
+from pacesetter.experiments.compare_config import CompareConfig
+from pacesetter.experiments.own_job import own_task
+from pacesetter.experiments.report.report import Report, write_report
+from pacesetter.experiments.report.tables import format_latex, format_markdown, format_summary
+from pacesetter.experiments.rivals.baselines import (
+    BASELINES,
+    POLICY,
+    REFERENCE,
+    STRICT,
+    Baseline,
+    all_arms,
+    arm_labels,
+    check_arms,
+)
+from pacesetter.experiments.runs.arm_runs import Plan
+from pacesetter.experiments.runs.comparison_work import Work, work_here
+from pacesetter.experiments.runs.environment import check_device, describe_environment
+from pacesetter.experiments.runs.progress import Clock, Progress
+from pacesetter.experiments.runs.records import RunRecord, write_csv
+from pacesetter.experiments.runs.spread_work import work_spread
+from pacesetter.experiments.runs.task_work import slug
+from pacesetter.experiments.task_checks import check_task
+from pacesetter.experiments.tasks import named_task
+from pacesetter.experiments.tuning import TUNING_SEEDS
+from pacesetter.inner_models.lookup import require
+from pacesetter.inner_models.registry import META_TRAIN, family_names, make_family
+from pacesetter.inner_models.task import Task, TaskFamily
+
+__all__ = ["CompareConfig", "Comparison", "compare"]
+
+TITLE = "pacesetter against hand-written schedules"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found.
+
+    Attributes:
+        records: every run.
+        summary: what they say.
+        table: the same as text.
+    """
+
+    records: tuple[RunRecord, ...]
+    summary: Summary
+    table: str
+
+
+def compare(
+    config: CompareConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    progress: bool = False,
+    latex: bool = False,
+    command: str | None = None,
+    policy: Policy | None = None,
+    tasks: Sequence[Task] | None = None,
+    families: Sequence[TaskFamily] | None = None,
+    baselines: Sequence[Baseline] = BASELINES,
+    engine: RayEngine | None = None,
+) -> Comparison:
+    """Runs the comparison; writes ``results.csv``, ``table.txt``, ``table.md``, ``report.html``.
+
+    The figures of the report are in ``figures``, searches in ``studies.db``, all runs in ``tasks``.
+    ``data.json`` has a digest of each task's data: texts that ship with Python vary by version.
+
+    Args:
+        config: what to compare.
+        out: the folder, new or empty; or that of a comparison to go on with.
+        resume: go on with the comparison in `out`; finished work is not done again.
+        progress: show how far it is.
+        latex: write ``table.tex`` as well.
+        command: the command line that asked for it, for the report.
+        policy: used instead of the file that `config` names.
+        tasks: used instead of those that `config` names; one's own, say. Names must differ.
+        families: meta-train families of the open-loop replay; default: those that the policy
+            learned on, as far as they are bundled.
+        baselines: the rows to choose arms from.
+        engine: spreads the work over a Ray cluster; None: it is done here.
+
+    Raises:
+        FileExistsError: `out` holds something and `resume` is off.
+        FileNotFoundError: there is no such policy, nothing to go on with, or image files that
+            tasks need are missing.
+        ImportError: a package that comes with the extra `compare` is missing.
+        ValueError: unknown arms, tasks or device, a damaged image file, a task that cannot be
+            compared on, `out` holds another comparison, or all runs of the reference crashed.
+    """
+    check_arms(config.arms, baselines)
+    if engine is None:
+        check_device(config.device)
+    else:
+        engine.check_device(config.device)
+    for module in ("matplotlib.figure", "optuna", "scipy.stats", "tqdm"):
+        require(module, extra="compare")
+    tasks = _tasks(config) if tasks is None else list(tasks)
+    if not tasks or len({slug(task.name) for task in tasks}) < len(tasks):
+        raise ValueError(f"need tasks with names that differ, but got {[t.name for t in tasks]}")
+    for task in tasks:
+        check_task(task)
+    plan = _plan(config, policy or load_policy(config.policy), baselines)
+    digests = {task.name: task.splits.digest() for task in tasks}
+    settings = {
+        **config.deciding(),
+        "arms": sorted(plan.arms),
+        "tasks": [task.name for task in tasks],
+        "policy": plan.policy.digest,
+        "fixed_lrs": dict(plan.fixed_lrs),
+        "spaces": {b.name: repr(dict(b.space.dimensions)) for b in plan.baselines},
+        "data": {name: digest[:12] for name, digest in digests.items()},
+    }
+    claim_folder(out, kind="compare", settings=settings, resume=resume)
+    write_json(out / "data.json", digests)
+
+    known = [name for name in plan.policy.info.families if name in family_names()]
+    learned_on = families or [make_family(name) for name in known or META_TRAIN]
+    notes = _notes(config, plan)
+    clock = Clock(out / "seconds.json")
+    work = Work(config=config, plan=plan, tasks=tuple(tasks), families=tuple(learned_on), out=out)
+    total = 2 + len(tasks) * (1 + len(work.pieces))
+    with Progress(total, shown=progress) as bar:
+        if engine is None:
+            done = work_here(work, bar=bar, clock=clock)
+        else:
+            done = work_spread(work, engine, bar=bar, clock=clock)
+    records = done.records
+    if done.widened:
+        notes.append(
+            "The best setting lay on an edge of what was searched, which was widened for the "
+            f"trials that were left: {'; '.join(done.widened)}."
+        )
+    if done.edges:
+        notes.append(f"The best setting still lay on an edge at the end: {'; '.join(done.edges)}.")
+    if config.quick:
+        notes.append("A quick look: few tasks, arms, seeds and trials. Hints, and no findings.")
+    notes.append(f"It took {clock.seconds / 3600:.2f} hours.")
+    write_csv(out / "results.csv", records)
+    _check_reference(records)
+    summary = summarise(
+        records, generator=np.random.default_rng(config.seed), labels=arm_labels(baselines)
+    )
+    table = format_summary(summary)
+    write_text(out / "table.txt", table + "\n")
+    write_text(out / "table.md", format_markdown(summary) + "\n")
+    if latex:
+        write_text(out / "table.tex", format_latex(summary) + "\n")
+    report = Report(
+        title=TITLE,
+        summary=summary,
+        records=tuple(records),
+        arms=[arm for arm in all_arms(baselines) if arm.name in plan.arms],
+        notes=notes,
+        environment=describe_environment(plan.device),
+        command=command or f"pacesetter.experiments.comparison.compare({config!r}, {str(out)!r})",
+    )
+    write_report(out / "report.html", report)
+    return Comparison(tuple(records), summary, table)
+
+
+def _tasks(config: CompareConfig) -> list[Task]:
+    own = [own_task(spec, seed=config.seed, steps=config.steps) for spec in config.own_tasks]
+    return [*own, *(named_task(name, config.data) for name in config.tasks)]
+
+
+def _plan(config: CompareConfig, policy: Policy, baselines: Sequence[Baseline]) -> Plan:
+    chosen = tuple(b for b in baselines if b.name in config.arms or b.name == REFERENCE)
+    fixed: dict[str, float] = {}
+    if any(b.calibrated for b in chosen):
+        stored = calibrated_lrs()
+        missing = [b.name for b in chosen if b.calibrated and b.name not in stored]
+        if missing:
+            raise ValueError(
+                f"no calibrated learning rate is stored for {', '.join(missing)}; make it with: "
+                "python -m pacesetter.experiments.calibration"
+            )
+        fixed = {b.name: stored[b.name] for b in chosen if b.calibrated}
+    arms = dict.fromkeys((*config.arms, REFERENCE))
+    if STRICT.name in arms:
+        arms.setdefault(POLICY.name)  # what is replayed has to be run
+    return Plan(
+        arms=tuple(arms),
+        baselines=chosen,
+        fixed_lrs=fixed,
+        policy=policy,
+        start_lrs=config.start_lrs,
+        seeds=tuple(range(config.num_seeds)),
+        device=config.device,
+        budgets=config.budgets,
+        jobs=config.jobs,
+    )
+
+
+def _check_reference(records: Sequence[RunRecord]) -> None:
+    runs = [r for r in records if r.arm == REFERENCE]
+    if all(r.failed is not None for r in runs):
+        raise ValueError(
+            f"all runs of {REFERENCE!r}, against which all arms are held, crashed: "
+            f"{runs[0].failed}. results.csv has the others"
+        )
+
+
+def _notes(config: CompareConfig, plan: Plan) -> list[str]:
+    info = plan.policy.info
+    several = ", ".join(map(str, config.budgets[:-1]))
+    trials = f"{several} and {config.trials} trials" if several else "one trial, its default"
+    return [
+        "Baselines never clip gradients; the agent sets a clip threshold. beta2 and eps of AdamW "
+        "are the task's own in every AdamW arm.",
+        f"Tuned arms chose among {trials} per task, the default first, then quasi-random ones, "
+        f"then Optuna's TPE, by the mean outer-valid loss over {len(TUNING_SEEDS)} seeds that this "
+        "report does not use. The test split was read once per run, at its end.",
+        f"Policy {plan.policy.digest[:12]}: preset {info.preset}, seed {info.seed}, "
+        f"{info.decisions:,} decisions, learned on {', '.join(info.families) or 'nothing named'}.",
+    ]

@@ -1,0 +1,1 @@
+"""The arms of a comparison: search spaces, schedules and baselines."""

@@ -1,0 +1,213 @@
+"""Losses and gradients of N runs, in the fastest form that the model and its loss allow.
+
+The forms, from the fastest: `torch.func.vmap` over tasks and, within a task, over siblings that
+look at one batch; the same with a view of the batch for each sibling; one run after another. Where
+a form fails, the next is tried, and stays.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from pacesetter.inner_models.engine.blame import blame
+from pacesetter.inner_models.engine.functional import LossModule
+from pacesetter.inner_models.engine.memory import is_out_of_memory
+from pacesetter.inner_models.engine.state import RunStack
+from pacesetter.inner_models.engine.tracing import Program, trace
+from pacesetter.inner_models.task import Batch, Task
+from pacesetter.inner_models.twins.substitution import swap_twins
+
+Form = Callable[[Batch], Tensor]
+
+
+class LossProgram:
+    """What every run's loss and gradient are.
+
+    Args:
+        task: any of the tasks; they share model code and loss.
+        stack: the runs' parameters and buffers; buffers are updated by training.
+        traced: whether to trace the batched program (see `tracing`).
+    """
+
+    def __init__(self, task: Task, stack: RunStack, *, traced: bool) -> None:
+        self._task, self._stack = task, stack
+        self._plain = LossModule(stack.model, task.loss)
+        self._twin = swap_twins(self._plain)
+        self._grid = next(iter(stack.leaves.values())).shape[:2]
+        self._forms: list[Form] = [self._shared_batch, self._batch_each, self._one_by_one]
+        self._settled: set[bool] = set()
+        self._warned = False
+        self._traced = traced
+        self._program: Program | None = None
+
+    @property
+    def batched(self) -> bool:
+        """Whether runs go side by side; known once a loss has been computed."""
+        return len(self._forms) > 1
+
+    def train(self, mode: bool = True) -> None:
+        """Switches all models between training and evaluation."""
+        self._plain.train(mode)
+        self._twin.train(mode)
+
+    def losses(self, batch: Batch) -> Tensor:
+        """Losses on a batch, (num_tasks, siblings).
+
+        Args:
+            batch: every tensor (num_tasks, rows, ...).
+
+        Raises:
+            ValueError: the loss is not one number.
+        """
+        if self._plain.training in self._settled:
+            return self._forms[0](batch)
+        kept = self._effects()
+        while True:
+            try:
+                losses = self._forms[0](batch)
+            except (RuntimeError, NotImplementedError) as error:
+                # A form that torch.func cannot batch gives way to the next; what the last one
+                # raises is the user's own error, and needs no warning about batching.
+                if len(self._forms) == 1 or is_out_of_memory(error):
+                    raise
+                failed, why = self._forms.pop(0), error
+                self._undo(kept)
+            else:
+                break
+        self._settled.add(self._plain.training)
+        if not self.batched and not self._warned:
+            self._warned = True
+            after = self._effects()
+            culprit = blame(self._stack.model, lambda: failed(batch))
+            self._undo(after)
+            self._warn(culprit, why)
+        return losses
+
+    def _effects(self) -> tuple[Tensor, list[Tensor]]:
+        """What a forward pass changes: the state of random numbers, and buffers."""
+        state = _random_state(self._stack.params.device)
+        return state, [value.clone() for value in self._stack.fixed.values()]
+
+    def _undo(self, effects: tuple[Tensor, list[Tensor]]) -> None:
+        """Puts them back as they were."""
+        _random_state(self._stack.params.device, effects[0])
+        for value, old in zip(self._stack.fixed.values(), effects[1], strict=True):
+            # Through `data`: a backward pass that is still to come must not take it for a change.
+            value.data.copy_(old)
+
+    def gradients(self, batch: Batch) -> Tensor:
+        """Losses on a batch, (num_tasks, siblings); writes the gradients into the stack.
+
+        Args:
+            batch: every tensor (num_tasks, rows, ...).
+        """
+        leaves = list(self._stack.leaves.values())
+        if self._traced:
+            self._traced = False
+            self._program = self._trace(batch)
+        if self._program is not None:
+            inputs = (*(leaf.detach() for leaf in leaves), *self._stack.fixed.values(), *batch)
+            losses, *parts = self._program(*inputs)
+        else:
+            losses = self.losses(batch)
+            parts = list(torch.autograd.grad(losses.sum(), leaves))
+            losses = losses.detach()
+        self._stack.write_gradients(parts)
+        return losses
+
+    def _trace(self, batch: Batch) -> Program | None:
+        """The program of losses and gradients as a list of operations."""
+        # A first look, whose effects are undone, settles which form it is.
+        kept = self._effects()
+        self.losses(batch)
+        self._undo(kept)
+        if not self.batched:
+            return None
+        form, num_leaves = self._forms[0], len(self._stack.leaves)
+        own = self._stack.leaves, self._stack.fixed
+
+        def program(*inputs: Tensor) -> Sequence[Tensor]:
+            leaves = [leaf.detach().requires_grad_() for leaf in inputs[:num_leaves]]
+            rest = inputs[num_leaves:]
+            self._stack.leaves = dict(zip(own[0], leaves, strict=True))
+            self._stack.fixed = dict(zip(own[1], rest, strict=False))
+            losses = form(tuple(rest[len(own[1]) :]))
+            return losses.detach(), *torch.autograd.grad(losses.sum(), leaves)
+
+        inputs = (*(leaf.detach() for leaf in own[0].values()), *own[1].values(), *batch)
+        try:
+            return trace(program, inputs)
+        finally:
+            self._stack.leaves, self._stack.fixed = own
+
+    def _one_loss(
+        self, module: nn.Module, params: dict[str, Tensor], fixed: dict[str, Tensor], batch: Batch
+    ) -> Tensor:
+        loss = functional_call(module, (params, fixed), batch)
+        if not isinstance(loss, Tensor) or loss.ndim:
+            what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else loss
+            raise ValueError(
+                f"the loss of task {self._task.name!r} must be one number, the mean over the "
+                f"batch, but got {what}"
+            )
+        return loss
+
+    def _shared_batch(self, batch: Batch) -> Tensor:
+        """Siblings see one batch, so that the first layer needs no copies of it."""
+
+        def one(params: dict[str, Tensor], fixed: dict[str, Tensor], own: Batch) -> Tensor:
+            return self._one_loss(self._twin, params, fixed, own)
+
+        inner = vmap(one, in_dims=(0, 0, None), randomness="same")
+        outer = vmap(inner, randomness="different")
+        losses: Tensor = outer(self._stack.leaves, self._stack.fixed, batch)
+        return losses
+
+    def _batch_each(self, batch: Batch) -> Tensor:
+        """Each sibling sees its own view of the batch, which some batching rules insist on."""
+
+        def one(params: dict[str, Tensor], fixed: dict[str, Tensor], own: Batch) -> Tensor:
+            return self._one_loss(self._twin, params, fixed, own)
+
+        siblings = self._grid[1]
+        each = tuple(c[:, None].expand(-1, siblings, *c.shape[1:]) for c in batch)
+        outer = vmap(vmap(one, randomness="same"), randomness="different")
+        losses: Tensor = outer(self._stack.leaves, self._stack.fixed, each)
+        return losses
+
+    def _one_by_one(self, batch: Batch) -> Tensor:
+        rows, device = [], self._stack.params.device
+        for t in range(self._grid[0]):
+            own = tuple(column[t] for column in batch)
+            state = _random_state(device)
+            for s in range(self._grid[1]):
+                # Siblings draw the same masks.
+                _random_state(device, state)
+                params = {name: leaf[t, s] for name, leaf in self._stack.leaves.items()}
+                fixed = {name: value[t, s] for name, value in self._stack.fixed.items()}
+                rows.append(self._one_loss(self._plain, params, fixed, own))
+        return torch.stack(rows).view(self._grid)
+
+    def _warn(self, culprit: str | None, error: Exception) -> None:
+        where = culprit or "its loss"
+        warnings.warn(
+            f"task {self._task.name!r}: torch.func.vmap cannot batch {where}, so runs go one after "
+            f"another ({str(error).splitlines()[0]})",
+            stacklevel=4,
+        )
+
+
+def _random_state(device: torch.device, new: Tensor | None = None) -> Tensor:
+    """The state of torch's global generator on a device, after setting it to `new` if given."""
+    if device.type == "cuda":
+        if new is not None:
+            torch.cuda.set_rng_state(new, device)
+        return torch.cuda.get_rng_state(device)
+    if new is not None:
+        torch.set_rng_state(new)
+    return torch.get_rng_state()

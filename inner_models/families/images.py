@@ -1,0 +1,279 @@
+"""Convolutional nets on generated images: what is to be told apart moves about in the picture.
+
+Three kinds of images, drawn task by task, so that one network meets what filters solve at once
+(textures), what has to be found in clutter (patterns), and what a linear map nearly solves
+(prototypes that hardly move).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from pacesetter.inner_models.draw import Draw
+from pacesetter.inner_models.families.generated import GeneratedFamily, Problem, Shape
+from pacesetter.inner_models.families.job import JobRanges
+from pacesetter.inner_models.losses import cross_entropy, with_label_noise
+from pacesetter.inner_models.networks.convnet import ConvShape, build_convnet, draw_convnet
+from pacesetter.inner_models.task import Batch, RowsFn
+
+Painter = Callable[[Tensor, torch.Generator], Tensor]
+"""From labels (rows,) to clean images (rows, channels, side, side), fresh ones at every call."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRanges(JobRanges):
+    """Ranges of the image family, beside those of every job (`JobRanges`).
+
+    Attributes:
+        side: of the images, in pixels.
+        colours: channels of the images.
+        classes: number of classes.
+        width: channels of the first layer.
+        depth: number of convolutions.
+        max_cost: most multiply-adds of one image's forward pass.
+        pixel_noise: spread of white noise over the spread of the clean pixels.
+        label_noise: share of random labels; never none, for a loss of zero compares with nothing.
+        input_scale: factor on the pixels, whose spread is one otherwise.
+        waves: plane waves that make up a texture.
+        pattern: side of the patterns that hide in clutter.
+        clutter: other patterns beside the one that counts.
+        blur: width of the Gaussian that smooths prototypes, in pixels.
+        texture_share: share of tasks on textures.
+        pattern_share: share of tasks on patterns in clutter; the others have prototypes.
+    """
+
+    num_train: tuple[int, int] = (128, 4096)
+    batch_size: tuple[int, int] = (8, 256)
+    adam_lr: tuple[float, float] = (0.012, 0.09)
+    sgd_lr: tuple[float, float] = (0.04, 0.3)
+    rmsprop_lr: tuple[float, float] = (2e-4, 1.4e-3)
+    work: float = 6e8
+    side: tuple[int, int] = (6, 12)
+    colours: tuple[int, int] = (1, 3)
+    classes: tuple[int, int] = (2, 10)
+    width: tuple[int, int] = (4, 16)
+    depth: tuple[int, int] = (1, 3)
+    max_cost: float = 16_000
+    pixel_noise: tuple[float, float] = (0.1, 1.0)
+    label_noise: tuple[float, float] = (0.005, 0.3)
+    input_scale: tuple[float, float] = (0.5, 2.0)
+    waves: tuple[int, int] = (1, 3)
+    pattern: tuple[int, int] = (3, 5)
+    clutter: tuple[int, int] = (0, 2)
+    blur: tuple[float, float] = (0.5, 1.5)
+    texture_share: float = 0.35
+    pattern_share: float = 0.3
+
+
+@dataclass(frozen=True)
+class ImageConvnet(GeneratedFamily[ConvShape]):
+    """Convolutional nets that classify generated images.
+
+    | drawn | range |
+    |---|---|
+    | side, channels of the images | 6 to 12, 1 to 3 |
+    | convolutions, channels of the first | 1 to 3, 4 to 16; half double them by layer |
+    | halving | max-pooling 50 %, stride 35 %, none 15 % |
+    | norm | none 40 %, BatchNorm 40 %, GroupNorm 20 % |
+    | activation, head | relu, tanh, gelu, silu; mean over positions or all of them |
+    | multiply-adds of an image | at most 16,000, or a single layer of 4 channels |
+    | classes | 2 to 10 |
+    | textures of 1 to 3 waves | 35 % |
+    | patterns of side 3 to 5 among 0 to 2 others, half as strong | 30 % |
+    | prototypes, blurred by 0.5 to 1.5 pixels, shifted by up to 0 to half a side | 35 % |
+    | noise of the pixels over their spread, scale of both | 0.1 to 1, 0.5 to 2 |
+    | label noise | 0.005 to 0.3 |
+    | rows of the train split, batch size | 128 to 4,096, 8 to 256 |
+    """
+
+    ranges: ImageRanges = field(default_factory=ImageRanges)
+    name: str = "image-convnet"
+
+    def draw_model(self, draw: Draw) -> ConvShape:
+        """See `GeneratedFamily.draw_model`."""
+        r = self.ranges
+        return draw_convnet(
+            draw,
+            image=(draw.integer(*r.colours), draw.integer(*r.side)),
+            classes=draw.integer(*r.classes),
+            width=r.width,
+            depth=r.depth,
+            max_cost=r.max_cost,
+        )
+
+    def cost(self, model: ConvShape) -> float:
+        """See `GeneratedFamily.cost`."""
+        return model.cost
+
+    def draw_problem(self, shape: Shape[ConvShape], draw: Draw) -> Problem:
+        """See `GeneratedFamily.draw_problem`."""
+        model = shape.model
+        return Problem(
+            build_model=partial(build_convnet, model),
+            loss=cross_entropy,
+            rows=self.draw_rows(model, draw),
+        )
+
+    def draw_rows(self, model: ConvShape, draw: Draw) -> RowsFn:
+        """Draws where the images of one task come from."""
+        r, kind = self.ranges, draw.unit()
+        sizes = (model.classes, *model.image)
+        if kind < r.texture_share:
+            paint = draw_textures(draw, sizes, waves=draw.integer(*r.waves))
+        elif kind < r.texture_share + r.pattern_share:
+            side = min(draw.integer(*r.pattern), model.image[1] - 1)
+            paint = draw_patterns(draw, sizes, side=side, clutter=draw.integer(*r.clutter))
+        else:
+            paint = draw_prototypes(
+                draw,
+                sizes,
+                blur=draw.log_uniform(*r.blur),
+                shift=draw.integer(0, model.image[1] // 2),
+            )
+        sample = paint(
+            torch.randint(model.classes, (512,), generator=draw.generator), draw.generator
+        )
+        noise = draw.log_uniform(*r.pixel_noise)
+        scale = draw.log_uniform(*r.input_scale) / math.sqrt(1 + noise**2)
+        return partial(
+            _image_rows,
+            classes=model.classes,
+            paint=paint,
+            mean=float(sample.mean()),
+            scale=scale / float(sample.std().clamp(min=1e-6)),
+            noise=noise * scale,
+            label_noise=draw.log_uniform(*r.label_noise),
+        )
+
+
+def draw_textures(draw: Draw, sizes: tuple[int, int, int], *, waves: int) -> Painter:
+    """Classes are sums of a few plane waves, whose phases and strengths vary from image to image.
+
+    Args:
+        draw: the random numbers.
+        sizes: number of classes, channels and side of the images.
+        waves: per class, each with a wave vector and a colour of its own.
+    """
+    classes, colours, side = sizes
+    g = draw.generator
+    # From one period per image to one in 2.5 pixels, which is short of where two waves look alike.
+    longest, shortest = 1 / side, 0.4
+    cycles = longest * (shortest / longest) ** torch.rand(classes, waves, generator=g)
+    angle = math.pi * torch.rand(classes, waves, generator=g)
+    place = 2 * math.pi * torch.arange(side)
+    phase = (cycles * angle.cos())[..., None, None] * place[:, None]
+    phase = phase + (cycles * angle.sin())[..., None, None] * place
+    pair = torch.stack([phase.cos(), phase.sin()], dim=2)  # (classes, waves, 2, side, side)
+    colour = torch.randn(classes, waves, 1, colours, 1, 1, generator=g)
+    basis = (colour * pair[:, :, :, None]).view(classes * waves * 2, -1)
+    return partial(_paint_textures, basis=basis, sizes=sizes, waves=waves)
+
+
+def draw_patterns(draw: Draw, sizes: tuple[int, int, int], *, side: int, clutter: int) -> Painter:
+    """Classes are small patterns at random positions, among others that mean nothing.
+
+    Args:
+        draw: the random numbers.
+        sizes: number of classes, channels and side of the images.
+        side: of a pattern.
+        clutter: number of meaningless patterns in an image, half as strong as the other.
+    """
+    classes, colours, _ = sizes
+    patterns = torch.randn(classes + 8, colours, side, side, generator=draw.generator)
+    return partial(_paint_patterns, patterns=patterns, sizes=sizes, clutter=clutter)
+
+
+def draw_prototypes(draw: Draw, sizes: tuple[int, int, int], *, blur: float, shift: int) -> Painter:
+    """Classes are smooth images that are shifted, round the edges, by a random number of pixels.
+
+    Args:
+        draw: the random numbers.
+        sizes: number of classes, channels and side of the images.
+        blur: width of the Gaussian that smooths them, in pixels.
+        shift: most pixels of a shift, in each direction.
+    """
+    side = sizes[2]
+    distance = (torch.arange(side)[:, None] - torch.arange(side)).abs()
+    distance = torch.minimum(distance, side - distance)
+    smooth = torch.exp(-distance.square() / (2 * blur**2))
+    prototypes = smooth @ torch.randn(*sizes, side, generator=draw.generator) @ smooth
+    prototypes /= prototypes.std(dim=(1, 2, 3), keepdim=True)
+    return partial(_paint_prototypes, prototypes=prototypes, shift=shift)
+
+
+def _paint_textures(
+    labels: Tensor,
+    generator: torch.Generator,
+    *,
+    basis: Tensor,
+    sizes: tuple[int, int, int],
+    waves: int,
+) -> Tensor:
+    classes, colours, side = sizes
+    rows = len(labels)
+    phase = 2 * math.pi * torch.rand(rows, waves, generator=generator)
+    strength = torch.exp(0.3 * torch.randn(rows, waves, generator=generator))
+    parts = (strength[..., None] * torch.stack([phase.cos(), phase.sin()], dim=2)).flatten(1)
+    # Zeros for the waves of the other classes: one product with the basis paints all images.
+    weights = torch.zeros(rows, classes, waves * 2)
+    weights[torch.arange(rows), labels] = parts
+    return (weights.flatten(1) @ basis).view(rows, colours, side, side)
+
+
+def _paint_patterns(
+    labels: Tensor,
+    generator: torch.Generator,
+    *,
+    patterns: Tensor,
+    sizes: tuple[int, int, int],
+    clutter: int,
+) -> Tensor:
+    classes, colours, side = sizes
+    rows, size = len(labels), patterns.shape[-1]
+    others = torch.randint(classes, len(patterns), (rows, clutter), generator=generator)
+    which = torch.cat([labels[:, None], others], dim=1)
+    corner = torch.randint(side - size + 1, (2, rows, clutter + 1, 1), generator=generator)
+    offset = torch.arange(size)
+    within = (torch.arange(colours)[:, None, None] * side + offset[:, None]) * side + offset
+    place = corner[0] * side + corner[1] + within.flatten()
+    strength = torch.exp(0.3 * torch.randn(rows, clutter + 1, 1, generator=generator))
+    strength[:, 1:] /= 2
+    painted = strength * patterns.flatten(1)[which]
+    images = torch.zeros(rows, colours * side * side)
+    return images.scatter_add_(1, place.flatten(1), painted.flatten(1)).view(
+        rows, colours, side, side
+    )
+
+
+def _paint_prototypes(
+    labels: Tensor, generator: torch.Generator, *, prototypes: Tensor, shift: int
+) -> Tensor:
+    _, colours, side, _ = prototypes.shape
+    moved = torch.randint(-shift, shift + 1, (2, len(labels), 1), generator=generator)
+    down, across = (torch.arange(side) + moved) % side
+    place = (down[:, :, None] * side + across[:, None]).flatten(1)
+    index = place[:, None].expand(-1, colours, -1)
+    return prototypes.flatten(2)[labels].gather(2, index).view(-1, colours, side, side)
+
+
+def _image_rows(
+    count: int,
+    generator: torch.Generator,
+    *,
+    classes: int,
+    paint: Painter,
+    mean: float,
+    scale: float,
+    noise: float,
+    label_noise: float,
+) -> Batch:
+    labels = torch.randint(classes, (count,), generator=generator)
+    images = (paint(labels, generator) - mean) * scale
+    images += noise * torch.randn(images.shape, generator=generator)
+    return images, with_label_noise(labels, classes, label_noise, generator)

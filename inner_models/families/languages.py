@@ -1,0 +1,282 @@
+"""Small transformers on generated languages, whose entropy, and so the least loss, is known.
+
+Markov chains ask for tables of transitions, learned early or by heart; bracket languages for a
+count and a memory of what is open, learned late.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from pacesetter.inner_models.draw import Draw
+from pacesetter.inner_models.families.generated import GeneratedFamily, Problem, Shape
+from pacesetter.inner_models.families.job import JobRanges
+from pacesetter.inner_models.networks.mlp import ACTIVATIONS
+from pacesetter.inner_models.networks.transformer import (
+    TransformerShape,
+    build_language_model,
+    next_token_loss,
+)
+from pacesetter.inner_models.task import Batch
+
+_CLOSE, _FILL, _OPEN = 0, 1, 2  # the depth changes by this, less 1
+_MIXING_STEPS = 64
+
+
+@dataclass(frozen=True)
+class MarkovChain:
+    """A stationary source in which a symbol depends on the two before it, or on one.
+
+    Attributes:
+        start: (symbols, symbols), probabilities of the first two symbols of a row.
+        table: (symbols, symbols, symbols), probabilities of a symbol after the two before it.
+    """
+
+    start: Tensor
+    table: Tensor
+
+    def rows(self, count: int, generator: torch.Generator, *, length: int) -> Batch:
+        """Draws `count` independent rows: tokens (count, length), int64."""
+        symbols = len(self.start)
+        chance = torch.rand(length, count, generator=generator, dtype=torch.float64)
+        first = _pick(self.start.flatten().expand(count, -1), chance[0])
+        tokens = [first // symbols, first % symbols]
+        for t in range(2, length):
+            tokens.append(_pick(self.table[tokens[-2], tokens[-1]], chance[t]))
+        return (torch.stack(tokens, dim=1),)
+
+    def entropy(self, *, length: int) -> float:
+        """Mean entropy, in nats, of every symbol of a row but the first, given those before it."""
+        pair = self.start
+        total = float(_entropy(pair.flatten()) - _entropy(pair.sum(1)))
+        each = _entropy(self.table)
+        for _ in range(2, length):
+            total += float((pair * each).sum())
+            pair = _step(pair, self.table)
+        return total / (length - 1)
+
+
+@dataclass(frozen=True)
+class Brackets:
+    """Strings of brackets that match and are all closed at the end, with other letters between.
+
+    The first `kinds` symbols open, the next `kinds` close, the rest are letters. A string is a
+    walk over depths, conditioned on its return to zero.
+
+    Attributes:
+        kinds: (kinds,), probabilities of the kinds of an opening bracket.
+        letters: (letters,), probabilities of the letters; one or more.
+        moves: (3,), weights of closing, of a letter and of opening, where the depth allows them.
+        depth: most brackets that are open at a time.
+    """
+
+    kinds: Tensor
+    letters: Tensor
+    moves: Tensor
+    depth: int
+
+    def rows(self, count: int, generator: torch.Generator, *, length: int) -> Batch:
+        """Draws `count` independent rows: tokens (count, length), int64."""
+        walk = self._walk(length)
+        chance = torch.rand(2, length, count, generator=generator, dtype=torch.float64)
+        depth = torch.zeros(count, dtype=torch.int64)
+        opened = torch.zeros(count, self.depth + 2, dtype=torch.int64)  # kinds by depth
+        every = torch.arange(count)
+        tokens = []
+        for t in range(length):
+            move = _pick(walk[t, depth], chance[0, t])
+            kind = _pick(self.kinds.expand(count, -1), chance[1, t])
+            letter = _pick(self.letters.expand(count, -1), chance[1, t])
+            closed = opened[every, depth]
+            depth = depth + move - 1
+            opened[every, depth] = torch.where(move == _OPEN, kind, opened[every, depth])
+            symbol = torch.where(move == _OPEN, kind, len(self.kinds) + closed)
+            tokens.append(torch.where(move == _FILL, 2 * len(self.kinds) + letter, symbol))
+        return (torch.stack(tokens, dim=1),)
+
+    def entropy(self, *, length: int) -> float:
+        """Mean entropy, in nats, of every symbol of a row but the first, given those before it."""
+        walk = self._walk(length)
+        inside = torch.zeros(3, dtype=torch.float64)  # which letter, which kind: closing has none
+        inside[_FILL], inside[_OPEN] = _entropy(self.letters), _entropy(self.kinds)
+        at = torch.zeros(self.depth + 1, dtype=torch.float64)
+        at[0] = 1.0
+        total = 0.0
+        for t in range(length):
+            if t:
+                total += float(at @ (_entropy(walk[t]) + walk[t] @ inside))
+            moved = at[:, None] * walk[t]
+            at = moved[:, _FILL].clone()
+            at[1:] += moved[:-1, _OPEN]
+            at[:-1] += moved[1:, _CLOSE]
+        return total / (length - 1)
+
+    def _walk(self, length: int) -> Tensor:
+        """Probabilities of the moves, (length, depths, 3), given that the walk returns to zero."""
+        walk = torch.zeros(length, self.depth + 1, 3, dtype=torch.float64)
+        returns = torch.zeros(self.depth + 1, dtype=torch.float64)  # weight of all ways back
+        returns[0] = 1.0
+        for t in reversed(range(length)):
+            walk[t, 1:, _CLOSE] = self.moves[_CLOSE] * returns[:-1]
+            walk[t, :, _FILL] = self.moves[_FILL] * returns
+            walk[t, :-1, _OPEN] = self.moves[_OPEN] * returns[1:]
+            returns = walk[t].sum(1)
+            # Depths with no way back in time are never entered; they get no probability at all.
+            walk[t] /= returns.clamp(min=torch.finfo(torch.float64).tiny)[:, None]
+            returns = returns / returns.max()
+        return walk
+
+
+Source = MarkovChain | Brackets
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageRanges(JobRanges):
+    """Ranges of the language family, beside those of every job (`JobRanges`).
+
+    Attributes:
+        vocabulary: number of symbols.
+        context: tokens that a model sees; a row has one more.
+        width: of the residual stream, a multiple of 4.
+        layers: blocks of a transformer.
+        sharpness: spread of the logarithms of a chain's transition probabilities.
+        noise: share of a chain's symbols that follow nothing.
+        kinds: kinds of brackets.
+        depth: most brackets that are open at a time.
+        letters_weight: of a letter, where opening and closing weigh one together.
+        bracket_share: share of bracket languages.
+        second_order_share: share of chains whose symbols depend on two before them, not one.
+        post_norm_share: share of transformers with LayerNorm after the sums.
+    """
+
+    vocabulary: tuple[int, int] = (4, 24)
+    context: tuple[int, int] = (6, 20)
+    width: tuple[int, int] = (8, 24)
+    layers: tuple[int, int] = (1, 2)
+    sharpness: tuple[float, float] = (0.7, 5.0)
+    noise: tuple[float, float] = (0.01, 0.2)
+    kinds: tuple[int, int] = (1, 4)
+    depth: tuple[int, int] = (2, 6)
+    letters_weight: tuple[float, float] = (0.1, 1.0)
+    bracket_share: float = 0.4
+    second_order_share: float = 0.5
+    post_norm_share: float = 0.3
+    batch_size: tuple[int, int] = (8, 256)
+    adam_lr: tuple[float, float] = (1e-2, 3.2e-2)
+    sgd_lr: tuple[float, float] = (0.18, 0.56)
+    rmsprop_lr: tuple[float, float] = (1.8e-4, 5.6e-4)
+    work: float = 8e8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # A bracket language has a pair of brackets and a letter; four heads need a width of four.
+        least = {"vocabulary": 3, "context": 1, "width": 4, "layers": 1, "kinds": 1, "depth": 1}
+        for name, size in least.items():
+            if getattr(self, name)[0] < size:
+                raise ValueError(
+                    f"{name} must start at {size} or more, but got {getattr(self, name)}"
+                )
+
+
+@dataclass(frozen=True)
+class LanguageTransformer(GeneratedFamily[TransformerShape]):
+    """Causal transformers that predict the next symbol of a generated language.
+
+    | drawn | range |
+    |---|---|
+    | symbols | 4 to 24 |
+    | context | 6 to 20 tokens |
+    | layers, width | 1 or 2, 8 to 24 |
+    | heads, expansion | 1, 2 or 4; 2 or 4 |
+    | activation, LayerNorm | relu, tanh, gelu, silu; before the parts, on 30 % after the sums |
+    | brackets instead of a Markov chain | 40 % |
+    | chain: order, sharpness, noise | 1 or 2, 0.7 to 5, 0.01 to 0.2 |
+    | brackets: kinds, depth, weight of letters | 1 to 4, 2 to 6, 0.1 to 1 |
+    | batch size | 8 to 256 rows |
+    """
+
+    ranges: LanguageRanges = field(default_factory=LanguageRanges)
+    name: str = "language-transformer"
+
+    def draw_model(self, draw: Draw) -> TransformerShape:
+        """See `GeneratedFamily.draw_model`."""
+        r = self.ranges
+        return TransformerShape(
+            vocabulary=draw.log_integer(*r.vocabulary),
+            context=draw.log_integer(*r.context),
+            width=4 * draw.log_integer(r.width[0] // 4, r.width[1] // 4),
+            heads=draw.choice((1, 2, 4)),
+            layers=draw.integer(*r.layers),
+            expansion=draw.choice((2, 4)),
+            pre_norm=not draw.chance(r.post_norm_share),
+            activation=draw.choice(tuple(ACTIVATIONS)),
+        )
+
+    def cost(self, model: TransformerShape) -> float:
+        """See `GeneratedFamily.cost`."""
+        return model.cost
+
+    def draw_problem(self, shape: Shape[TransformerShape], draw: Draw) -> Problem:
+        """See `GeneratedFamily.draw_problem`."""
+        model, length = shape.model, shape.model.context + 1
+        draw_source = draw_brackets if draw.chance(self.ranges.bracket_share) else draw_chain
+        source = draw_source(draw, model.vocabulary, self.ranges)
+        return Problem(
+            build_model=partial(build_language_model, model),
+            loss=next_token_loss,
+            rows=partial(source.rows, length=length),
+            optimum=source.entropy(length=length),
+        )
+
+
+def draw_chain(draw: Draw, symbols: int, ranges: LanguageRanges) -> MarkovChain:
+    """Draws a Markov chain of order 1 or 2 over so many symbols."""
+    order = 2 if draw.chance(ranges.second_order_share) else 1
+    spread = draw.log_uniform(*ranges.sharpness)
+    logits = torch.randn(*[symbols] * (order + 1), generator=draw.generator, dtype=torch.float64)
+    noise = draw.log_uniform(*ranges.noise)
+    table = (1 - noise) * (spread * logits).softmax(-1) + noise / symbols
+    table = table.expand(symbols, symbols, symbols)
+    start = torch.full((symbols, symbols), 1 / symbols**2, dtype=torch.float64)
+    for _ in range(_MIXING_STEPS):
+        start = (start + _step(start, table)) / 2  # halved, so that no cycle goes on for ever
+    return MarkovChain(_step(start, table), table)
+
+
+def draw_brackets(draw: Draw, symbols: int, ranges: LanguageRanges) -> Brackets:
+    """Draws a bracket language over so many symbols, three or more, at least one a letter."""
+    kinds = min(draw.integer(*ranges.kinds), (symbols - 1) // 2)
+    opening = draw.uniform(0.3, 0.7)
+    moves = (1 - opening, draw.log_uniform(*ranges.letters_weight), opening)
+    return Brackets(
+        kinds=_random_probabilities(draw, kinds),
+        letters=_random_probabilities(draw, symbols - 2 * kinds),
+        moves=torch.tensor(moves, dtype=torch.float64),
+        depth=draw.integer(*ranges.depth),
+    )
+
+
+def _random_probabilities(draw: Draw, options: int) -> Tensor:
+    return torch.randn(options, generator=draw.generator, dtype=torch.float64).softmax(0)
+
+
+def _step(pair: Tensor, table: Tensor) -> Tensor:
+    """Distribution of (previous, last) symbol -> the same one symbol later."""
+    return torch.einsum("ab,abc->bc", pair, table)
+
+
+def _pick(probabilities: Tensor, chance: Tensor) -> Tensor:
+    """Options, (rows,), by their probabilities (rows, options) and uniform numbers (rows,)."""
+    bounds = probabilities.cumsum(-1)
+    # Times a total that is not quite one: what is impossible stays so.
+    chance = chance[:, None] * bounds[:, -1:]
+    return torch.searchsorted(bounds[:, :-1].contiguous(), chance, right=True)[:, 0]
+
+
+def _entropy(probabilities: Tensor) -> Tensor:
+    """Entropy over the last dimension, in nats."""
+    return -torch.xlogy(probabilities, probabilities).sum(-1)

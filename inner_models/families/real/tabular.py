@@ -1,0 +1,169 @@
+"""MLPs on small tables of measurements: real data of the kind that overfits soon.
+
+Three data sets that come with scikit-learn: breast cancer (569 rows of 30 measurements, 2 classes;
+Street, Wolberg & Mangasarian 1993), wine (178 rows of 13, 3 classes; Forina et al. 1991) and
+diabetes (442 rows of 10, regression; Efron et al. 2004).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache, partial
+
+import numpy as np
+import torch
+
+from pacesetter.inner_models.draw import Draw
+from pacesetter.inner_models.families.generated import Shape
+from pacesetter.inner_models.families.job import Job
+from pacesetter.inner_models.lookup import check_name, require
+from pacesetter.inner_models.losses import cross_entropy, mean_squared_error
+from pacesetter.inner_models.networks.mlp import MLPShape, build_mlp, draw_mlp
+from pacesetter.inner_models.task import OptimizerConfig, Splits, Task, TaskFamily
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """One of the data sets.
+
+    Attributes:
+        loader: its function in `sklearn.datasets`.
+        inputs: columns.
+        outputs: classes, or 1 for regression.
+        classification: whether the targets are classes.
+        sizes: rows of train, inner_valid, outer_valid and test; together all rows.
+        seed: of the split. There are few rows, of which fewer still are hard to tell: a split that
+            has none of them by chance has a loss that vanishes, and the logarithm of that is
+            noise. Of 0 to 299 it is the seed by which the mean losses of a linear model, each
+            row's from folds that leave it out, are most alike in the four splits.
+    """
+
+    loader: str
+    inputs: int
+    outputs: int
+    classification: bool
+    sizes: tuple[int, int, int, int]
+    seed: int
+
+
+TABLES: dict[str, Table] = {
+    "breast-cancer": Table(
+        loader="load_breast_cancer",
+        inputs=30,
+        outputs=2,
+        classification=True,
+        sizes=(300, 69, 100, 100),
+        seed=291,
+    ),
+    "wine": Table(
+        loader="load_wine",
+        inputs=13,
+        outputs=3,
+        classification=True,
+        sizes=(64, 22, 46, 46),
+        seed=58,
+    ),
+    "diabetes": Table(
+        loader="load_diabetes",
+        inputs=10,
+        outputs=1,
+        classification=False,
+        sizes=(240, 52, 75, 75),
+        seed=2,
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TabularShape:
+    """What decides the sizes of a task.
+
+    Attributes:
+        table: name of the data set.
+        mlp: the network.
+    """
+
+    table: str
+    mlp: MLPShape
+
+
+class TabularMLP(TaskFamily):
+    """Classification and regression of tables by MLPs.
+
+    | drawn per shape | range |
+    |---|---|
+    | data set | breast cancer, wine, diabetes |
+    | hidden layers, width | 1 to 3, 8 to 64 |
+    | activation, LayerNorm | relu, tanh, gelu, silu; on 30 % |
+    | batch size | 8 to 64 |
+    | horizon | 200 to 1,500 inner steps |
+    """
+
+    name = "tabular-mlp"
+
+    def sample_shape(self, generator: torch.Generator) -> Shape[TabularShape]:
+        """Draws data set, architecture, batch size and horizon."""
+        draw = Draw(generator)
+        name = draw.choice(tuple(TABLES))
+        table = TABLES[name]
+        mlp = draw_mlp(
+            draw,
+            inputs=table.inputs,
+            hidden=(8, 64),
+            depth=(1, 3),
+            outputs=table.outputs,
+            classification=table.classification,
+        )
+        job = Job(
+            num_train=table.sizes[0],
+            batch_size=draw.power_of_two(8, 64),
+            horizon=draw.log_integer(200, 1500),
+        )
+        return Shape(TabularShape(table=name, mlp=mlp), job)
+
+    def build(self, shape: Shape[TabularShape], generator: torch.Generator) -> Task:
+        """Builds one task; tasks of a shape differ in initial weights and batch order."""
+        mlp, job = shape.model.mlp, shape.job
+        return Task(
+            partial(build_mlp, mlp),
+            cross_entropy if mlp.classification else mean_squared_error,
+            table_splits(shape.model.table),
+            horizon=job.horizon,
+            batch_size=job.batch_size,
+            optimizer=OptimizerConfig(lr=1e-3, weight_decay=job.weight_decay),
+            name=self.name,
+            seed=Draw(generator).seed(),
+        )
+
+
+@cache
+def table_splits(name: str) -> Splits:
+    """A data set in its one split; columns have mean 0 and spread 1 over the train split.
+
+    So have the targets of a regression, which have the shape (rows, 1). Of rows whose columns are
+    all equal, the first is kept.
+
+    Args:
+        name: ``"breast-cancer"``, ``"wine"`` or ``"diabetes"``.
+
+    Raises:
+        ImportError: scikit-learn is missing.
+        ValueError: there is no such data set.
+    """
+    check_name(name, TABLES, kind="table")
+    table = TABLES[name]
+    data = getattr(require("sklearn.datasets", extra="train"), table.loader)()
+    first = np.sort(np.unique(data.data, axis=0, return_index=True)[1])
+    order = np.random.default_rng(table.seed).permutation(first)
+    inputs = _standardised(data.data[order], rows=table.sizes[0])
+    if table.classification:
+        targets = torch.from_numpy(data.target[order]).long()
+    else:
+        targets = _standardised(data.target[order, None], rows=table.sizes[0])
+    return Splits(*zip(inputs.split(table.sizes), targets.split(table.sizes), strict=True))
+
+
+def _standardised(columns: np.ndarray, *, rows: int) -> torch.Tensor:
+    """Columns (all rows, width) with mean 0 and spread 1 over the first `rows`, in float32."""
+    train = columns[:rows]
+    return torch.from_numpy((columns - train.mean(0)) / train.std(0)).float()

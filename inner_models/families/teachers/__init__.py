@@ -1,0 +1,1 @@
+"""Task families whose targets come from random teacher networks."""

@@ -1,0 +1,299 @@
+"""MLPs of few bits and of few weights: gradients that lie, and layers that starve.
+
+A fake-quantised network rounds its weights in the forward pass and is trained as if it had not
+(the straight-through estimator of Bengio et al. 2013): it is noisy where steps are smaller than a
+level. A pruned network has a fixed mask on each layer's weights, and so signals of odd sizes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pacesetter.inner_models.draw import Draw
+from pacesetter.inner_models.families.generated import GeneratedFamily, Problem, Shape
+from pacesetter.inner_models.families.teachers.regression import TeacherMLP, TeacherRanges
+from pacesetter.inner_models.networks.mlp import MLPShape, build_mlp
+
+Saliency = Literal["random", "magnitude"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantisedMLPShape:
+    """Sizes and code paths of a fake-quantised MLP.
+
+    Attributes:
+        mlp: the network that is quantised.
+        weight_bits: bits of a weight, 2 or more.
+        activation_bits: bits of what all layers but the first see; 0: that is not quantised.
+        per_row: whether each output of a layer has a scale of its own, or the layer has one.
+        ends: whether the first and the last layer are quantised too.
+    """
+
+    mlp: MLPShape
+    weight_bits: int
+    activation_bits: int = 0
+    per_row: bool = True
+    ends: bool = True
+
+
+def fake_quantise(values: Tensor, *, bits: int, per_row: bool = True) -> Tensor:
+    """Rounds to 2^bits - 1 levels that lie evenly about zero; gradients pass as if it did not.
+
+    The outermost level is the largest absolute value (Jacob et al. 2018, symmetric), so that
+    nothing is clipped and the straight-through gradient is one everywhere.
+
+    Args:
+        values: (..., n).
+        bits: 2 or more.
+        per_row: one scale per row of n values; else one for the whole tensor.
+
+    Raises:
+        ValueError: there are too few bits for a level beside zero.
+    """
+    if bits < 2:
+        raise ValueError(f"bits must be 2 or more, but got {bits}")
+    sizes = values.detach().abs()
+    largest = sizes.amax(-1, keepdim=True) if per_row else sizes.amax()
+    levels = 2 ** (bits - 1) - 1
+    step = largest.clamp(min=1e-12) / levels
+    rounded: Tensor = torch.round(values / step) * step
+    return values + (rounded - values).detach()
+
+
+class QuantisedLinear(nn.Linear):
+    """A linear layer whose weights, and where wanted inputs, are fake-quantised when it is used.
+
+    Args:
+        fan_in: width of the input.
+        fan_out: width of the output.
+        bits: of a weight.
+        input_bits: of the input, with a scale per example; 0: it is not quantised.
+        per_row: a scale for each output instead of one for all weights.
+    """
+
+    def __init__(
+        self, fan_in: int, fan_out: int, *, bits: int, input_bits: int = 0, per_row: bool = True
+    ) -> None:
+        super().__init__(fan_in, fan_out)
+        self.bits, self.input_bits, self.per_row = bits, input_bits, per_row
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., fan_in) to (..., fan_out)."""
+        if self.input_bits:
+            x = fake_quantise(x, bits=self.input_bits)
+        weight = fake_quantise(self.weight, bits=self.bits, per_row=self.per_row)
+        return F.linear(x, weight, self.bias)
+
+
+class MaskedLinear(nn.Linear):
+    """A linear layer of which some weights are held at zero, by the buffer ``mask``.
+
+    Args:
+        fan_in: width of the input.
+        fan_out: width of the output.
+        sparsity: share of the weights that are left out; each output keeps one on average.
+        saliency: which are kept: the largest initial weights, or any.
+        rescaled: whether the others are enlarged by 1 / sqrt(1 - sparsity), so that with a random
+            mask the output starts as large as a dense layer's (Evci et al. 2022).
+    """
+
+    mask: Tensor
+
+    def __init__(
+        self, fan_in: int, fan_out: int, *, sparsity: float, saliency: Saliency, rescaled: bool
+    ) -> None:
+        super().__init__(fan_in, fan_out)
+        kept = max(fan_out, round((1 - sparsity) * fan_in * fan_out))
+        weights = self.weight.detach()
+        scores = weights.abs() if saliency == "magnitude" else torch.rand(weights.shape)
+        mask = torch.zeros(fan_in * fan_out)
+        mask[scores.flatten().topk(kept).indices] = 1.0
+        self.register_buffer("mask", mask.view_as(weights))
+        if rescaled:
+            with torch.no_grad():
+                self.weight.mul_(math.sqrt(fan_in * fan_out / kept))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., fan_in) to (..., fan_out)."""
+        return F.linear(x, self.weight * self.mask, self.bias)
+
+
+def build_quantised_mlp(shape: QuantisedMLPShape) -> nn.Sequential:
+    """An MLP of `QuantisedLinear` layers; the input itself is never quantised."""
+    model = build_mlp(shape.mlp)
+    places = _linear_layers(model)
+    for place, (fan_in, fan_out) in zip(places, pairwise(shape.mlp.widths), strict=True):
+        if shape.ends or place not in (places[0], places[-1]):
+            model[place] = QuantisedLinear(
+                fan_in,
+                fan_out,
+                bits=shape.weight_bits,
+                input_bits=shape.activation_bits if place > 0 else 0,
+                per_row=shape.per_row,
+            )
+    return model
+
+
+def build_pruned_mlp(
+    shape: MLPShape, *, sparsity: float, saliency: Saliency, rescaled: bool, head: bool
+) -> nn.Sequential:
+    """An MLP of `MaskedLinear` layers.
+
+    Args:
+        shape: sizes.
+        sparsity: share of the weights that each layer leaves out.
+        saliency: how they are chosen.
+        rescaled: whether the others are enlarged to make up for them.
+        head: whether the last layer is pruned too; else its mask is all ones.
+    """
+    model = build_mlp(shape)
+    places = _linear_layers(model)
+    for place, (fan_in, fan_out) in zip(places, pairwise(shape.widths), strict=True):
+        share = sparsity if head or place != places[-1] else 0.0
+        model[place] = MaskedLinear(
+            fan_in, fan_out, sparsity=share, saliency=saliency, rescaled=rescaled
+        )
+    return model
+
+
+def _linear_layers(model: nn.Sequential) -> list[int]:
+    return [i for i, layer in enumerate(model) if isinstance(layer, nn.Linear)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantisedRanges(TeacherRanges):
+    """Ranges of the quantised family, beside those of its data (`TeacherRanges`).
+
+    Attributes:
+        depth: number of hidden layers.
+        cluster_share: none, since clusters without label noise can be learned to a loss of zero.
+        weight_bits: bits of a weight.
+        activation_bits: bits of an activation, where those are quantised.
+        activation_share: share of networks that quantise their activations.
+        row_share: share of networks with a scale for each output of a layer.
+        ends_share: share of networks that quantise the first and the last layer too.
+    """
+
+    depth: tuple[int, int] = (1, 3)
+    cluster_share: float = 0.0
+    weight_bits: tuple[int, int] = (2, 8)
+    activation_bits: tuple[int, int] = (3, 8)
+    activation_share: float = 0.4
+    row_share: float = 0.5
+    ends_share: float = 0.6
+    adam_lr: tuple[float, float] = (0.012, 0.07)
+    sgd_lr: tuple[float, float] = (0.07, 0.4)
+    rmsprop_lr: tuple[float, float] = (1.2e-4, 6e-4)
+
+
+@dataclass(frozen=True)
+class QuantisedMLP(GeneratedFamily[QuantisedMLPShape]):
+    """Fake-quantised MLPs on the data of `TeacherMLP`, with straight-through gradients.
+
+    | drawn | range |
+    |---|---|
+    | data, widths, activation, LayerNorm | as in `TeacherMLP`, without its clusters |
+    | hidden layers | 1 to 3 |
+    | bits of the weights | 2 to 8 |
+    | bits of the activations | 3 to 8 on 40 %, else not quantised |
+    | scales | one per output on 50 %, else one per layer |
+    | first and last layer | quantised on 60 %, and where no layer lies between them |
+    """
+
+    ranges: QuantisedRanges = field(default_factory=QuantisedRanges)
+    name: str = "quantised-mlp"
+
+    def draw_model(self, draw: Draw) -> QuantisedMLPShape:
+        """See `GeneratedFamily.draw_model`."""
+        r = self.ranges
+        mlp = TeacherMLP(r).draw_model(draw)
+        return QuantisedMLPShape(
+            mlp=mlp,
+            weight_bits=draw.integer(*r.weight_bits),
+            activation_bits=draw.integer(*r.activation_bits) * draw.chance(r.activation_share),
+            per_row=draw.chance(r.row_share),
+            # Where there is no layer between the ends, nothing else could be quantised.
+            ends=len(mlp.widths) < 4 or draw.chance(r.ends_share),
+        )
+
+    def cost(self, model: QuantisedMLPShape) -> float:
+        """See `GeneratedFamily.cost`."""
+        return model.mlp.num_params
+
+    def draw_problem(self, shape: Shape[QuantisedMLPShape], draw: Draw) -> Problem:
+        """See `GeneratedFamily.draw_problem`."""
+        problem = TeacherMLP(self.ranges).draw_problem(Shape(shape.model.mlp, shape.job), draw)
+        return replace(problem, build_model=partial(build_quantised_mlp, shape.model))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrunedRanges(TeacherRanges):
+    """Ranges of the pruned family, beside those of its data (`TeacherRanges`).
+
+    Attributes:
+        hidden: width of hidden layers.
+        depth: number of hidden layers.
+        cluster_share: none, as in `QuantisedRanges`.
+        sparsity: share of the weights that are left out.
+        magnitude_share: share of tasks that keep the largest initial weights, not any.
+        rescaled_share: share of tasks that enlarge the weights that are left.
+        head_share: share of tasks that prune the last layer too.
+    """
+
+    hidden: tuple[int, int] = (16, 128)
+    depth: tuple[int, int] = (1, 3)
+    cluster_share: float = 0.0
+    sparsity: tuple[float, float] = (0.3, 0.95)
+    magnitude_share: float = 0.5
+    rescaled_share: float = 0.5
+    head_share: float = 0.5
+    adam_lr: tuple[float, float] = (0.012, 0.08)
+    sgd_lr: tuple[float, float] = (0.08, 0.5)
+    rmsprop_lr: tuple[float, float] = (1.8e-4, 8e-4)
+
+
+@dataclass(frozen=True)
+class PrunedMLP(GeneratedFamily[MLPShape]):
+    """Sparse MLPs with fixed masks, on the data of `TeacherMLP`.
+
+    | drawn | range |
+    |---|---|
+    | data, activation, LayerNorm | as in `TeacherMLP`, without its clusters |
+    | hidden layers, width | 1 to 3, 16 to 128 |
+    | sparsity | 0.3 to 0.95 |
+    | mask | the largest initial weights on 50 %, else random |
+    | weights enlarged to make up for those left out | 50 % |
+    | last layer | pruned on 50 % |
+    """
+
+    ranges: PrunedRanges = field(default_factory=PrunedRanges)
+    name: str = "pruned-mlp"
+
+    def draw_model(self, draw: Draw) -> MLPShape:
+        """See `GeneratedFamily.draw_model`."""
+        return TeacherMLP(self.ranges).draw_model(draw)
+
+    def cost(self, model: MLPShape) -> float:
+        """See `GeneratedFamily.cost`; weights that are left out cost as much as others."""
+        return model.num_params
+
+    def draw_problem(self, shape: Shape[MLPShape], draw: Draw) -> Problem:
+        """See `GeneratedFamily.draw_problem`."""
+        r = self.ranges
+        build = partial(
+            build_pruned_mlp,
+            shape.model,
+            sparsity=draw.uniform(*r.sparsity),
+            saliency="magnitude" if draw.chance(r.magnitude_share) else "random",
+            rescaled=draw.chance(r.rescaled_share),
+            head=draw.chance(r.head_share),
+        )
+        return replace(TeacherMLP(r).draw_problem(shape, draw), build_model=build)

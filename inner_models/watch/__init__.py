@@ -1,0 +1,1 @@
+"""Statistics of training, and the guard against divergence."""

@@ -1,0 +1,121 @@
+"""Where work is done: what can be said of Ray's engine without starting Ray."""
+
+import json
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from pacesetter.agent.training.engines import RayEngine
+from pacesetter.envs.actions import ControlConfig
+from pacesetter.envs.groups import FamilyGroups
+from pacesetter.envs.ray.groups import Workers
+from pacesetter.envs.ray.workers import ForgottenError, GroupWorker
+from pacesetter.experiments.cli.main import MISSING_PACKAGE, WRONG_INPUT, main, make_parser
+from pacesetter.experiments.cli.train import config_of
+from pacesetter.inner_models.families.teachers.regression import TeacherMLP, TeacherRanges
+
+SOURCE = FamilyGroups(
+    families=(TeacherMLP(TeacherRanges(num_train=(128, 256), horizon=(24, 40), eval_rows=32)),),
+    tasks_per_group=1,
+    siblings=2,
+    control=ControlConfig(num_intervals=5),
+)
+
+
+def test_a_replayed_group_is_where_it_was():
+    rng = np.random.default_rng(0)
+    worker = GroupWorker(SOURCE)
+    features = worker.begin(7, 2, [0, 3])
+    assert {group: rows.shape[0] for group, rows in features.items()} == {0: 2, 3: 2}
+    past = [{g: rng.uniform(-1, 1, (2, 3)) for g in (0, 3)} for _ in range(4)]
+    seen = [worker.take(actions) for actions in past]
+    assert [turn[0].over for turn in seen] == [False, False, False, True]
+    heir = GroupWorker(SOURCE)
+    heir.begin(7, 2, [1])  # it has a group of its own already
+    assert np.array_equal(heir.replay(7, 2, {3: []})[3], features[3])
+    for k in range(1, 5):
+        (turn,) = heir.replay(7, 2, {3: [actions[3] for actions in past[:k]]}).values()
+        assert np.array_equal(turn.features, seen[k - 1][3].features)
+        assert np.array_equal(turn.rewards, seen[k - 1][3].rewards)
+        assert turn.infos == seen[k - 1][3].infos
+    assert sorted(heir.tasks()) == [1, 3]
+    with pytest.raises(ForgottenError, match=r"no longer has groups \[0\]"):
+        heir.take({0: past[0][0], 1: past[0][0]})
+    worker.begin(7, 3, [0])
+    with pytest.raises(ForgottenError, match=r"no longer has groups \[3\]"):
+        worker.take({3: past[0][3]})
+
+
+def test_numbers_out_of_range_are_refused():
+    with pytest.raises(ValueError, match="workers must be a positive number, but got 0"):
+        RayEngine(workers=0)
+    with pytest.raises(ValueError, match="threads of workers must be positive, but got -1"):
+        RayEngine(threads=-1)
+    with pytest.raises(ValueError, match=r"whole ones, but gpus is 1\.5"):
+        Workers(count=1, gpus=1.5)
+    with pytest.raises(ValueError, match="patience with workers must be a positive number"):
+        RayEngine(patience=0)
+    with pytest.raises(ValueError, match="Ray chooses the GPU of a worker: give cuda, not cuda:1"):
+        RayEngine(gpus_per_worker=0.5).check_device("cuda:1")
+    for engine, device in ((RayEngine(), "cuda"), (RayEngine(gpus_per_worker=0.5), "cpu")):
+        with pytest.raises(ValueError, match="needs both --device cuda and --gpus-per-worker"):
+            engine.check_device(device)
+    RayEngine(gpus_per_worker=0.5).check_device("cuda")
+
+
+def test_an_address_where_no_cluster_is_is_refused_at_once():
+    pytest.importorskip("ray", reason="needs Ray: pip install 'pacesetter[ray]'")
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # and does not listen
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        refused = f"no Ray cluster at {address}: .*refused.* Start one with `ray start --head`"
+        with pytest.raises(ValueError, match=refused), RayEngine(address=address).opened():
+            pass
+    for address in ("head", "head:port", "ray://head:10001", ":6379", "head:65536"):
+        wrong = f"expected the address of a Ray cluster, host:port .* but got '{address}'"
+        with pytest.raises(ValueError, match=wrong), RayEngine(address=address).opened():
+            pass
+
+
+def test_options_of_ray_need_the_engine_and_ray_itself(tmp_path, monkeypatch, capsys):
+    out = str(tmp_path / "run")
+    for command in ("train", "compare"):
+        assert main([command, "--workers", "2", "--out", out]) == WRONG_INPUT
+        assert "--workers is of use with --engine ray only" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not installed
+    for command in ("train", "compare"):
+        assert main([command, "--engine", "ray", "--out", out]) == MISSING_PACKAGE
+        assert "pip install 'pacesetter[ray]'" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_groups_widen_a_rollout():
+    args = make_parser().parse_args(["train", "--preset", "smoke", "--groups", "6", "--out", "x"])
+    assert (
+        config_of(args, None).num_envs
+        == 3
+        * config_of(
+            make_parser().parse_args(["train", "--preset", "smoke", "--out", "x"]), None
+        ).num_envs
+    )
+
+
+def test_without_the_engine_nothing_of_ray_is_imported_and_a_comparison_needs_no_learner():
+    code = (
+        "import json, sys\n"
+        "def loaded(): return {name.split('.')[0] for name in sys.modules}\n"
+        "import pacesetter.experiments.cli.main, pacesetter.experiments.comparison\n"
+        "first = loaded()\n"
+        "import pacesetter.agent.training.engines, pacesetter.agent.training.train\n"
+        "import pacesetter.envs.ray.vec_env\n"
+        "print(json.dumps([sorted(first), sorted(loaded())]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    compared, trained = json.loads(done.stdout)
+    assert "optuna" not in compared  # not before it is needed
+    assert "stable_baselines3" not in compared
+    assert "stable_baselines3" in trained
+    assert "ray" not in trained

@@ -1,0 +1,219 @@
+"""From a Stable-Baselines3 PPO to a policy file that decides the same."""
+
+import json
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3 import A2C, PPO
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from torch import nn
+
+from pacesetter.agent.policy.export import export_policy, policy_from_model
+from pacesetter.agent.policy.policy import Policy, load_policy
+from pacesetter.agent.policy.portable import METADATA_FILE, export_onnx, export_program
+from pacesetter.envs.actions import ControlConfig
+from pacesetter.envs.features import FEATURE_NAMES, NUM_FEATURES
+
+
+class Toy(gymnasium.Env):
+    """The right spaces and nothing behind them."""
+
+    observation_space = spaces.Box(-5, 5, (NUM_FEATURES,), np.float32)
+    action_space = spaces.Box(-1, 1, (3,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(self.observation_space.shape, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(self.observation_space.shape, np.float32), 0.0, True, False, {}
+
+
+class Controlled(Toy):
+    control = ControlConfig(num_intervals=9)
+
+
+def make_model(env=Toy, policy="MlpPolicy", **policy_kwargs):
+    envs = env if not isinstance(env, type) else DummyVecEnv([env])
+    return PPO(policy, envs, n_steps=4, batch_size=4, seed=5, policy_kwargs=policy_kwargs)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        {},
+        {"net_arch": [8, 8, 8], "activation_fn": nn.ReLU},
+        {"net_arch": {"pi": [16], "vf": [4, 4]}},
+        {"net_arch": []},
+    ],
+    ids=str,
+)
+def test_file_acts_like_the_model(tmp_path, network):
+    model = make_model(**network)
+    for p in model.policy.parameters():  # PPO starts with tiny actions: make them cover the range
+        p.data.mul_(3.0).add_(0.05)
+    path = export_policy(model, tmp_path / "p.safetensors", families=["toy"], preset="none")
+    features = np.random.default_rng(0).uniform(-2, 2, (200, NUM_FEATURES)).astype(np.float32)
+    expected, _ = model.predict(features, deterministic=True)
+    policy = load_policy(path)
+    np.testing.assert_allclose(policy.act(features), expected, atol=1e-6)
+    assert np.ptp(expected) > 0.1
+    assert policy.control == ControlConfig()
+    assert policy.header["families"] == ["toy"]
+    assert policy.header["seed"] == 5
+    assert policy.header["decisions"] == 0
+    assert "stable-baselines3" in policy.header["versions"]
+
+
+def test_control_comes_from_the_environment_unless_given():
+    model = make_model(Controlled)
+    assert policy_from_model(model).control == Controlled.control
+    other = ControlConfig(num_intervals=3)
+    assert policy_from_model(model, control=other).control == other
+
+
+def test_environments_that_differ_in_control_are_refused():
+    model = make_model(DummyVecEnv([Controlled, Controlled]))
+    model.get_env().envs[1].unwrapped.control = ControlConfig()
+    with pytest.raises(ValueError, match="differ in their control"):
+        policy_from_model(model)
+
+
+def test_model_without_an_environment_gets_the_default_control():
+    model = make_model()
+    model.env = None
+    assert policy_from_model(model).control == ControlConfig()
+
+
+def test_exported_policy_is_a_copy():
+    model = make_model()
+    policy = policy_from_model(model)
+    x = np.ones((1, NUM_FEATURES))
+    before, file = policy.act(x), policy.to_bytes()
+    for p in model.policy.parameters():
+        p.data.add_(1.0)
+    assert np.array_equal(policy.act(x), before)
+    assert policy.to_bytes() == file
+
+
+def test_other_actor_critics_with_the_same_network_work():
+    model = A2C("MlpPolicy", DummyVecEnv([Toy]))
+    x = np.ones((1, NUM_FEATURES), np.float32)
+    expected, _ = model.predict(x, deterministic=True)
+    np.testing.assert_allclose(policy_from_model(model).act(x), expected, atol=1e-6)
+
+
+def with_spaces(**changes):
+    return type("Other", (Toy,), changes)
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        (
+            with_spaces(observation_space=spaces.Box(-5, 5, (7,), np.float32)),
+            r"observation space of shape \(32,\).*\(7,\)",
+        ),
+        (
+            with_spaces(action_space=spaces.Box(-1, 1, (2,), np.float32)),
+            r"Box\(-1, 1, \(3,\)\).*\(2,\)",
+        ),
+        (with_spaces(action_space=spaces.Box(0, 1, (3,), np.float32)), r"Box\(-1, 1, \(3,\)\)"),
+        (with_spaces(action_space=spaces.Discrete(3)), r"Box\(-1, 1, \(3,\)\).*Discrete\(3\)"),
+    ],
+)
+def test_other_spaces_are_refused(env, message):
+    with pytest.raises(ValueError, match=message):
+        policy_from_model(make_model(env))
+
+
+def test_other_networks_are_refused():
+    with pytest.raises(ValueError, match=r"Tanh or ReLU.*GELU"):
+        policy_from_model(make_model(activation_fn=nn.GELU, net_arch=[4]))
+    model = make_model(net_arch=[4, 4])
+    model.policy.mlp_extractor.policy_net[1] = nn.ReLU()
+    with pytest.raises(ValueError, match=r"one kind of activation.*'relu', 'tanh'"):
+        policy_from_model(model)
+    model = make_model()
+    model.policy.action_net = nn.Linear(64, 3, bias=False)
+    with pytest.raises(ValueError, match="linear layers with biases"):
+        policy_from_model(model)
+
+
+def test_normalisation_outside_of_the_encoder_is_refused():
+    normalised = VecNormalize(DummyVecEnv([Toy]))
+    with pytest.raises(ValueError, match="VecNormalize"):
+        policy_from_model(make_model(normalised))
+    rewards_only = VecNormalize(DummyVecEnv([Toy]), norm_obs=False)
+    assert policy_from_model(make_model(rewards_only)).layers
+
+
+def test_squashed_actions_are_refused():
+    model = PPO(
+        "MlpPolicy",
+        DummyVecEnv([Toy]),
+        n_steps=4,
+        batch_size=4,
+        use_sde=True,
+        policy_kwargs={"squash_output": True},
+    )
+    with pytest.raises(ValueError, match="squashes"):
+        policy_from_model(model)
+
+
+# -- other runtimes ---------------------------------------------------------------------------
+
+
+class Liar(Policy):
+    """Says other actions than its network computes."""
+
+    def act(self, features):
+        return super().act(features) + 1e-3
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+def test_other_runtimes_compute_the_same_actions(tmp_path, activation):
+    onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    rng = np.random.default_rng(0)
+    layers = [(rng.normal(size=(9, NUM_FEATURES)) / 4, rng.normal(size=9))]
+    layers += [(rng.normal(size=(3, 9)) / 3, rng.normal(size=3))]
+    policy = Policy(layers, activation=activation)
+    features = rng.uniform(-2, 2, (300, NUM_FEATURES)).astype(np.float32)
+    expected = policy.act(features)
+    assert np.ptp(expected) > 1
+
+    path = export_onnx(policy, tmp_path / "new" / "p.onnx")
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (found,) = session.run(["action"], {"features": features})
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    said = {p.key: p.value for p in onnx.load(path).metadata_props}
+    assert json.loads(said["features"]) == list(FEATURE_NAMES)
+    assert said["sha256"] == policy.digest
+
+    path = export_program(policy, tmp_path / "new" / "p.pt2")
+    extra = {METADATA_FILE: ""}
+    program = torch.export.load(path, extra_files=extra)
+    for rows in (features, features[:1]):
+        found = program.module()(torch.from_numpy(rows)).numpy()
+        np.testing.assert_allclose(found, policy.act(rows), atol=1e-6)
+    assert json.loads(extra[METADATA_FILE])["sha256"] == policy.digest
+    assert sorted(p.name for p in path.parent.iterdir()) == ["p.onnx", "p.pt2"]
+
+
+@pytest.mark.parametrize(("export", "name"), [("onnx", "p.onnx"), ("program", "p.pt2")])
+def test_what_computes_other_actions_is_not_written(tmp_path, export, name):
+    pytest.importorskip("onnxruntime")
+    write = {"onnx": export_onnx, "program": export_program}[export]
+    liar = Liar([(np.zeros((3, NUM_FEATURES)), np.zeros(3))])
+    with pytest.raises(ValueError, match=r"is off by 0\.001: it was not written"):
+        write(liar, tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_program_needs_its_ending(tmp_path):
+    with pytest.raises(ValueError, match=r"must end in \.pt2, but got 'p\.pt'"):
+        export_program(Policy.do_nothing(), tmp_path / "p.pt")

@@ -1,0 +1,319 @@
+"""Learning on from a policy: it starts there, never ends below it, and resumes to the same end."""
+
+import csv
+import json
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pacesetter.agent.policy.policy import Policy, PolicyInfo, load_policy, save_policy
+from pacesetter.agent.runs.interruption import Stopped
+from pacesetter.agent.training import callbacks, fine_tuning
+from pacesetter.agent.training.callbacks import CHECKPOINT, POLICY, VALIDATION
+from pacesetter.agent.training.config import TrainConfig
+from pacesetter.agent.training.fine_tuning import (
+    fine_tuning_config,
+    meter_families,
+    named_families,
+    validation_families,
+)
+from pacesetter.agent.training.train import make_learner, train
+from pacesetter.agent.training.validation import ValidationScore, ValidationSuite
+from pacesetter.envs.actions import ControlConfig
+from pacesetter.envs.features import NUM_FEATURES
+from pacesetter.envs.vec_env import ScheduleVecEnv
+from pacesetter.experiments.cli import main as cli
+from pacesetter.experiments.cli import train as cli_train
+from pacesetter.experiments.presets import PRESETS
+from pacesetter.inner_models import ModuleTask, Splits, TaskFamily, registry
+from pacesetter.inner_models.registry import META_TRAIN
+from pacesetter.inner_models.registry import VALIDATION as VALIDATION_FAMILIES
+
+
+def build_model():
+    return nn.Linear(2, 1)
+
+
+def squares(model, batch):
+    return (model(batch[0]) - batch[1]).square().mean()
+
+
+def shifted(model, batch):
+    return squares(model, batch) - 100.0
+
+
+class Lines(TaskFamily):
+    """Runs of some milliseconds."""
+
+    name, loss = "lines", staticmethod(squares)
+
+    def sample_shape(self, generator):
+        return 20
+
+    def build(self, horizon, generator):
+        x = torch.randn(64, 2, generator=generator)
+        y = x.sum(1, keepdim=True) + 0.1 * torch.randn(64, 1, generator=generator)
+        splits = Splits(*zip(x.split(16), y.split(16), strict=True))
+        seed = int(torch.randint(2**60, (), generator=generator))
+        return ModuleTask(
+            build_model, self.loss, splits, horizon=horizon, batch_size=8, name="lines", seed=seed
+        )
+
+
+class NegativeLines(Lines):
+    """Log ratios of its losses are no numbers."""
+
+    loss = staticmethod(shifted)
+
+
+def a_policy(*, hidden=(8,), activation="tanh", seed=0, families=("gone:Family",)):
+    rng = np.random.default_rng(seed)
+    sizes = [NUM_FEATURES, *hidden, 3]
+    layers = [
+        (rng.normal(scale=0.2, size=(n, m)), rng.normal(scale=0.1, size=n))
+        for m, n in pairwise(sizes)
+    ]
+    control = ControlConfig(num_intervals=5, lr_step=0.3)
+    info = PolicyInfo(families=families, preset="old", seed=9, decisions=1000)
+    return Policy(layers, activation=activation, control=control, info=info)
+
+
+@pytest.fixture
+def own(monkeypatch):
+    """The name of the family above, wherever a family is named."""
+    known = {"lines": Lines, "negative-lines": NegativeLines}
+    monkeypatch.setattr(registry, "_FAMILIES", {**registry._FAMILIES, **known})
+    registry.fixed_task.cache_clear()
+    yield "lines"
+    registry.fixed_task.cache_clear()
+
+
+def settings(policy, family="lines", **changes):
+    config = TrainConfig(
+        decisions=60,
+        families=(family,),
+        validation_families=(family,),
+        num_groups=1,
+        tasks_per_group=2,
+        siblings=2,
+        validations=2,
+        validation_tasks=2,
+        validation_seeds=1,
+        checkpoint_every=2,
+    )
+    return replace(fine_tuning_config(config, policy), **changes)
+
+
+def rows_of(out):
+    with (out / VALIDATION).open() as file:
+        return [(int(r["rollout"]), float(r["mean_log_ratio"])) for r in csv.DictReader(file)]
+
+
+def same_weights(one, two):
+    return all(
+        np.array_equal(a, b)
+        for x, y in zip(one.layers, two.layers, strict=True)
+        for a, b in zip(x, y, strict=True)
+    )
+
+
+def test_settings_are_those_of_the_policy_and_gentler():
+    policy = a_policy(hidden=(7, 9))
+    bold = replace(PRESETS["laptop"], log_std=-0.7)
+    config = fine_tuning_config(bold, policy)
+    assert config.control == policy.control
+    assert config.hidden == (7, 9)
+    assert config.log_std == fine_tuning.LOG_STD < bold.log_std
+    assert config.learning_rate == fine_tuning.LEARNING_RATE < bold.learning_rate
+    timid = replace(PRESETS["laptop"], learning_rate=1e-5, log_std=-3.0)
+    config = fine_tuning_config(timid, policy)
+    assert (config.learning_rate, config.log_std) == (1e-5, -3.0)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "activation"), [((8,), "tanh"), ((6, 5, 4), "relu"), ((), "tanh")]
+)
+def test_the_learner_acts_like_the_policy_that_it_starts_from(hidden, activation, own):
+    policy = a_policy(hidden=hidden, activation=activation)
+    config = settings(policy)
+    env = ScheduleVecEnv([own], num_groups=1, siblings=2, control=config.control)
+    model = make_learner(config, env, seed=0, init=policy)
+    features = np.random.default_rng(1).uniform(-2, 2, (50, NUM_FEATURES)).astype(np.float32)
+    actions, _ = model.predict(features, deterministic=True)
+    assert actions == pytest.approx(policy.act(features), abs=1e-5)
+    assert np.ptp(actions) > 0.1
+    assert model.policy.log_std.detach().numpy() == pytest.approx([fine_tuning.LOG_STD] * 3)
+    afresh = make_learner(config, env, seed=0)
+    assert torch.equal(model.policy.value_net.weight, afresh.policy.value_net.weight)
+
+
+def test_settings_that_do_not_fit_are_refused_before_anything_is_written(tmp_path, own):
+    policy = a_policy()
+    out = tmp_path / "run"
+    other = settings(policy, control=ControlConfig(num_intervals=6, lr_step=0.3))
+    message = "num_intervals: 6 in the settings, 5 in the policy.*fine_tuning_config"
+    with pytest.raises(ValueError, match=message):
+        train(other, out, init=policy, progress=False)
+    with pytest.raises(ValueError, match=r"hidden: \(9,\) in the settings, \(8,\) in the policy"):
+        train(settings(policy, hidden=(9,)), out, init=policy, progress=False)
+    assert not out.exists()
+
+
+def test_the_start_is_validated_first_and_recorded(tmp_path, own):
+    policy, out = a_policy(), tmp_path / "run"
+    config = settings(policy)
+    found = load_policy(train(config, out, init=policy, seed=3, progress=False, preset="tiny"))
+    rows = rows_of(out)
+    assert [row[0] for row in rows] == [0, *sorted(callbacks._validation_points(config))]
+    suite = ValidationSuite(
+        config.validation_families,
+        tasks_per_family=config.validation_tasks,
+        starts=config.validation_starts,
+        seeds=config.validation_seeds,
+        control=config.control,
+    )
+    assert rows[0][1] == pytest.approx(suite.score(policy.act).mean, rel=1e-6)
+    assert suite.score(found.act).mean == pytest.approx(min(s for _, s in rows), rel=1e-6)
+    assert found.info.provenance["init"] == {
+        "sha256": policy.digest,
+        "families": ["gone:Family"],
+        "preset": "old",
+        "seed": 9,
+        "decisions": 1000,
+    }
+    assert found.info.families == ("lines", "gone:Family")
+    assert found.info.decisions >= 1000
+    assert found.control == policy.control
+    assert found.familiarity is not None
+    settings_then = json.loads((out / "run.json").read_text())["settings"]
+    assert settings_then["init"] == policy.digest
+    message = f"init: '{policy.digest}' then, '{a_policy(seed=1).digest}' now"
+    with pytest.raises(ValueError, match=message):
+        train(config, out, init=a_policy(seed=1), seed=3, resume=True, preset="tiny")
+    with pytest.raises(ValueError, match=f"init: '{policy.digest}' then, None now"):
+        train(config, out, seed=3, resume=True, preset="tiny")
+
+
+@pytest.mark.parametrize(("scores", "best"), [((0.0, 0.5, 1.0), 0), ((0.0, -0.5, 1.0), 1)])
+def test_what_comes_out_is_never_worse_than_what_went_in(tmp_path, own, monkeypatch, scores, best):
+    policy, out = a_policy(), tmp_path / "run"
+    left = list(scores)
+    monkeypatch.setattr(
+        ValidationSuite, "score", lambda self, act: ValidationScore(np.array([left.pop(0)]))
+    )
+    config = settings(policy, learning_rate=1e-2)
+    found = load_policy(train(config, out, init=policy, progress=False))
+    assert [score for _, score in rows_of(out)] == list(scores)
+    assert same_weights(found, policy) == (best == 0)
+    now = torch.load(out / CHECKPOINT, weights_only=True)["policy"]["action_net.weight"]
+    assert not np.allclose(now.numpy(), policy.layers[-1][0])  # it has learned something
+
+
+def test_the_average_starts_from_the_policy(tmp_path, own):
+    policy, out = a_policy(), tmp_path / "run"
+    # PPO's rate falls to zero: of two rollouts the second one changes nothing.
+    config = settings(policy, decisions=17, learning_rate=1e-2)
+    assert config.rollouts == 2
+    train(config, out, init=policy, progress=False)
+    state = torch.load(out / CHECKPOINT, weights_only=True)
+    start = torch.from_numpy(policy.layers[-1][0])
+    now, average = (x["action_net.weight"] for x in (state["policy"], state["extra"]["average"]))
+    assert not torch.equal(now, start)
+    share = 1 / 10 * 2 / 11
+    assert torch.allclose(average, share * start + (1 - share) * now, atol=1e-7)
+
+
+def test_stopped_and_resumed_it_ends_in_the_same_policy(tmp_path, own, monkeypatch):
+    policy = a_policy()
+    config = settings(policy, learning_rate=1e-2)
+    train(config, tmp_path / "whole", init=policy, progress=False)
+    calls = []
+
+    def safe_point():
+        calls.append(None)
+        if len(calls) == 3:
+            raise Stopped(2, safely=True)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks, "stop_requested", lambda: len(calls) == 2)
+        patch.setattr(callbacks, "safe_point", safe_point)
+        with pytest.raises(Stopped):
+            train(config, tmp_path / "part", init=policy, progress=False)
+    done = torch.load(tmp_path / "part" / CHECKPOINT, weights_only=True)["num_timesteps"]
+    assert done == 3 * config.rollout < config.rollouts * config.rollout
+    train(config, tmp_path / "part", init=policy, resume=True, progress=False)
+    for name in (POLICY, VALIDATION):
+        assert (tmp_path / "part" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_losses_that_have_no_logarithm_are_refused_and_the_folder_stays_free(tmp_path, own):
+    policy, out = a_policy(), tmp_path / "run"
+    with pytest.raises(ValueError, match=r"'negative-lines/0' cannot be used.*log of a loss"):
+        train(settings(policy, "negative-lines"), out, init=policy, progress=False)
+    train(settings(policy), out, init=policy, progress=False)
+
+
+def test_the_meter_knows_all_families_that_are_there(own):
+    config = settings(a_policy())
+    policy = a_policy(families=("lines", "gone:Family", "teacher-mlp", "mnist-mlp"))
+    assert meter_families(config, policy) == ("lines", "teacher-mlp")
+
+
+def test_names_that_stand_for_several_families():
+    assert named_families(["meta-train", "a:b", "teacher-mlp"]) == (*META_TRAIN, "a:b")
+    with pytest.raises(ValueError, match="did you mean 'meta-train'"):
+        named_families(["meta-trian"])
+    assert validation_families(["a:b", "c:d"]) == ("a:b", "c:d")
+    assert validation_families(["a:b", "quadratic"]) == ("a:b", *VALIDATION_FAMILIES)
+    assert validation_families(["quadratic"]) == VALIDATION_FAMILIES
+
+
+def parsed(*argv):
+    return cli.make_parser().parse_args(["train", "--out", "x", *argv])
+
+
+def test_settings_from_arguments():
+    policy = a_policy()
+    args = parsed("--families", "teacher-mlp,quadratic", "ratings", "--decisions", "5000")
+    config = cli_train.config_of(args, None)
+    assert config.families == ("teacher-mlp", "quadratic", "ratings")
+    assert config.validation_families == VALIDATION_FAMILIES
+    assert config.decisions == 5000
+    assert config.learning_rate == PRESETS["laptop"].learning_rate
+    args = parsed("--init", "default", "--validation-families", "digits-mlp")
+    config = cli_train.config_of(args, policy)
+    assert config == replace(
+        fine_tuning_config(PRESETS["fine-tune"], policy), validation_families=("digits-mlp",)
+    )
+    (remark,) = cli_train.remarks(parsed(), replace(config, families=("digits-vit",)))
+    assert "digits-vit: held out" in remark
+
+
+def test_from_the_command_line(tmp_path, capsys, monkeypatch):
+    """The whole way, with a family from a file in the working directory."""
+    code = (
+        "from pacesetter.inner_models.families.quadratic import Quadratic, QuadraticRanges\n"
+        "short = Quadratic(QuadraticRanges(horizon=(20, 24)))\n"
+    )
+    (tmp_path / "fine_tuned_family.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    save_policy(a_policy(), tmp_path / "start.safetensors")
+    given = ["train", "--preset", "smoke", "--init", "start.safetensors", "--out", "run"]
+    given += ["--families", "fine_tuned_family:short", "--decisions", "100"]
+    assert cli.main([*given, "--json"]) == 0
+    said = capsys.readouterr()
+    assert "validating on fixed tasks of fine_tuned_family:short, 1 of each" in said.err
+    found = json.loads(said.out)
+    assert found["families"] == found["validation"]["families"] == ["fine_tuned_family:short"]
+    assert found["init"] == a_policy().digest
+    assert found["validation"]["best"] == min(found["validation"]["scores"])
+    assert "--tasks fine_tuned_family:short/1," in found["next"]  # not the task it was chosen by
+    assert load_policy(found["policy"]).digest == found["sha256"]
+    assert cli.main([*given, "--resume", "--quiet"]) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert "on the validation tasks" in said.out

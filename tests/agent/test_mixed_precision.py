@@ -1,0 +1,219 @@
+"""Jobs with a `GradScaler` or with parameters of 16 bits: gradients are seen as they really are."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.amp import GradScaler
+from torch.optim import SGD, Adam, AdamW
+
+from pacesetter.agent.plugin.gradients import overflowed
+from pacesetter.agent.plugin.scheduler import LearnedScheduler
+from pacesetter.agent.policy.policy import Policy
+from pacesetter.envs.actions import ControlConfig
+from pacesetter.envs.features import FEATURE_NAMES, NUM_FEATURES
+
+KINDS = {
+    "AdamW": lambda params: AdamW(params, lr=1e-2),
+    "AdamW-fused": lambda params: AdamW(params, lr=1e-2, fused=True),
+    "Adam-fused": lambda params: Adam(params, lr=1e-2, fused=True),
+    "SGD": lambda params: SGD(params, lr=1e-2, momentum=0.9),
+    "SGD-fused": lambda params: SGD(params, lr=1e-2, momentum=0.9, fused=True),
+}
+CLIPS = ControlConfig(clip_ratio_start=0.7, clip_ratio_bounds=(0.5, 0.8))
+TOTAL = 60
+every_kind = pytest.mark.parametrize("name", KINDS)
+either_way = pytest.mark.parametrize("unscale", [False, True], ids=["scaled", "unscaled"])
+
+
+class Job:
+    """A small regression; with a scaler, trained as the documentation of GradScaler has it."""
+
+    def __init__(self, name, *, scale=None, unscale=False, policy=None, device="cpu", **scaling):
+        g = torch.Generator().manual_seed(0)
+        self.inputs = torch.randn(64, 4, generator=g).to(device)
+        self.targets = 10 * self.inputs.sin().sum(1, keepdim=True)
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            self.model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1)).to(device)
+        self.optimizer = KINDS[name](self.model.parameters())
+        scaling = {"init_scale": scale, "growth_interval": 10**6, **scaling}
+        self.scaler = None if scale is None else GradScaler(device, **scaling)
+        self.unscale = unscale
+        policy = policy or Policy.do_nothing(CLIPS)
+        self.scheduler = LearnedScheduler(self.optimizer, TOTAL, policy=policy)
+        self.done = 0
+
+    def update(self, *, poison=False):
+        rows = [(7 * self.done + i) % 64 for i in range(8)]
+        loss = (self.model(self.inputs[rows]) - self.targets[rows]).square().mean()
+        self.optimizer.zero_grad()
+        if self.scaler is None:
+            loss.backward()
+        else:
+            self.scaler.scale(loss).backward()
+        if poison:
+            self.model[0].weight.grad[0, 0] = math.inf
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            if self.unscale:
+                self.scaler.unscale_(self.optimizer)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        self.scheduler.step(loss)
+        self.done += 1
+
+    def weights(self):
+        return torch.cat([p.detach().flatten() for p in self.model.parameters()])
+
+
+def share(decision, name):
+    return decision.features[FEATURE_NAMES.index(name)]
+
+
+@every_kind
+@either_way
+def test_statistics_and_clipping_are_those_of_the_unscaled_gradients(name, unscale):
+    plain, job = Job(name), Job(name, scale=2.0**16, unscale=unscale)
+    for _ in range(TOTAL):
+        plain.update()
+        job.update()
+        # A scale that is a power of two rounds nothing.
+        assert job.scheduler.last_clip_norm == plain.scheduler.last_clip_norm
+    torch.testing.assert_close(job.weights(), plain.weights(), rtol=1e-5, atol=1e-6)
+    for seen, wanted in zip(job.scheduler.history, plain.scheduler.history, strict=True):
+        np.testing.assert_allclose(seen.features, wanted.features, rtol=1e-4, atol=1e-5)
+    shares = [share(d, "clipped_share") for d in plain.scheduler.history]
+    assert max(shares) > min(shares)  # clipping was put to the test
+    assert job.scheduler.skipped_steps == 0
+    assert not hasattr(job.optimizer, "found_inf")
+
+
+@every_kind
+@either_way
+def test_updates_that_the_scaler_skips_are_counted_and_the_horizon_is_kept(name, unscale):
+    job = Job(name, scale=1.0, unscale=unscale)
+    for _ in range(5):
+        job.update()
+    before, lr = job.weights(), job.scheduler.get_last_lr()[0]
+    job.scaler.update(2.0**127)
+    job.update()  # the gradients overflow
+    assert torch.equal(job.weights(), before)
+    assert job.scheduler.skipped_steps == 1
+    assert job.scheduler.get_last_lr()[0] != lr  # time has passed
+    job.scaler.update(1.0)
+    while job.done < TOTAL:
+        job.update()
+    assert job.scheduler.skipped_steps == 1
+    assert not torch.equal(job.weights(), before)
+    # An overflow is the scaler's affair: no answer to it, and no trace in the threshold.
+    twin = Job(name)
+    for _ in range(TOTAL):
+        twin.update()
+    taken = [[(d.step, d.lr_factor) for d in j.scheduler.history] for j in (job, twin)]
+    assert taken[0] == taken[1]
+    assert math.isfinite(job.scheduler.last_clip_norm)
+
+
+@every_kind
+@pytest.mark.filterwarnings("ignore:LearnedScheduler. lr_cut")
+def test_a_gradient_that_breaks_by_itself_is_skipped_with_and_without_a_scaler(name):
+    for scale in (None, 2.0**10):
+        job = Job(name, scale=scale, backoff_factor=1.0 - 1e-9)
+        for _ in range(5):
+            job.update()
+        before = job.weights()
+        job.update(poison=True)
+        assert torch.equal(job.weights(), before)
+        assert job.scheduler.skipped_steps == 1
+        job.update()
+        assert not torch.equal(job.weights(), before)
+        assert job.scheduler.skipped_steps == 1
+
+
+@pytest.mark.parametrize("name", ["AdamW", "AdamW-fused"])
+def test_skips_survive_a_checkpoint(name):
+    job = Job(name, scale=1.0)
+    job.update()
+    job.scaler.update(2.0**127)
+    job.update()
+    job.scaler.update(1.0)
+    job.update()
+    other = Job(name, scale=1.0)
+    other.model.load_state_dict(job.model.state_dict())
+    other.optimizer.load_state_dict(copy.deepcopy(job.optimizer.state_dict()))
+    other.scheduler.load_state_dict(job.scheduler.state_dict())
+    other.done = job.done
+    for _ in range(20):
+        job.update()
+        other.update()
+    assert torch.equal(job.weights(), other.weights())
+    assert job.scheduler.skipped_steps == other.scheduler.skipped_steps == 1
+
+
+def test_what_a_scaler_left_out_can_be_told_from_a_loop_in_the_wrong_order():
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = SGD([weight], lr=0.1)
+    assert not overflowed(optimizer)
+    weight.grad = torch.tensor([1.0, 2.0, 3.0])
+    assert not overflowed(optimizer)
+    for value in (math.inf, math.nan):
+        weight.grad = torch.tensor([1.0, 2.0, value])
+        assert overflowed(optimizer)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("fused", [False, True])
+def test_parameters_of_16_bits(dtype, fused):
+    """Norms are added up in more bits than the gradients have: these squares overflow float16."""
+    weight = nn.Parameter(torch.zeros(4, dtype=dtype))
+    optimizer = SGD([weight], lr=1e-4, momentum=0.9, fused=fused)
+    policy = Policy.do_nothing(ControlConfig(clip_ratio_start=0.5, ramp_start=1.0))
+    scheduler = LearnedScheduler(optimizer, 40, policy=policy)
+    for step in range(40):
+        weight.grad = torch.full((4,), 1000.0, dtype=dtype)
+        optimizer.step()
+        assert scheduler.last_clip_norm == (1000.0 if step else math.inf)
+        if step:
+            assert weight.grad.float().norm() == pytest.approx(1000.0, rel=1e-2)
+        scheduler.step(1.0)
+    assert scheduler.skipped_steps == 0
+    assert all(np.isfinite(d.features).all() for d in scheduler.history)
+
+
+@pytest.mark.parametrize("name", ["AdamW", "AdamW-fused"])
+def test_a_model_of_bfloat16_learns_under_a_policy_that_acts(name):
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    layer = (0.1 * rng.normal(size=(3, NUM_FEATURES)), np.zeros(3))
+    inputs = torch.randn(64, 4, dtype=torch.bfloat16)
+    model = nn.Linear(4, 1, dtype=torch.bfloat16)
+    optimizer = KINDS[name](model.parameters())
+    scheduler = LearnedScheduler(optimizer, 200, policy=Policy([layer], control=ControlConfig()))
+    losses = []
+    for _ in range(200):
+        loss = (model(inputs) - inputs.sum(1, keepdim=True)).square().mean()
+        loss.backward()
+        optimizer.step()
+        scheduler.step(loss)
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.3 * losses[0]
+
+
+@pytest.mark.gpu
+@every_kind
+@either_way
+def test_on_a_gpu_the_same(name, unscale):
+    plain, job = Job(name), Job(name, scale=2.0**16, unscale=unscale, device="cuda")
+    for _ in range(TOTAL):
+        plain.update()
+        job.update()
+        threshold = pytest.approx(plain.scheduler.last_clip_norm, rel=1e-3)
+        assert job.scheduler.last_clip_norm == threshold
+    torch.testing.assert_close(job.weights().cpu(), plain.weights(), rtol=1e-3, atol=1e-4)
+    assert job.scheduler.skipped_steps == 0

@@ -1,0 +1,111 @@
+"""What happens where validation losses rise: the same in the environment and in a job."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pacesetter.agent.plugin.scheduler import LearnedScheduler
+from pacesetter.agent.policy.policy import load_policy
+from pacesetter.envs.actions import ActionCodec, ControlConfig
+from pacesetter.envs.features import FeatureEncoder
+from pacesetter.envs.runs import ScheduledRuns
+from pacesetter.inner_models.registry import fixed_task
+from pacesetter.inner_models.watch.signals import IntervalStatistics
+
+
+def observed(*losses: float | None) -> list[bool]:
+    """Whether a run overfits after each of its validation losses, one (or None) per interval."""
+    codec = ActionCodec(
+        ControlConfig(), total_steps=400, momentum_start=[0.9], momentum_scales_lr=False
+    )
+    encoder = FeatureEncoder(1, adaptive=True)
+    answers = []
+    for interval, loss in enumerate(losses, start=1):
+        if loss is not None:
+            encoder.observe_validation(np.array([loss]))
+        encoder.encode(_stats(1.0 / interval), codec, interval=interval)
+        answers.append(bool(encoder.overfitting[0]))
+    return answers
+
+
+def _stats(loss: float) -> IntervalStatistics:
+    def one(value: float) -> np.ndarray:
+        return np.array([value])
+
+    known = {
+        "loss_mean": loss,
+        "loss_std": 0.1,
+        "norm_mean": 1.0,
+        "norm_std": 0.1,
+        "cos_momentum": 0.1,
+        "cos_update": 0.1,
+        "update_norm": 0.1,
+        "param_norm": 1.0,
+        "clipped_share": 0.0,
+        "nonfinite_share": 0.0,
+    }
+    fields = IntervalStatistics.__dataclass_fields__
+    missing = {name: np.zeros((1, 1)) for name in fields if name not in known}
+    return IntervalStatistics(**{name: one(v) for name, v in known.items()}, **missing)
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        ((2.0, 1.0, 1.02, 1.04), [False, False, False, True]),  # 3 % of a fall of 1
+        ((2.0, 1.0, 1.04, 0.9), [False, False, True, False]),
+        ((2.0, 1.0, 1.5, None, None), [False, False, True, True, False]),  # too old to go by
+        ((None, None), [False, False]),
+        ((1.0, 1.1), [False, True]),  # it never fell
+        ((-2.0, -3.0, -2.9), [False, False, True]),
+    ],
+)
+def test_when_a_run_overfits(losses, expected):
+    assert observed(*losses) == expected
+    # An affine change of the loss changes nothing.
+    scaled = [None if loss is None else 1e3 * loss - 7 for loss in losses]
+    assert observed(*scaled) == expected
+
+
+def test_in_the_environment_the_rate_falls_whatever_the_action():
+    task = replace(fixed_task("tabular-mlp", 0), horizon=200, valid_every=1).with_seed(0)
+    runs = ScheduledRuns([task], siblings=2)
+    runs.begin()
+    braked = []
+    while not runs.done:
+        over = runs.encoder.overfitting.copy()
+        runs.decide(np.array([[1.0, 0.3, -0.2], [1.0, 0.3, -0.2]]))
+        braked += over.tolist()
+        wanted = np.where(over, -1.0, 1.0)
+        assert runs.codec.last_action[:, 0] == pytest.approx(wanted)
+        assert runs.codec.last_action[:, 1:] == pytest.approx(np.array([[0.3, -0.2]] * 2))
+    assert 0 < sum(braked) < len(braked)
+
+
+def test_in_a_job_too_and_the_history_says_so():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 1))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    # Without its meter: this job may look strange to it, which is not what is asked.
+    policy = load_policy("default").with_familiarity(None)
+    scheduler = LearnedScheduler(optimizer, total_steps=80, policy=policy)
+    for step in range(80):
+        inputs = torch.randn(32, 4)
+        loss = (model(inputs) - inputs.sum(1, keepdim=True)).square().mean()
+        loss.backward()
+        optimizer.step()
+        # Falls for a quarter of the run, and rises from then on.
+        scheduler.observe_validation(abs(step - 20) / 20)
+        scheduler.step(loss)
+        optimizer.zero_grad()
+    actions = np.array([decision.action[0] for decision in scheduler.history])
+    steps = np.array([decision.step for decision in scheduler.history])
+    assert (actions[steps > 22] == -1).all()
+    assert (actions[steps < 20] > -1).any()
+    kinds = [intervention.kind for intervention in scheduler.history.interventions]
+    assert kinds.count("overfitting") == 1

@@ -1,0 +1,189 @@
+"""Train/deploy parity: an episode of the environment, replayed through `LearnedScheduler`.
+
+The same task is run twice: in the environments' `ScheduledRuns`, and as a job of its own in a plain
+torch loop. Features, actions, hyperparameters and weights have to agree at every decision.
+"""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pacesetter.agent.plugin.scheduler import LearnedScheduler
+from pacesetter.agent.policy.policy import Policy
+from pacesetter.envs.actions import ControlConfig
+from pacesetter.envs.features import FEATURE_NAMES, NUM_FEATURES
+from pacesetter.envs.runs import ScheduledRuns
+from pacesetter.inner_models.engine.batching import batch_stream, build_model
+from pacesetter.inner_models.task import ModuleTask, OptimizerConfig, Splits
+
+ROWS = 96
+
+
+def random_policy(seed=0):
+    """A policy whose actions differ at every decision, and whose clipping bites.
+
+    Its weights are moderate: a jumpy policy on a jumpy task is chaos, in which rounding errors grow
+    tenfold every few decisions, whoever computes them.
+    """
+    rng = np.random.default_rng(seed)
+    shapes = [(16, NUM_FEATURES), (3, 16)]
+    layers = [(0.12 * rng.normal(size=s), 0.2 * rng.normal(size=s[0])) for s in shapes]
+    return Policy(layers, control=ControlConfig(clip_ratio_start=1.0))
+
+
+def build():
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2))
+
+
+def loss_fn(model, batch):
+    """Mean squared error; a row with flag 1 leaves it finite and makes its gradient NaN."""
+    inputs, targets, flag = batch
+    out = model(inputs)
+    breaking = torch.sqrt(1 - flag[:, None] + 0 * out)
+    return (out - targets).square().mean() + 0.1 * breaking.mean()
+
+
+def make_task(optimizer, *, horizon=200, valid_every=2, broken=(), momentum=0.9):
+    g = torch.Generator().manual_seed(3)
+    inputs = torch.randn(ROWS, 6, generator=g)
+    targets = inputs[:, :2].sin() + 0.1 * torch.randn(ROWS, 2, generator=g)
+    flag = torch.zeros(ROWS)
+    clean = (inputs, targets, flag.clone())
+    if "gradient" in broken:
+        flag[5] = 1.0
+    train = (inputs.clone(), targets, flag)
+    if "loss" in broken:
+        train[0][40, 0] = torch.nan
+    start = {"adamw": 3e-3, "sgd": 1e-2}[optimizer]
+    return ModuleTask(
+        build,
+        loss_fn,
+        Splits(train, clean, clean, clean, allow_overlap=True),
+        horizon=horizon,
+        batch_size=4,
+        optimizer=OptimizerConfig(name=optimizer, lr=start, momentum=momentum, weight_decay=0.02),
+        seed=11,
+        valid_every=valid_every,
+    )
+
+
+def environment(task, policy, dtype):
+    """Runs the episode; returns one record per decision, and the final weights."""
+    runs = ScheduledRuns([task], control=policy.control, dtype=dtype)
+    features, records = runs.begin(), []
+    while not runs.done:
+        action = policy.act(features)
+        overfits = runs.encoder.overfitting[0]
+        seen = features[0]
+        features = runs.decide(action)
+        if overfits:
+            action[0, 0] = -1.0
+        records.append(
+            {
+                "features": seen,
+                "action": action[0],
+                "momentum": runs.codec.momentum[0],
+                "clip_ratio": runs.codec.clip_ratio[0],
+                "clipped": runs.stats.clipped_share[0],
+                "broken": runs.stats.nonfinite_share[0],
+            }
+        )
+    return records, runs
+
+
+def plain_job(task, policy, dtype):
+    """The same task as a user would train it."""
+    model = build_model(task).to(dtype)
+    o = task.optimizer
+    if o.name == "adamw":
+        optimizer = torch.optim.AdamW(
+            model.parameters(),
+            lr=o.lr,
+            betas=(o.momentum, o.beta2),
+            eps=o.eps,
+            weight_decay=o.weight_decay,
+        )
+    else:
+        optimizer = torch.optim.SGD(
+            model.parameters(), lr=o.lr, momentum=o.momentum, weight_decay=o.weight_decay
+        )
+    scheduler = LearnedScheduler(optimizer, total_steps=task.horizon, policy=policy)
+    train = [column.to(dtype) for column in task.splits.train]
+    valid = [column.to(dtype) for column in task.splits.inner_valid]
+    rates = []
+    boundaries = [
+        h for i, h in enumerate(scheduler._run.pilot.codec.ends, 1) if not i % task.valid_every
+    ]
+    for step, rows in enumerate(batch_stream(task).take(task.horizon), 1):
+        loss = loss_fn(model, [column[rows] for column in train])
+        loss.backward()
+        optimizer.step()
+        rates.append(optimizer.param_groups[0]["lr"])
+        if step in boundaries:
+            with torch.no_grad():
+                scheduler.observe_validation(loss_fn(model, valid))
+        scheduler.step(loss)
+        optimizer.zero_grad()
+    return model, scheduler, rates
+
+
+@pytest.mark.filterwarnings("ignore:LearnedScheduler. ")  # the guard is to step in
+@pytest.mark.parametrize("broken", [(), ("gradient",), ("gradient", "loss")], ids=str)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_job_meets_what_the_environment_showed(optimizer, dtype, tolerance, broken):
+    task = make_task(optimizer, broken=broken)
+    policy = random_policy()
+    expected, runs = environment(task, policy, dtype)
+    model, scheduler, rates = plain_job(task, policy, dtype)
+
+    assert len(scheduler.history) == len(expected) == 39
+    for seen, wanted in zip(scheduler.history, expected, strict=True):
+        for name, a, b in zip(FEATURE_NAMES, seen.features, wanted["features"], strict=True):
+            assert a == pytest.approx(b, abs=tolerance), f"{name} at step {seen.step}"
+        np.testing.assert_allclose(seen.action, wanted["action"], atol=tolerance)
+        assert seen.momentum == pytest.approx(wanted["momentum"], rel=tolerance)
+    assert scheduler._run.pilot.codec.clip_ratio == pytest.approx(
+        runs.codec.clip_ratio, rel=tolerance
+    )
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(
+            p.detach(), runs.trainer.parameters(0)[name], rtol=10 * tolerance, atol=tolerance
+        )
+    # The episode is no idle one: the agent moved, gradients were clipped, updates broke.
+    assert all(np.ptp([r["action"][i] for r in expected]) > 0.1 for i in range(3))
+    assert sum(r["clipped"] for r in expected) > 0
+    assert (sum(r["broken"] for r in expected) > 0) == (scheduler.skipped_steps > 0) == bool(broken)
+    assert len(set(rates)) > 60
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_user_without_momentum_meets_the_same(optimizer):
+    task = make_task(optimizer, momentum=0.0)
+    policy = random_policy()
+    expected, _ = environment(task, policy, torch.float64)
+    _, scheduler, _ = plain_job(task, policy, torch.float64)
+    for seen, wanted in zip(scheduler.history, expected, strict=True):
+        np.testing.assert_allclose(seen.features, wanted["features"], atol=1e-9)
+        assert wanted["momentum"] == 0
+
+
+@pytest.mark.parametrize("horizon", [1, 3, 4, 7, 79, 81, 1003])
+def test_learning_rates_of_every_step_at_odd_horizons(horizon):
+    task = make_task("sgd", horizon=horizon, valid_every=1)
+    policy = random_policy(seed=1)
+    runs = ScheduledRuns([task], control=policy.control, dtype=torch.float64)
+    wanted, run = [], runs.trainer.run
+
+    def spy(lr, **kwargs):
+        wanted.extend(lr[:, 0])
+        return run(lr, **kwargs)
+
+    runs.trainer.run = spy
+    features = runs.begin()
+    while not runs.done:
+        features = runs.decide(policy.act(features))
+    _, scheduler, rates = plain_job(task, policy, torch.float64)
+    np.testing.assert_allclose(rates, wanted, rtol=1e-9)
+    assert len(scheduler.history) == runs.num_decisions

@@ -1,0 +1,580 @@
+"""What a user may choose of the plug-in: each choice, alone and in the ways people combine them."""
+
+import copy
+import io
+import math
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.optim import SGD, AdamW
+from torch.optim.lr_scheduler import ChainedScheduler, LambdaLR, LinearLR, SequentialLR
+
+from pacesetter.agent.plugin.scheduler import LearnedScheduler
+from pacesetter.agent.policy.policy import Policy
+from pacesetter.agent.training.familiarity_fit import fit_familiarity
+from pacesetter.envs.actions import ControlConfig, interval_ends
+from pacesetter.envs.features import NUM_FEATURES
+
+GUARDED = pytest.mark.filterwarnings("ignore:LearnedScheduler. ")
+
+
+def always(*action, **control):
+    """A policy with one answer to everything."""
+    layer = (np.zeros((3, NUM_FEATURES)), np.array(action))
+    return Policy([layer], control=ControlConfig(**control))
+
+
+def gentle(seed=0):
+    """A policy that looks, and moves a little."""
+    rng = np.random.default_rng(seed)
+    return Policy([(rng.normal(size=(3, NUM_FEATURES)) * 0.05, np.zeros(3))])
+
+
+class Job:
+    """A small regression with running statistics, in a plain loop."""
+
+    def __init__(self, optimizer=AdamW, lr=1e-2, **kwargs):
+        g = torch.Generator().manual_seed(0)
+        self.inputs = torch.randn(64, 4, generator=g)
+        self.targets = self.inputs.sin().sum(1, keepdim=True)
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            self.model = nn.Sequential(
+                nn.Linear(4, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Linear(16, 1)
+            )
+        self.optimizer = optimizer(self.model.parameters(), lr=lr, **kwargs)
+        self.done = 0
+        self.losses = []
+        self.lrs = []
+        self.seen = []  # for a test to fill
+
+    def run(self, count, scheduler=None, *, after=lambda: None, loss=None):
+        for _ in range(count):
+            rows = torch.arange(self.done * 7, self.done * 7 + 16) % 64
+            value = (self.model(self.inputs[rows]) - self.targets[rows]).square().mean()
+            self.optimizer.zero_grad()
+            value.backward()
+            self.optimizer.step()
+            self.lrs.append(float(self.optimizer.param_groups[0]["lr"]))
+            self.done += 1
+            self.losses.append(value.item())
+            if scheduler is not None:
+                scheduler.step(value if loss is None else loss)
+            after()
+        return self
+
+    def whole_loss(self):
+        """Over all data, by the statistics of each batch of 64."""
+        with torch.no_grad():
+            model = copy.deepcopy(self.model)
+            return (model(self.inputs) - self.targets).square().mean().item()
+
+    def state(self):
+        return copy.deepcopy([self.model.state_dict(), self.optimizer.state_dict()["state"]])
+
+
+def same(one, two):
+    flat = [
+        torch.cat([t.flatten().double() for t in j.model.state_dict().values()]) for j in (one, two)
+    ]
+    return torch.equal(*flat)
+
+
+# -- warm-up ----------------------------------------------------------------------------------
+
+
+def test_a_warm_up_of_the_users_own_is_left_alone_and_its_end_is_the_start():
+    job = Job(lr=0.1)
+    warm_up = LinearLR(job.optimizer, start_factor=0.1, total_iters=10)
+    scheduler = LearnedScheduler(job.optimizer, 100, policy=Policy.do_nothing(), warmup_steps=10)
+    job.run(10, scheduler, after=warm_up.step)
+    assert job.lrs == pytest.approx([0.01 + 0.009 * i for i in range(10)])
+    assert not scheduler.history
+    job.run(90, scheduler)
+    for step, lr in enumerate(job.lrs[10:]):
+        # No second ramp: the schedule begins at its full rate.
+        decay = 0.01 + 0.99 * (1 + math.cos(math.pi * step / 90)) / 2
+        assert lr == pytest.approx(0.1 * decay)
+    assert [d.step for d in scheduler.history] == [10 + e for e in interval_ends(90, 40, 1.5)[:-1]]
+    assert scheduler.total_steps == 100
+
+
+def test_nothing_is_clipped_and_momentum_is_untouched_in_the_warm_up():
+    job, plain = Job(), Job()
+    scheduler = LearnedScheduler(
+        job.optimizer, 60, policy=always(0, 1, -1, clip_ratio_start=0.5), warmup_steps=30
+    )
+    job.run(30, scheduler)
+    plain.run(30)
+    assert same(job, plain)
+    assert job.optimizer.param_groups[0]["betas"] == (0.9, 0.999)
+    job.run(30, scheduler)
+    assert job.optimizer.param_groups[0]["betas"][0] < 0.9
+
+
+@pytest.mark.parametrize("warmup_steps", [-1, 1.5, "2", None, True])
+def test_warm_up_steps_are_a_count(warmup_steps):
+    with pytest.raises(ValueError, match="Expected integer warmup_steps of zero or more, but got"):
+        LearnedScheduler(Job().optimizer, 10, warmup_steps=warmup_steps)
+
+
+def test_a_warm_up_leaves_something_to_do():
+    with pytest.raises(ValueError, match="warmup_steps must be below total_steps=10"):
+        LearnedScheduler(Job().optimizer, 10, warmup_steps=10)
+
+
+@pytest.mark.filterwarnings("ignore:.*LearnedScheduler sets")
+def test_composed_schedulers_are_refused_with_the_recipe():
+    job = Job()
+    warm_up = LinearLR(job.optimizer, total_iters=5)
+    scheduler = LearnedScheduler(job.optimizer, 50, policy=Policy.do_nothing())
+    with pytest.raises(TypeError, match="warmup_steps=N"):
+        SequentialLR(job.optimizer, [warm_up, scheduler], milestones=[5])
+    chained = ChainedScheduler([warm_up, scheduler])
+    job.run(1)
+    with pytest.raises(TypeError, match="warmup_steps=N"):
+        chained.step()
+    with pytest.raises(TypeError, match=r"step\(loss\)"):
+        scheduler.step()
+
+
+def test_a_foreign_scheduler_is_overruled_and_named_once():
+    job = Job(lr=0.1)
+    scheduler = LearnedScheduler(job.optimizer, 50, policy=Policy.do_nothing())
+    foreign = LambdaLR(job.optimizer, lambda step: 7.0 + step)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        job.run(20, scheduler, after=foreign.step)
+    (message,) = [str(w.message) for w in caught if "LearnedScheduler" in str(w.message)]
+    assert "LambdaLR" in message
+    assert max(job.lrs) <= 0.1
+
+
+# -- a part of the hyperparameters ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "control",
+    [("lr",), ("momentum",), ("clip",), ("lr", "clip"), ("momentum", "lr"), "lr", ["clip", "lr"]],
+    ids=str,
+)
+def test_what_is_not_controlled_is_left_alone(control):
+    job = Job(lr=0.01)
+    policy = always(-0.5, 0.8, -1.0, clip_ratio_start=0.5)
+    scheduler = LearnedScheduler(job.optimizer, 100, policy=policy, control=control)
+    job.run(1)
+    scheduler.step(job.losses[-1])
+    for _ in range(99):
+        job.run(1, scheduler)
+        group = job.optimizer.param_groups[0]
+        if "lr" not in control:
+            assert group["lr"] == 0.01
+        if "momentum" not in control:
+            assert group["betas"] == (0.9, 0.999)
+        if "clip" not in control:
+            assert scheduler.last_clip_norm == math.inf
+    last = scheduler.history[-1]
+    assert (group["lr"] < 1e-4) == ("lr" in control)
+    assert (group["betas"][0] < 0.8) == ("momentum" in control)
+    assert math.isfinite(last.clip_threshold) == math.isfinite(scheduler.last_clip_norm)
+    assert math.isfinite(last.clip_threshold) == ("clip" in control)
+    wanted = [
+        a * (n in control) for a, n in zip((-0.5, 0.8, -1), ("lr", "momentum", "clip"), strict=True)
+    ]
+    assert last.action == pytest.approx(wanted)
+    assert last.lr == group["lr"] or "lr" in control
+
+
+def test_a_learning_rate_that_is_the_users_may_follow_the_users_schedule():
+    job = Job(lr=0.01)
+    scheduler = LearnedScheduler(job.optimizer, 50, policy=gentle(), control=("momentum", "clip"))
+    own = LambdaLR(job.optimizer, lambda step: 1 / (1 + step))
+    job.run(50, scheduler, after=own.step)
+    assert job.lrs == pytest.approx([0.01 / (1 + s) for s in range(50)])
+    assert scheduler.get_last_lr() == own.get_last_lr()
+
+
+@pytest.mark.parametrize("control", [(), ("rate",), "momentums", ("lr", 3)])
+def test_control_is_some_of_three_names(control):
+    with pytest.raises(ValueError, match=r"control must be some of \('lr', 'momentum', 'clip'\)"):
+        LearnedScheduler(Job().optimizer, 10, control=control)
+
+
+# -- bounds -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("push", [1.0, -1.0])
+def test_the_learning_rate_never_leaves_its_bounds(push):
+    job = Job(lr=0.01)
+    scheduler = LearnedScheduler(
+        job.optimizer, 100, policy=always(push, 0, 0), lr_bounds=(0.004, 0.02), rollback=False
+    )
+    job.run(100, scheduler)
+    assert 0.004 <= min(job.lrs) <= max(job.lrs) <= 0.02
+    assert len(set(job.lrs)) > 3
+
+
+def test_every_group_keeps_to_the_bounds_and_zero_stays_zero():
+    job = Job()
+    params = list(job.model.parameters())
+    groups = [{"params": params[:2], "lr": 0.005}, {"params": params[2:4], "lr": 0.0}]
+    job.optimizer = SGD([*groups, {"params": params[4:], "lr": 0.02}])
+    scheduler = LearnedScheduler(
+        job.optimizer, 100, policy=always(0.5, 0, 0), lr_bounds=(0.004, 0.03), rollback=False
+    )
+    for _ in range(100):
+        job.run(1, scheduler)
+        low, zero, high = (g["lr"] for g in job.optimizer.param_groups)
+        assert zero == 0
+        assert 0.004 <= low <= high <= 0.03
+
+
+@pytest.mark.parametrize(
+    "bounds", [(0.1,), (0.1, 0.01), (0, 1), (1e-3, math.inf), "ab", 3, (math.nan, 1)]
+)
+def test_bounds_are_two_positive_numbers(bounds):
+    with pytest.raises(ValueError, match="lr_bounds must be two learning rates"):
+        LearnedScheduler(Job().optimizer, 10, lr_bounds=bounds)
+
+
+def test_a_start_outside_the_bounds_is_refused_and_leaves_no_hooks():
+    job = Job(lr=0.5)
+    with pytest.raises(ValueError, match=r"param group 0 starts at a learning rate of 0.5"):
+        LearnedScheduler(job.optimizer, 10, lr_bounds=(1e-4, 0.1))
+    LearnedScheduler(job.optimizer, 10)
+
+
+# -- divergence -------------------------------------------------------------------------------
+
+
+def blown_up(optimizer=SGD, *, steps=200, **options):
+    """A job whose weights are wrecked in the middle."""
+    job = Job(optimizer, lr=0.05)
+    scheduler = LearnedScheduler(job.optimizer, steps, policy=Policy.do_nothing(), **options)
+    job.run(steps // 2, scheduler)
+    with torch.no_grad():
+        for p in job.model.parameters():
+            p.mul_(1e4)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        job.run(steps // 2, scheduler)
+    return job, scheduler, [str(w.message) for w in caught]
+
+
+@pytest.mark.parametrize("optimizer", [SGD, AdamW])
+def test_a_wrecked_job_is_brought_back(optimizer):
+    job, scheduler, messages = blown_up(optimizer, rollback=True)
+    kinds = [i.kind for i in scheduler.history.interventions]
+    assert kinds[:2] == ["lr_cut", "rollback"]
+    assert np.mean(job.losses[-10:]) < 0.3 * np.mean(job.losses[:5])
+    assert max(job.losses) > 1e3
+    # Each intervention is one warning, with the step in it.
+    assert messages == [f"LearnedScheduler: {i}" for i in scheduler.history.interventions]
+    assert scheduler.rollback_bytes > 0
+
+
+def test_without_rollback_the_rate_is_cut_and_weights_are_never_put_back():
+    job, scheduler, _ = blown_up(AdamW, rollback=False)
+    assert scheduler.rollback_bytes == 0
+    assert {i.kind for i in scheduler.history.interventions} <= {"lr_cut", "handover"}
+    assert max(p.abs().max() for p in job.model.parameters()) > 1e2
+
+
+def test_a_snapshot_holds_weights_buffers_and_optimizer_state():
+    job = Job(AdamW)
+    scheduler = LearnedScheduler(
+        job.optimizer, 200, policy=Policy.do_nothing(), model=job.model, rollback=True
+    )
+    job.run(100, scheduler)
+    snapshot = scheduler._run.snapshot
+    snapshot.keep()
+    kept = job.state()
+    job.run(10)
+    snapshot.keep()  # what was a candidate has proved good
+    job.run(10)
+    assert not torch.equal(job.model[1].running_mean, kept[0]["1.running_mean"])
+    snapshot.restore()
+    for now, then in zip(job.state(), kept, strict=True):
+        assert repr(now) == repr(then)
+
+
+def test_rollback_is_on_below_256_megabytes_only():
+    with torch.device("meta"):
+        small, large = nn.Linear(1000, 4000), nn.Linear(3000, 4000)
+    for model, expected in ((small, True), (large, False)):
+        for rollback in (None, True, False):
+            scheduler = LearnedScheduler(AdamW(model.parameters()), 10, rollback=rollback)
+            told = scheduler.rollback_bytes
+            wanted = expected if rollback is None else rollback
+            # Twice the weights and two moments in float32.
+            assert told == (24 * sum(p.numel() for p in model.parameters()) if wanted else 0)
+
+
+@GUARDED
+@pytest.mark.parametrize("factor", [10, 100, 1000, 0.01])
+@pytest.mark.parametrize(("optimizer", "lr"), [(AdamW, 1e-2), (SGD, 5e-2)])
+@pytest.mark.parametrize("total", [100, 1000])
+@pytest.mark.parametrize("rollback", [None, False])
+def test_a_start_that_is_far_off_ends_better_than_it_began(optimizer, lr, factor, total, rollback):
+    job = Job(optimizer, lr=lr * factor)
+    scheduler = LearnedScheduler(job.optimizer, total, model=job.model, rollback=rollback)
+    before = job.whole_loss()
+    job.run(total, scheduler)
+    assert all(torch.isfinite(p).all() for p in job.model.parameters())
+    if rollback is None:
+        assert job.whole_loss() < before
+
+
+# -- shadow mode ------------------------------------------------------------------------------
+
+
+@GUARDED
+@pytest.mark.parametrize("optimizer", [AdamW, SGD])
+def test_a_dry_run_changes_nothing_and_tells_what_it_would_do(optimizer):
+    plain, job = Job(optimizer), Job(optimizer)
+    scheduler = LearnedScheduler(
+        job.optimizer, 120, policy=always(-1, 0.5, -1, clip_ratio_start=0.5), dry_run=True
+    )
+    for i in range(120):
+        plain.run(1)
+        job.run(1, scheduler)
+        assert same(plain, job), i
+        assert repr(plain.optimizer.state_dict()) == repr(job.optimizer.state_dict())
+    assert len(scheduler.history) == 39
+    assert scheduler.history[-1].lr < 1e-4 < job.lrs[-1]
+    assert scheduler.get_last_lr()[0] < 1e-4
+    assert scheduler.rollback_bytes == 0
+
+
+@GUARDED
+def test_a_dry_run_skips_nothing_and_restores_nothing():
+    plain, job = Job(SGD), Job(SGD)
+    scheduler = LearnedScheduler(job.optimizer, 60, policy=gentle(), dry_run=True)
+    for one, other in ((plain, None), (job, scheduler)):
+        one.run(20, other)
+        with torch.no_grad():
+            one.model[0].weight[0, 0] = math.nan
+        one.run(40, other)
+    assert repr(plain.model.state_dict()) == repr(job.model.state_dict())
+    assert scheduler.history.interventions
+
+
+# -- going on longer --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("at", [5, 60, 99, 100])
+def test_a_later_end_makes_no_jump_of_the_learning_rate(at):
+    job = Job()
+    scheduler = LearnedScheduler(job.optimizer, 100, policy=gentle())
+    job.run(at, scheduler)
+    before = scheduler.get_last_lr()[0]
+    scheduler.extend(300)
+    assert scheduler.total_steps == 300
+    assert scheduler.get_last_lr()[0] == pytest.approx(before, rel=0.02)
+    job.run(300 - at, scheduler)
+    jumps = np.abs(np.diff(np.log(job.lrs)))[5:]
+    assert jumps.max() < 0.5
+    assert [d.step for d in scheduler.history if d.step > at] == [
+        e for e in interval_ends(300, 40, 1.5)[:-1] if e > at
+    ]
+    with pytest.warns(UserWarning, match="more often than total_steps=300"):
+        job.run(1, scheduler)
+
+
+@pytest.mark.parametrize("total", [100, 99, 0, 1.5, None])
+def test_the_end_only_moves_back(total):
+    scheduler = LearnedScheduler(Job().optimizer, 100)
+    with pytest.raises(ValueError, match=r"Expected (total_steps beyond|positive integer)"):
+        scheduler.extend(total)
+
+
+@pytest.mark.parametrize("warmup_steps", [0, 20])
+@pytest.mark.parametrize("stop", [10, 33, 90, 149])
+def test_an_extended_run_resumes_bit_for_bit(stop, warmup_steps):
+    def start(total=100):
+        job = Job()
+        return job, LearnedScheduler(
+            job.optimizer, total, policy=gentle(), warmup_steps=warmup_steps, model=job.model
+        )
+
+    def go(job, scheduler, until):
+        while job.done < until:
+            if job.done == 50:
+                scheduler.extend(150)
+            job.run(1, scheduler)
+            if job.done % 10 == 0:
+                scheduler.observe_validation(job.losses[-1])
+
+    whole, scheduler = start()
+    go(whole, scheduler, 150)
+    half, stopped = start()
+    go(half, stopped, stop)
+    file = io.BytesIO()
+    torch.save([half.model.state_dict(), half.optimizer.state_dict(), stopped.state_dict()], file)
+    for total in (100, 150) if stop > 50 else (100,):
+        file.seek(0)
+        model, optimizer, state = torch.load(file, weights_only=True)
+        again, resumed = start(total)
+        again.model.load_state_dict(model)
+        again.optimizer.load_state_dict(optimizer)
+        resumed.load_state_dict(state)
+        again.done = stop
+        go(again, resumed, 150)
+        assert same(again, whole)
+        assert list(resumed.history) == list(scheduler.history)
+        assert resumed.should_stop == scheduler.should_stop
+
+
+# -- jobs unlike all that the policy knows ----------------------------------------------------
+
+
+def knowing(features, threshold):
+    """A policy that raises the rate, and knows features around those given."""
+    rng = np.random.default_rng(0)
+    rows = np.clip(features + rng.normal(size=(2000, NUM_FEATURES)), -5, 5)
+    return always(0.2, 0.1, -0.1).with_familiarity(
+        replace(fit_familiarity(rows), threshold=threshold)
+    )
+
+
+def test_in_a_strange_job_the_plain_decay_decides_and_it_is_said_once():
+    strange, plain = Job(), Job()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        scheduler = LearnedScheduler(
+            strange.optimizer, 200, policy=knowing(np.full(NUM_FEATURES, 4.0), 1.5)
+        )
+        strange.run(200, scheduler)
+    (message,) = [str(w.message) for w in caught]
+    assert "unlike all that the policy was trained on" in message
+    (record,) = scheduler.history.interventions
+    assert record.kind == "unfamiliar"
+    assert record.step == scheduler.history[0].step
+    plain.run(200, LearnedScheduler(plain.optimizer, 200, policy=Policy.do_nothing()))
+    assert strange.lrs == plain.lrs
+    assert same(strange, plain)
+    # The same policy, where nothing is strange, acts.
+    job = Job()
+    known = LearnedScheduler(job.optimizer, 200, policy=knowing(np.zeros(NUM_FEATURES), 1e9))
+    job.run(200, known)
+    assert known.history[-1].action == pytest.approx((0.2, 0.1, -0.1))
+
+
+def test_bounds_hold_after_a_warm_up_and_a_resumption():
+    def start():
+        job = Job(lr=1e-4)  # where the warm-up begins: below the bounds
+        params = list(job.model.parameters())
+        groups = [{"params": params[:2]}, {"params": params[2:]}]
+        job.optimizer = AdamW(groups, lr=1e-4)
+        options = {"warmup_steps": 10, "lr_bounds": (0.004, 0.02), "rollback": False}
+        return job, LearnedScheduler(job.optimizer, 100, policy=always(1, 0, 0), **options)
+
+    def warm_up(job):
+        if job.done <= 10:
+            for group, top in zip(job.optimizer.param_groups, (1e-2, 1.8e-2), strict=True):
+                group["lr"] = top * job.done / 10
+        else:
+            job.seen.append([group["lr"] for group in job.optimizer.param_groups])
+
+    whole, scheduler = start()
+    whole.run(100, scheduler, after=lambda: warm_up(whole))
+    assert 0.004 <= np.min(whole.seen) <= np.max(whole.seen) == 0.02
+    for stop in (5, 10, 40):
+        half, stopped = start()
+        half.run(stop, stopped, after=lambda half=half: warm_up(half))
+        again, resumed = start()
+        again.model.load_state_dict(half.model.state_dict())
+        again.optimizer.load_state_dict(copy.deepcopy(half.optimizer.state_dict()))
+        resumed.load_state_dict(stopped.state_dict())
+        again.done = stop
+        again.run(100 - stop, resumed, after=lambda again=again: warm_up(again))
+        assert again.seen == whole.seen[-len(again.seen) :]
+        assert same(again, whole)
+
+
+# -- the rest ---------------------------------------------------------------------------------
+
+
+def test_should_stop_after_patience_intervals_without_a_better_validation_loss():
+    job = Job()
+    scheduler = LearnedScheduler(job.optimizer, 400, policy=Policy.do_nothing(), patience=3)
+    ends = interval_ends(400, 40, 1.5)
+    for k in range(12):
+        while job.done < ends[k]:
+            if job.done == ends[k] - 1:
+                scheduler.observe_validation(1.0 if k < 5 else 2.0)
+            job.run(1, scheduler)
+        # The best was first seen in interval 0; ties are no better.
+        assert scheduler.should_stop == (k >= 3)
+    never = LearnedScheduler(Job().optimizer, 10, patience=None)
+    assert not never.should_stop
+    with pytest.raises(ValueError, match="positive integer patience"):
+        LearnedScheduler(Job().optimizer, 10, patience=0)
+
+
+def test_callbacks_are_told_of_every_decision():
+    class Keep:
+        def __init__(self):
+            self.seen = []
+
+        def on_decision(self, decision):
+            self.seen.append(decision)
+
+    job, keep = Job(), Keep()
+    scheduler = LearnedScheduler(job.optimizer, 50, policy=gentle(), callbacks=[keep])
+    job.run(50, scheduler)
+    assert keep.seen == list(scheduler.history)
+    with pytest.raises(TypeError, match=r"on_decision\(decision\), but got int"):
+        LearnedScheduler(Job().optimizer, 50, callbacks=[3])
+
+
+def test_explain_and_export_of_a_run(tmp_path):
+    job = Job()
+    scheduler = LearnedScheduler(job.optimizer, 80, policy=gentle())
+    with pytest.raises(RuntimeError, match="no decision to explain yet"):
+        scheduler.explain()
+    job.run(80, scheduler)
+    assert scheduler.explain().action == pytest.approx(scheduler.history[-1].action)
+    recorded = scheduler.export_schedule(tmp_path / "schedule.csv")
+    assert len((tmp_path / "schedule.csv").read_text().splitlines()) == 81
+    replay = Job()
+    plain = recorded.to_lambda_lr(replay.optimizer)
+    replay.run(80, after=plain.step)
+    assert replay.lrs == job.lrs
+
+
+def test_the_schedule_of_a_run_is_that_of_a_group_that_moves():
+    job = Job()
+    params = list(job.model.parameters())
+    job.optimizer = AdamW([{"params": params[:2], "lr": 0.0}, {"params": params[2:], "lr": 0.01}])
+    scheduler = LearnedScheduler(job.optimizer, 50, policy=gentle(), warmup_steps=5)
+    factors = []
+    for _ in range(50):
+        job.run(1)
+        factors.append(job.optimizer.param_groups[1]["lr"] / 0.01)
+        scheduler.step(job.losses[-1])
+    assert list(scheduler.export_schedule().lr_factors) == factors
+    assert factors[:5] == [1.0] * 5
+
+
+def test_a_model_that_is_none_is_refused():
+    with pytest.raises(TypeError, match=r"torch.nn.Module whose buffers .* got list"):
+        LearnedScheduler(Job().optimizer, 10, model=[1])
+
+
+def test_another_policy_goes_on_only_when_allowed():
+    job = Job()
+    scheduler = LearnedScheduler(job.optimizer, 50, policy=gentle(0))
+    job.run(20, scheduler)
+    state = scheduler.state_dict()
+    scheduler.detach()
+    other = LearnedScheduler(job.optimizer, 50, policy=gentle(1))
+    with pytest.raises(ValueError, match="allow_other_policy=True"):
+        other.load_state_dict(state)
+    other.load_state_dict(state, allow_other_policy=True)
+    job.run(30, other)
+    assert [d.step for d in other.history] == list(interval_ends(50, 40, 1.5)[:-1])

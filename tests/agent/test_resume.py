@@ -1,0 +1,228 @@
+"""A job stopped at any step and resumed ends in the same weights, bit for bit."""
+
+import copy
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.optim import SGD, Adam, AdamW, NAdam, RAdam, RMSprop
+
+from pacesetter.agent.plugin.scheduler import LearnedScheduler
+from pacesetter.agent.policy.policy import Policy
+from pacesetter.envs.actions import interval_ends
+from pacesetter.envs.features import NUM_FEATURES
+
+# Updates break on purpose: the guard says so.
+pytestmark = pytest.mark.filterwarnings("ignore:LearnedScheduler. ")
+
+TOTAL = 120
+ENDS = interval_ends(TOTAL, 40, 1.5)[:-1]
+OPTIMIZERS = {
+    "AdamW": lambda p: AdamW(p, lr=1e-2),
+    "AdamW-fused": lambda p: AdamW(p, lr=1e-2, fused=True),
+    "AdamW-tensor-lr": lambda p: AdamW(p, lr=torch.tensor(1e-2), foreach=False),
+    "Adam": lambda p: Adam(p, lr=1e-2),
+    "SGD": lambda p: SGD(p, lr=1e-2, momentum=0.9),
+    "RMSprop": lambda p: RMSprop(p, lr=1e-3, momentum=0.5),
+    "NAdam": lambda p: NAdam(p, lr=1e-2),
+    "RAdam": lambda p: RAdam(p, lr=1e-2),
+}
+
+
+def reactive(seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = [(8, NUM_FEATURES), (3, 8)]
+    return Policy([(0.2 * rng.normal(size=s), 0.2 * rng.normal(size=s[0])) for s in shapes])
+
+
+class Job:
+    def __init__(self, name="AdamW", *, policy=None, total=TOTAL, groups=2):
+        g = torch.Generator().manual_seed(0)
+        self.inputs = torch.randn(64, 4, generator=g)
+        self.targets = self.inputs.sin().sum(1, keepdim=True)
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            self.model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+        params = [list(self.model[0].parameters()), list(self.model[2].parameters())]
+        if groups == 1:
+            params = [params[0] + params[1]]
+        self.optimizer = OPTIMIZERS[name]([{"params": p} for p in params])
+        self.policy, self.total = policy or reactive(), total
+        self.scheduler = None
+
+    def attach(self):
+        self.scheduler = LearnedScheduler(self.optimizer, self.total, policy=self.policy)
+        return self
+
+    def run(self, first, last):
+        for step in range(first, last):
+            rows = [(7 * step + i) % 64 for i in range(8)]
+            loss = (self.model(self.inputs[rows]) - self.targets[rows]).square().mean()
+            if step == 50:
+                loss = loss * math.nan
+            if step % 20 == 7:
+                self.scheduler.observe_validation(loss)
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            self.scheduler.step(loss)
+        return self
+
+    def checkpoint(self):
+        """Through a file, read back with nothing but tensors and plain types allowed."""
+        file = io.BytesIO()
+        torch.save(
+            {
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scheduler": self.scheduler.state_dict(),
+            },
+            file,
+        )
+        file.seek(0)
+        return torch.load(file, weights_only=True)
+
+    def weights(self):
+        return torch.cat([p.detach().flatten() for p in self.model.parameters()])
+
+
+def resumed(name, state, order):
+    """A fresh process would do one of these."""
+    job = Job(name)
+    job.model.load_state_dict(state["model"])
+    if order == "optimizer, attach, scheduler":
+        job.optimizer.load_state_dict(state["optimizer"])
+        job.attach().scheduler.load_state_dict(state["scheduler"])
+    elif order == "attach, optimizer, scheduler":
+        job.attach().optimizer.load_state_dict(state["optimizer"])
+        job.scheduler.load_state_dict(state["scheduler"])
+    else:
+        job.attach().scheduler.load_state_dict(state["scheduler"])
+        job.optimizer.load_state_dict(state["optimizer"])
+    return job
+
+
+ORDERS = (
+    "optimizer, attach, scheduler",
+    "attach, optimizer, scheduler",
+    "attach, scheduler, optimizer",
+)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_resumed_jobs_end_in_the_same_weights(name):
+    whole = Job(name).attach().run(0, TOTAL)
+    # Start, mid-interval, decision, in and after the broken update, validation waiting, end.
+    for i, stop in enumerate((0, 1, 2, 3, 28, 50, 51, 52, 97, TOTAL - 1, TOTAL)):
+        stopped = Job(name).attach().run(0, stop)
+        job = resumed(name, stopped.checkpoint(), ORDERS[i % len(ORDERS)]).run(stop, TOTAL)
+        assert torch.equal(job.weights(), whole.weights()), f"stopped at {stop}"
+        assert [d.step for d in job.scheduler.history] == list(ENDS)
+        assert repr(list(job.scheduler.history)) == repr(list(whole.scheduler.history))
+        assert job.scheduler.skipped_steps == whole.scheduler.skipped_steps == 1
+        assert job.scheduler.last_clip_norm == whole.scheduler.last_clip_norm
+        assert job.scheduler.get_last_lr() == whole.scheduler.get_last_lr()
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_every_order_of_loading_is_right(order):
+    whole = Job().attach().run(0, TOTAL)
+    state = Job().attach().run(0, 40).checkpoint()
+    assert torch.equal(resumed("AdamW", state, order).run(40, TOTAL).weights(), whole.weights())
+
+
+def test_the_state_is_a_copy():
+    job = Job().attach().run(0, 40)
+    state = job.scheduler.state_dict()
+    before = repr(copy.deepcopy(state))
+    job.run(40, 60)
+    assert repr(state) == before
+    other = Job().attach()
+    other.scheduler.load_state_dict(state)
+    other.run(40, 60)
+    assert repr(state) == before
+
+
+def test_the_state_holds_no_weights_of_the_policy():
+    state = Job().attach().run(0, 40).scheduler.state_dict()
+    assert state["policy"] == reactive().digest
+    file = io.BytesIO()
+    del state["history"]
+    torch.save(state, file)
+    # The numbers of one update each, and the snapshot of a small job: no network of 64 x 64.
+    assert len(file.getvalue()) < 16000
+
+
+def test_states_that_do_not_belong_are_refused():
+    state = Job().attach().run(0, 10).scheduler.state_dict()
+    with pytest.raises(ValueError, match="taken with policy="):
+        Job(policy=reactive(seed=1)).attach().scheduler.load_state_dict(state)
+    with pytest.raises(ValueError, match="total_steps=120, but this scheduler has 200"):
+        Job(total=200).attach().scheduler.load_state_dict(state)
+    with pytest.raises(ValueError, match=r"2 param groups, .* has 1"):
+        Job(groups=1).attach().scheduler.load_state_dict(state)
+    for version in (99, None, "1"):
+        with pytest.raises(ValueError, match=f"or older, but got {version!r}: upgrade"):
+            Job().attach().scheduler.load_state_dict({**state, "version": version})
+
+
+def test_a_state_of_version_1_goes_on():
+    data = Path(__file__).parent / "data"
+    saved = torch.load(data / "state-v1.pt", weights_only=True)
+    assert saved["scheduler"]["version"] == 1
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+    model.load_state_dict(saved["model"])
+    optimizer = AdamW(model.parameters(), 1e-2)
+    optimizer.load_state_dict(saved["optimizer"])
+    scheduler = LearnedScheduler(optimizer, 100, policy=data / "state-v1-policy.safetensors")
+    scheduler.load_state_dict(saved["scheduler"])
+    assert scheduler.get_last_lr() == [pytest.approx(0.015868256744665795, rel=1e-12)]
+    losses = []
+    for _ in range(67):
+        loss = (model(saved["inputs"]) - saved["targets"]).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        scheduler.step(loss)
+        losses.append(loss.item())
+    assert losses[0] == pytest.approx(0.3, abs=0.05)
+    assert losses[-1] < 0.7 * losses[0]
+    # Version 1 knew only even intervals.
+    assert [d.step for d in scheduler.history] == list(interval_ends(100, 40)[:-1])
+
+
+def test_a_refused_state_changes_nothing():
+    state = Job().attach().run(0, 10).scheduler.state_dict()
+    job = Job(groups=1).attach().run(0, 20)
+    before = repr(job.scheduler.state_dict())
+    with pytest.raises(ValueError, match="param groups"):
+        job.scheduler.load_state_dict(state)
+    assert repr(job.scheduler.state_dict()) == before
+
+
+def test_group_that_had_joined_is_restored():
+    def run(job, first, last, extra):
+        for step in range(first, last):
+            if step == 10:
+                job.optimizer.add_param_group({"params": [extra], "lr": 0.3})
+            extra.grad = torch.ones(2)
+            job.run(step, step + 1)
+
+    one, two = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    whole = Job().attach()
+    run(whole, 0, 60, one)
+    part = Job().attach()
+    run(part, 0, 30, two)
+    state = part.checkpoint()
+    again, extra = Job(), nn.Parameter(two.detach().clone())
+    again.model.load_state_dict(state["model"])
+    again.optimizer.add_param_group({"params": [extra], "lr": 1e9})
+    again.optimizer.load_state_dict(state["optimizer"])
+    again.attach().scheduler.load_state_dict(state["scheduler"])
+    run(again, 30, 60, extra)
+    assert torch.equal(again.weights(), whole.weights())
+    assert torch.equal(extra, one)

@@ -1,0 +1,105 @@
+"""Early stopping: counts what it should, and nothing else."""
+
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pacesetter.agent.plugin.stopping import EarlyStopping
+
+
+def run(stopping, intervals):
+    """Feeds lists of losses, one list per interval; returns where it says stop, from 1."""
+    stops = []
+    for number, losses in enumerate(intervals, start=1):
+        for loss in losses:
+            stopping.observe(loss)
+        stopping.interval_over()
+        if stopping.should_stop:
+            stops.append(number)
+    return stops
+
+
+def test_stops_when_patience_is_over():
+    stopping = EarlyStopping(3)
+    assert run(stopping, [[5.0], [4.0], [4.5], [4.1], [4.0], [6.0]]) == [5, 6]
+    assert stopping.best == 4.0
+    assert stopping.waited == 4
+
+
+def test_a_better_loss_takes_the_stop_back_at_once():
+    stopping = EarlyStopping(2)
+    assert run(stopping, [[1.0], [2.0], [2.0]]) == [3]
+    stopping.observe(0.5)
+    assert not stopping.should_stop
+    stopping.interval_over()
+    assert (stopping.best, stopping.waited) == (0.5, 0)
+
+
+def test_never_stops_without_a_validation_loss():
+    assert run(EarlyStopping(1), [[]] * 50) == []
+    assert run(EarlyStopping(1), [[math.nan], [math.inf], [-math.inf]] * 20) == []
+
+
+def test_intervals_without_a_validation_do_not_count():
+    every_third = [[1.0], [], [], [2.0], [], [], [2.0], [], []]
+    assert run(EarlyStopping(2), every_third) == [7, 8, 9]
+
+
+def test_of_several_in_an_interval_the_best_counts():
+    stopping = EarlyStopping(1)
+    assert run(stopping, [[3.0], [9.0, 2.0, 8.0], [7.0, 1.0]]) == []
+    assert stopping.best == 1.0
+    assert run(stopping, [[1.5, 1.0]]) == [1]
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+def test_broken_losses_are_no_better_than_the_best(broken):
+    stopping = EarlyStopping(2)
+    assert run(stopping, [[1.0], [broken], [broken]]) == [3]
+    assert stopping.best == 1.0
+
+
+def test_better_means_by_more_than_min_delta():
+    assert run(EarlyStopping(2, min_delta=0.125), [[1.0], [0.9375], [0.875], [0.5]]) == [3]
+    assert run(EarlyStopping(2), [[1.0], [0.9375], [0.875], [0.5]]) == []
+
+
+def test_no_patience_means_never():
+    stopping = EarlyStopping(None)
+    assert run(stopping, [[1.0], *[[2.0]] * 100]) == []
+    assert stopping.best == 1.0
+
+
+losses = st.one_of(st.floats(-5, 5), st.sampled_from([math.nan, math.inf]))
+
+
+@given(st.lists(st.lists(losses, max_size=3), max_size=30), st.data())
+def test_state_goes_on_at_any_point(intervals, data):
+    cut = data.draw(st.integers(0, len(intervals)))
+    whole, first, second = (EarlyStopping(3, min_delta=0.1) for _ in range(3))
+    expected = [n - cut for n in run(whole, intervals) if n > cut]
+    run(first, intervals[:cut])
+    first.observe(-1.0)  # in the middle of an interval
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert second.state_dict() == first.state_dict()
+    assert run(second, intervals[cut:]) == run(first, intervals[cut:])
+    resumed = EarlyStopping(3, min_delta=0.1)
+    half = EarlyStopping(3, min_delta=0.1)
+    run(half, intervals[:cut])
+    resumed.load_state_dict(half.state_dict())
+    assert run(resumed, intervals[cut:]) == expected
+
+
+@pytest.mark.parametrize("patience", [0, -1, 2.5, "3", True])
+def test_patience_must_be_a_count(patience):
+    with pytest.raises(ValueError, match="Expected positive integer patience, but got"):
+        EarlyStopping(patience)
+
+
+@pytest.mark.parametrize("delta", [-0.1, math.nan, math.inf])
+def test_min_delta_must_be_a_distance(delta):
+    with pytest.raises(ValueError, match="Expected min_delta of zero or more, but got"):
+        EarlyStopping(3, min_delta=delta)

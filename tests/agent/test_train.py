@@ -1,0 +1,259 @@
+"""Meta-training: it learns what can be learned, and a killed run ends as if it had not been."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from stable_baselines3.common.vec_env import VecEnv
+
+from pacesetter.agent.policy.policy import load_policy
+from pacesetter.agent.training.callbacks import CHECKPOINT, POLICY, VALIDATION, _validation_points
+from pacesetter.agent.training.config import TrainConfig
+from pacesetter.agent.training.train import make_learner, train
+from pacesetter.agent.training.validation import (
+    FIRST_SEED,
+    ValidationSuite,
+    run_constant,
+    run_policy,
+)
+from pacesetter.envs.actions import ControlConfig
+from pacesetter.envs.features import FEATURE_NAMES
+from pacesetter.envs.gym_env import action_space, observation_space
+from pacesetter.experiments.presets import PRESETS, get_preset
+from pacesetter.inner_models.engine.plain import ReferenceRun
+from pacesetter.inner_models.registry import fixed_task
+
+TINY = replace(
+    PRESETS["smoke"], decisions=300, num_groups=1, siblings=2, validation_families=("teacher-mlp",)
+)
+
+
+def test_train_leaves_a_policy_and_its_story(tmp_path):
+    path = train(TINY, tmp_path / "run", seed=3, progress=False, preset="tiny")
+    policy = load_policy(path)
+    assert policy.info.families == ("teacher-mlp",)
+    assert (policy.info.preset, policy.info.seed) == ("tiny", 3)
+    assert 0 < policy.info.decisions <= TINY.rollouts * TINY.rollout
+    assert policy.control == TINY.control
+    assert policy.info.versions.keys() >= {"torch", "stable-baselines3", "gymnasium"}
+    with (tmp_path / "run" / VALIDATION).open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(r["rollout"]) for r in rows] == sorted(_validation_points(TINY))
+    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["settings"]["seed"] == 3
+    # The shipped file is the best by validation, so its score is the table's least.
+    suite = ValidationSuite(
+        TINY.validation_families,
+        tasks_per_family=TINY.validation_tasks,
+        starts=TINY.validation_starts,
+        seeds=TINY.validation_seeds,
+        control=TINY.control,
+    )
+    best = min(float(r["mean_log_ratio"]) for r in rows)
+    assert suite.score(policy.act).mean == pytest.approx(best, rel=1e-6)
+
+
+def test_a_folder_with_a_run_is_refused_and_resuming_another_run_too(tmp_path):
+    out = tmp_path / "run"
+    train(TINY, out, progress=False)
+    before = (out / POLICY).read_bytes()
+    with pytest.raises(FileExistsError, match=r"already holds files.*--resume"):
+        train(TINY, out, progress=False)
+    with pytest.raises(ValueError, match=r"other settings.*seed: 0 then, 1 now"):
+        train(TINY, out, seed=1, resume=True, progress=False)
+    with pytest.raises(FileNotFoundError, match="cannot resume"):
+        train(TINY, tmp_path / "new", resume=True, progress=False)
+    train(TINY, out, resume=True, progress=False)  # a finished run has nothing left to do
+    assert (out / POLICY).read_bytes() == before
+    (out / CHECKPOINT).write_bytes(b"not a checkpoint")
+    with pytest.raises(ValueError, match="not a checkpoint"):
+        train(TINY, out, resume=True, progress=False)
+
+
+def test_the_policy_is_an_average_of_weights_over_rollouts(tmp_path):
+    ends = []
+    for past in (0.0, 0.95):
+        out = tmp_path / str(past)
+        train(replace(TINY, averaging=past), out, progress=False)
+        ends.append(torch.load(out / CHECKPOINT, weights_only=True))
+    for name, now in ends[0]["policy"].items():
+        assert torch.equal(ends[0]["extra"]["average"][name], now)
+        assert torch.equal(ends[1]["policy"][name], now)  # averaging does not touch the learner
+    name = "action_net.weight"
+    assert not torch.allclose(ends[1]["extra"]["average"][name], ends[1]["policy"][name])
+
+
+def command(out, *more):
+    return [
+        *(sys.executable, "-m", "pacesetter.experiments.cli.main", "train"),
+        *("--preset", "smoke", "--seed", "7", "--out", str(out), *more),
+    ]
+
+
+def test_kill_9_and_resume_gives_the_same_policy_bit_for_bit(tmp_path):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command(tmp_path / "whole"), check=True, env=environment, capture_output=True)
+    killed = tmp_path / "killed"
+    process = subprocess.Popen(
+        command(killed),
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    checkpoint, rollout = killed / CHECKPOINT, PRESETS["smoke"].rollout
+    while process.poll() is None and not (
+        checkpoint.exists()
+        and torch.load(checkpoint, weights_only=True)["num_timesteps"] >= 4 * rollout
+    ):
+        time.sleep(0.01)
+    time.sleep(0.1)  # into the middle of a rollout
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+    done = torch.load(checkpoint, weights_only=True)["num_timesteps"]
+    assert 4 * rollout <= done < PRESETS["smoke"].rollouts * PRESETS["smoke"].rollout
+    subprocess.run(command(killed, "--resume"), check=True, env=environment, capture_output=True)
+    for name in (POLICY, VALIDATION):
+        assert (killed / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    ends = [
+        torch.load(tmp_path / run / CHECKPOINT, weights_only=True) for run in ("whole", "killed")
+    ]
+    for key, value in ends[0]["policy"].items():
+        assert torch.equal(value, ends[1]["policy"][key])
+
+
+class Echo(VecEnv):
+    """Rewards, at the end, how close the first action came to a feature: what PPO must learn."""
+
+    def __init__(self, config):
+        self.num_decisions = config.control.num_intervals - 1
+        self.render_mode = None
+        self._rng = np.random.default_rng(0)
+        super().__init__(config.num_envs, observation_space(), action_space())
+
+    def _draw(self):
+        shape = (self.num_envs, len(FEATURE_NAMES))
+        self.shown = self._rng.uniform(-1, 1, shape).astype(np.float32)
+        return self.shown.copy()
+
+    def reset(self):
+        self._step, self._total = 0, np.zeros(self.num_envs)
+        return self._draw()
+
+    def step_async(self, actions):
+        self._actions = actions
+
+    def step_wait(self):
+        self._total -= (self._actions[:, 0] - 0.8 * self.shown[:, 0]) ** 2
+        self._step += 1
+        done = self._step == self.num_decisions
+        rewards = (self._total if done else np.zeros(self.num_envs)).astype(np.float32)
+        observation = self._draw()
+        infos = [{"terminal_observation": row} for row in observation]
+        if done:
+            observation = self.reset()
+        return observation, rewards, np.full(self.num_envs, done), infos
+
+    def close(self):
+        pass
+
+    def get_attr(self, name, indices=None):
+        return [getattr(self, name)] * self.num_envs
+
+    def set_attr(self, name, value, indices=None):
+        raise AssertionError(name)
+
+    def env_method(self, name, *args, indices=None, **kwargs):
+        raise AssertionError(name)
+
+    def env_is_wrapped(self, wrapper_class, indices=None):
+        return [False] * self.num_envs
+
+
+def test_the_learner_learns_to_echo_a_feature_from_rewards_at_the_end():
+    config = TrainConfig(
+        decisions=60_000,
+        num_groups=4,
+        control=ControlConfig(num_intervals=4),
+        learning_rate=3e-3,
+        minibatches=2,
+        epochs=8,
+    )
+    env = Echo(config)
+    model = make_learner(config, env, seed=0)
+
+    def error():
+        features = np.random.default_rng(1).uniform(-1, 1, (500, len(FEATURE_NAMES)))
+        actions, _ = model.predict(features.astype(np.float32), deterministic=True)
+        return float(np.mean((actions[:, 0] - 0.8 * features[:, 0]) ** 2))
+
+    before = error()
+    model.learn(config.rollouts * config.rollout)
+    assert before > 0.2
+    assert error() < 0.25 * before
+
+
+def test_rollouts_are_whole_episodes_with_undiscounted_returns():
+    config = replace(TINY, control=ControlConfig(num_intervals=5))
+    env = Echo(config)
+    model = make_learner(config, env, seed=0)
+    model.learn(config.rollout)
+    buffer = model.rollout_buffer
+    rewards = buffer.rewards
+    # Once read for learning, these two are flat, one environment after another.
+    values, advantages = (
+        x.reshape(config.num_envs, -1).T for x in (buffer.values, buffer.advantages)
+    )
+    # Generalised advantage with gamma = lambda = 1 is the return to come minus the value.
+    to_come = np.cumsum(rewards[::-1], axis=0)[::-1]
+    assert advantages == pytest.approx(to_come - values, abs=1e-5)
+    assert rewards.shape == (4, config.num_envs)
+    assert (rewards[:-1] == 0).all()
+
+
+def test_validation_compares_with_adamw_from_the_same_weights():
+    task = fixed_task("teacher-mlp", 0)
+    seeded = [task.with_seed(FIRST_SEED + i) for i in range(2)]
+    reference = run_constant(seeded, 1e-3)
+    for loss, t in zip(reference, seeded, strict=True):
+        twin = ReferenceRun(t)
+        for _ in range(task.horizon):
+            twin.step(lr=1e-3, momentum=0.9)
+        assert loss == pytest.approx(twin.evaluate("outer_valid"), rel=1e-3)
+    control = ControlConfig()
+    suite = ValidationSuite(
+        ["teacher-mlp"], tasks_per_family=1, starts=(1e-4, 1e-2), seeds=2, control=control
+    )
+    score = suite.score(lambda features: np.zeros((len(features), 3)))
+    assert score.log_ratios.shape == (1, 2, 2)
+    slow = [t.with_optimizer(lr=1e-4) for t in seeded]
+    losses = run_policy(lambda f: np.zeros((len(f), 3)), slow, control=control)
+    assert score.log_ratios[0, 0] == pytest.approx(np.log(losses / reference), rel=1e-5)
+    assert score.mean == pytest.approx(score.log_ratios.mean())
+
+
+def test_presets_and_bad_settings():
+    assert get_preset("laptop") is PRESETS["laptop"]
+    with pytest.raises(ValueError, match="did you mean 'laptop'"):
+        get_preset("labtop")
+    with pytest.raises(ValueError, match="epochs must be positive, but got 0"):
+        TrainConfig(decisions=10, epochs=0)
+    with pytest.raises(ValueError, match=r"averaging must lie in \[0, 1\), but got 1"):
+        TrainConfig(decisions=10, averaging=1)
+    with pytest.raises(ValueError, match="unknown task family"):
+        TrainConfig(decisions=10, families=("nothing",))
+    with pytest.raises(ValueError, match="at least 2 intervals"):
+        TrainConfig(decisions=10, control=ControlConfig(num_intervals=1))
+
+
+def test_the_learner_takes_gymnasium_boxes():
+    assert isinstance(action_space(), gymnasium.spaces.Box)
+    assert observation_space().shape == (len(FEATURE_NAMES),)

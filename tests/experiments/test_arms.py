@@ -1,0 +1,585 @@
+"""Every way of running an arm: side by side, one by one, in workers, as a population."""
+
+import csv
+import importlib
+import json
+import math
+from dataclasses import replace
+
+import lion_pytorch
+import numpy as np
+import prodigyopt
+import pytest
+import schedulefree
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
+
+from pacesetter.agent.policy.policy import Policy
+from pacesetter.envs.actions import ControlConfig
+from pacesetter.envs.features import NUM_FEATURES
+from pacesetter.experiments.rivals.arms import Baseline, Configured
+from pacesetter.experiments.rivals.baselines import BASELINES
+from pacesetter.experiments.rivals.hypergradient import AdamHD
+from pacesetter.experiments.rivals.space import Dimension
+from pacesetter.experiments.runs import arm_runs, workers
+from pacesetter.experiments.runs.agents import RandomActions, run_configured
+from pacesetter.experiments.runs.arm_runs import Chosen, Plan, strict_replays, task_records
+from pacesetter.experiments.runs.batched import check_points
+from pacesetter.experiments.runs.outcomes import valid_points
+from pacesetter.experiments.runs.population import (
+    exploit,
+    explore,
+    population_size,
+    run_population,
+)
+from pacesetter.experiments.runs.records import (
+    CSV_COLUMNS,
+    Entry,
+    read_records,
+    write_csv,
+    write_records,
+)
+from pacesetter.experiments.tasks import named_task
+from pacesetter.inner_models.engine.batching import batch_stream, build_model
+from pacesetter.inner_models.engine.trainer import InnerTrainer
+from pacesetter.inner_models.metrics import metric_of
+from pacesetter.inner_models.registry import fixed_task
+from pacesetter.inner_models.task import Metric, ModuleTask, Splits
+
+ROWS = {b.name: b for b in BASELINES}
+REPORTED = ("train", "outer_valid", "test")
+
+
+def run_settings(task, arm, settings, **options):
+    return run_configured(task, [Configured(arm, setting) for setting in settings], **options)
+
+
+def small_net():
+    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+
+
+def normed_net():
+    return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 3))
+
+
+def log_loss(model, batch):
+    inputs, labels = batch
+    return F.cross_entropy(model(inputs), labels)
+
+
+def right(model, batch):
+    inputs, labels = batch
+    return (model(inputs).argmax(-1) == labels).float().mean()
+
+
+def small_task(*, horizon=40, build=small_net, loss=log_loss, metric=None, name="own/small"):
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(112, 4, generator=generator)
+    labels = (inputs @ torch.randn(4, 3, generator=generator)).argmax(-1)
+    parts = zip(inputs.split([64, 16, 16, 16]), labels.split([64, 16, 16, 16]), strict=True)
+    return ModuleTask(
+        build, loss, Splits(*parts), horizon=horizon, batch_size=8, name=name, metric=metric
+    )
+
+
+def plain_losses(task, make_optimizer, *, seed, scheduled):
+    """Final outer-valid and test loss of an ordinary loop, modes of the optimizer obeyed."""
+    task = task.with_seed(seed)
+    model, stream = build_model(task), batch_stream(task)
+    optimizer = make_optimizer(model.parameters())
+    scheduler = CosineAnnealingLR(optimizer, T_max=task.horizon) if scheduled else None
+    if hasattr(optimizer, "eval"):
+        optimizer.train()
+    inputs, labels = task.splits.train
+    for _ in range(task.horizon):
+        rows = stream.take(1)[0]
+        optimizer.zero_grad()
+        task.loss(model, (inputs[rows], labels[rows])).backward()
+        optimizer.step()
+        if scheduler is not None:
+            scheduler.step()
+    if hasattr(optimizer, "eval"):
+        optimizer.eval()
+    with torch.no_grad():
+        return [float(task.loss(model.eval(), getattr(task.splits, s))) for s in REPORTED[1:]]
+
+
+PACKAGES = {
+    "nadam-cosine": (
+        lambda p: torch.optim.NAdam(p, lr=2e-3, weight_decay=0.01, decoupled_weight_decay=True),
+        True,
+    ),
+    "radam-cosine": (
+        lambda p: torch.optim.RAdam(p, lr=1e-3, weight_decay=0.01, decoupled_weight_decay=True),
+        True,
+    ),
+    "lion-cosine": (lambda p: lion_pytorch.Lion(p, lr=1e-4, weight_decay=0.1), True),
+    "schedule-free": (
+        lambda p: schedulefree.AdamWScheduleFree(p, lr=2.5e-3, weight_decay=0.01, warmup_steps=2),
+        False,
+    ),
+    "prodigy-cosine": (lambda p: prodigyopt.Prodigy(p, lr=1.0, weight_decay=0.01), True),
+}
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_an_arm_of_a_package_is_the_package_itself(name):
+    task = small_task()
+    make, scheduled = PACKAGES[name]
+    (found,) = run_settings(
+        task,
+        ROWS[name],
+        [ROWS[name].space.default],
+        seeds=[5],
+        evaluate=REPORTED,
+        num_intervals=8,
+    )
+    assert found.failed is None
+    expected = plain_losses(task, make, seed=5, scheduled=scheduled)
+    assert [found.losses[s] for s in REPORTED[1:]] == pytest.approx(expected, rel=1e-6)
+    assert len(found.curve) == len(found.lrs) == len(found.steps) == 8
+
+
+def test_every_row_runs_paired_and_in_order():
+    task = small_task()
+    rows = [b for b in BASELINES if not b.population]
+    configured = [Configured(b, b.space.default or {"lr": 1e-3}) for b in rows]
+    found = run_configured(
+        task, configured, seeds=[0, 1], evaluate=REPORTED, num_intervals=40, device="cpu"
+    )
+    assert [(o.arm, o.seed) for o in found] == [(b.name, s) for b in rows for s in (0, 1)]
+    for o in found:
+        assert o.failed is None
+        assert math.isfinite(o.losses["test"])
+        assert o.inner_steps == task.horizon
+        assert len(o.valid_steps) == len(o.valid_curve) == 10
+        assert o.valid_steps[-1] == task.horizon
+        assert o.valid_curve[-1] == o.losses["outer_valid"]
+        assert o.best == min(o.valid_curve)
+        assert o.wall_seconds > 0
+    for seed in (0, 1):
+        untrained = [o.untrained for o in found if o.seed == seed]
+        assert untrained == pytest.approx([untrained[0]] * len(rows), rel=1e-5)
+    by = {(o.arm, o.seed): o for o in found}
+    assert by["adamw-default", 1].losses == by["adamw-constant", 1].losses  # equal settings
+    assert by["adamw-default", 1].losses != by["adamw-linear", 1].losses
+
+
+def test_schedule_free_renews_running_means_of_its_average():
+    task = small_task(build=normed_net, horizon=60)
+    row = ROWS["schedule-free"]
+    (found,) = run_settings(task, row, [{**row.space.default, "lr": 0.05}], seeds=[1])
+    task = task.with_seed(1)
+    model, stream = build_model(task), batch_stream(task)
+    optimizer = schedulefree.AdamWScheduleFree(
+        model.parameters(), lr=0.05, weight_decay=0.01, warmup_steps=3
+    )
+    optimizer.train()
+    inputs, labels = task.splits.train
+    for _ in range(task.horizon):
+        rows = stream.take(1)[0]
+        optimizer.zero_grad()
+        task.loss(model, (inputs[rows], labels[rows])).backward()
+        optimizer.step()
+    optimizer.eval()
+    with torch.no_grad():
+        stale = float(task.loss(model.eval(), task.splits.outer_valid))
+        model.train()
+        for start in range(0, len(inputs), 8):
+            model(inputs[start : start + 8])
+        fresh = float(task.loss(model.eval(), task.splits.outer_valid))
+    assert abs(found.losses["outer_valid"] - fresh) < 0.05 * abs(stale - fresh)
+
+
+def test_hypergradient_follows_its_formula():
+    generator = torch.Generator().manual_seed(1)
+    start, slopes = torch.randn(2, 6, generator=generator).double()
+    slopes = slopes.square()
+    weights = nn.Parameter(start.clone())
+    optimizer = AdamHD([weights], lr=0.01, hyper_lr=1e-3, weight_decay=0.1)
+    w, m, v, u, lr = start.numpy().copy(), 0.0, 0.0, None, 0.01
+    for t in range(1, 31):
+        optimizer.zero_grad()
+        (0.5 * (slopes * weights.square()).sum()).backward()
+        optimizer.step()
+        gradient = slopes.numpy() * w
+        if u is not None:
+            lr += 1e-3 * float(gradient @ u)
+        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+        u = (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+        w = w * (1 - lr * 0.1) - lr * u
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(lr)
+        assert weights.detach().numpy() == pytest.approx(w)
+    assert lr > 0.02, "a rate that is far too low must grow"
+
+
+def test_hypergradient_without_one_is_adamw():
+    pair = [nn.Parameter(torch.ones(3, dtype=torch.float64)) for _ in range(2)]
+    hd = AdamHD(pair[:1], lr=0.1, hyper_lr=0.0, weight_decay=0.3)
+    adamw = torch.optim.AdamW(pair[1:], lr=0.1, weight_decay=0.3)
+    for _ in range(10):
+        for param, optimizer in zip(pair, (hd, adamw), strict=True):
+            optimizer.step(lambda p=param: (p**4).sum().backward())
+            param.grad = None
+    torch.testing.assert_close(*pair)
+
+
+def test_plateau_acts_on_inner_valid_at_its_checks():
+    task, seed = small_task(horizon=60), 2
+    row, setting = ROWS["adamw-plateau"], {"lr": 0.3, "factor": 0.5, "patience": "0"}
+    calm = Configured(ROWS["adamw-constant"], {"lr": 0.3})
+    found = run_configured(task, [calm, Configured(row, setting)], seeds=[seed], num_intervals=30)
+    assert set(found[0].lrs) == {0.3}
+    trainer = InnerTrainer([task.with_seed(seed)])
+    dummy = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    scheduler = ReduceLROnPlateau(dummy, factor=0.5, patience=0, threshold=0.0)
+    rates = []
+    for end in (*check_points(60), 60):
+        steps = end - trainer.step_count
+        lr = 0.3 * dummy.param_groups[0]["lr"]
+        rates += [lr] * steps
+        trainer.run(np.full((steps, 1), lr), momentum=np.full(1, 0.9))
+        scheduler.step(float(trainer.evaluate("inner_valid")[0]))
+    assert rates[-1] < 0.3
+    assert found[1].lrs == pytest.approx(np.reshape(rates, (30, 2)).mean(axis=1))
+    assert found[1].losses["outer_valid"] == pytest.approx(
+        float(trainer.evaluate("outer_valid")[0]), rel=1e-4
+    )
+
+
+def raises_at_high_rates(progress, h):
+    if h["lr"] > 0.5:
+        raise RuntimeError("too high\nfor me")
+    return np.ones_like(progress)
+
+
+def refuses(params, h, task):
+    raise ValueError("no such optimizer")
+
+
+def test_crash_and_divergence_of_one_setting_touch_no_other():
+    task = small_task()
+    fragile = replace(ROWS["adamw-constant"], name="fragile", schedule=raises_at_high_rates)
+    broken = Baseline(
+        name="broken", label="broken", optimizer=refuses, fixed={"lr": 0.1}, source="mine"
+    )
+    lrs = (0.01, 1.0, 0.02, 1e30)
+    configured = [Configured(fragile, {"lr": lr}) for lr in lrs[:3]]
+    configured += [Configured(ROWS["sgd-cosine"], {"lr": lr}) for lr in (0.1, 1e30)]
+    configured += [Configured(broken, {}), Configured(ROWS["nadam-cosine"], {"lr": 1e30})]
+    found = run_configured(task, configured, seeds=[0, 1], evaluate=REPORTED)
+    reasons = [o.failed for o in found[::2]]
+    assert reasons[1] == "RuntimeError: too high"
+    assert reasons[5] == "ValueError: no such optimizer"
+    assert [r is None for r in reasons] == [True, False, True, True, True, False, True]
+    for o in found:
+        if o.failed:
+            assert set(o.losses) == set(REPORTED)
+            assert all(math.isnan(loss) for loss in o.losses.values())
+    alone = run_settings(task, ROWS["adamw-constant"], [{"lr": 0.02}], seeds=[0, 1])
+    for a, b in zip(alone, found[4:6], strict=True):
+        assert a.losses["outer_valid"] == pytest.approx(b.losses["outer_valid"], rel=1e-4)
+    assert not found[8].losses["test"] < 1e6
+    assert math.isfinite(found[6].losses["test"])
+
+
+def test_populations_have_a_function_of_their_own():
+    with pytest.raises(ValueError, match="run_population"):
+        run_settings(small_task(), ROWS["population"], [{"lr": 1e-3}], seeds=[0])
+
+
+FATAL = """
+import os
+
+def fatal(params, h, task):
+    os._exit(3)
+"""
+
+
+def test_workers_do_the_same_and_may_die(monkeypatch, tmp_path):
+    (tmp_path / "fatal_optimizer.py").write_text(FATAL)
+    monkeypatch.syspath_prepend(tmp_path)
+    fatal = replace(
+        ROWS["nadam-cosine"],
+        name="fatal",
+        optimizer=importlib.import_module("fatal_optimizer").fatal,
+    )
+    task = replace(named_task("tabular-mlp/1"), horizon=12)
+    row = ROWS["nadam-cosine"]
+    expected = run_settings(task, row, [{"lr": 0.01}], seeds=[0, 1], evaluate=REPORTED)
+
+    def here(*args, **options):
+        raise AssertionError("this process was to do nothing")
+
+    monkeypatch.setattr(workers, "run_plain", here)
+    configured = [Configured(row, {"lr": 0.01}), Configured(fatal, {"lr": 0.01})]
+    found = run_configured(task, configured, seeds=[0, 1], evaluate=REPORTED, jobs=2)
+    for a, b in zip(expected, found[:2], strict=True):
+        assert b.failed is None
+        assert a.losses == pytest.approx(b.losses, rel=1e-6)
+        assert a.metric == b.metric
+    assert ["worker process died" in o.failed for o in found[2:]] == [True, True]
+
+
+@pytest.mark.parametrize("loss", [lambda model, batch: log_loss(model, batch), log_loss])
+def test_what_cannot_travel_runs_here(loss):
+    # A lambda cannot be sent, a function of this file cannot be loaded there.
+    task = small_task(loss=loss, name=f"own/{loss.__name__}")
+    row = ROWS["nadam-cosine"]
+    found = run_settings(task, row, [row.space.default], seeds=[0], jobs=2)
+    same = run_settings(small_task(), row, [row.space.default], seeds=[0])
+    assert found[0].losses == same[0].losses
+
+
+def test_population_of_one_is_the_default():
+    task = small_task()
+    row = ROWS["population"]
+    (found,) = run_population(task, row, members=1, seeds=[3], num_intervals=8, evaluate=REPORTED)
+    (plain,) = run_settings(
+        task, ROWS["adamw-constant"], [row.space.default], seeds=[3], evaluate=REPORTED
+    )
+    assert found.losses == pytest.approx(plain.losses, rel=1e-4)
+    assert set(found.lrs) == {1e-3}
+    assert found.inner_steps == task.horizon
+
+
+def test_population_learns_and_repeats_itself():
+    task = small_task(horizon=80)
+    row = ROWS["population"]
+    options = {"num_intervals": 40, "evaluate": REPORTED}
+    found = run_population(task, row, members=11, seeds=[3, 4], **options)
+    again = run_population(task, row, members=11, seeds=[3, 4], **options)
+    default = run_settings(task, ROWS["adamw-constant"], [row.space.default], seeds=[3, 4])
+    for a, b, c in zip(found, again, default, strict=True):
+        assert a.losses == b.losses
+        assert a.losses["outer_valid"] < 0.8 * c.losses["outer_valid"]
+        assert a.inner_steps == 11 * task.horizon
+        assert a.valid_curve[-1] == a.losses["outer_valid"]
+        assert len(a.lrs) == 40
+        # A line of ancestors: each rate is the one before, or 0.8 or 1.2 of it or of another's.
+        assert all(lr > 0 for lr in a.lrs)
+    assert found[0].lrs[0] == found[0].lr
+
+
+def test_a_search_and_a_population_cost_the_same():
+    # trials on two seeds, then the re-run
+    assert [population_size(n, tuning_seeds=2) for n in (1, 5, 20)] == [1, 11, 41]
+
+
+def test_worst_members_copy_best_ones():
+    generator = np.random.default_rng(0)
+    losses = np.array([5.0, 1.0, np.nan, 3.0, 2.0, 9.0, 4.0, 6.0, 7.0, 8.0])
+    for _ in range(10):
+        sources = exploit(losses, generator)
+        assert set(sources[[2, 5]]) <= {1, 4}
+        kept = [0, 1, 3, 4, 6, 7, 8, 9]
+        assert sources[kept].tolist() == kept
+
+
+def test_copied_hyperparameters_are_perturbed_within_bounds():
+    table = {"lr": np.full(400, 0.1), "momentum": np.full(400, 0.9)}
+    bounds = {
+        "lr": Dimension(1e-3, 0.1, default=0.1),
+        "momentum": Dimension(0.5, 0.95, default=0.9, log=False),
+    }
+    explore(table, np.arange(200), bounds, np.random.default_rng(0))
+    assert set(table["lr"][:200].round(6)) == {0.08, 0.12}
+    assert set(table["momentum"][:200].round(6)) == {0.72, 0.95}
+    assert set(table["lr"][200:]) == {0.1}
+
+
+def test_copied_runs_go_on_alike():
+    trainer = InnerTrainer([small_task(build=normed_net).with_seed(0)], siblings=3)
+    rates = np.tile([0.1, 0.01, 0.001], (5, 1))
+    trainer.run(rates, momentum=np.full(3, 0.9))
+    trainer.copy_runs(np.array([0, 2, 2]))
+    same = np.full((5, 3), 0.02)
+    trainer.run(same, momentum=np.full(3, 0.9))
+    first, second, third = (trainer.parameters(i) | trainer.buffers(i) for i in range(3))
+    for name in first:
+        torch.testing.assert_close(second[name], third[name])
+    assert not torch.equal(first["0.weight"], third["0.weight"])
+
+
+@pytest.mark.parametrize("arm", ["adamw-cosine", "nadam-cosine"])
+def test_metric_is_that_of_the_trained_model(arm):
+    halved = Metric("half right", right, lambda mean: mean / 2)
+    task = small_task(metric=halved)
+    (found,) = run_settings(task, ROWS[arm], [{"lr": 0.03}], seeds=[0], evaluate=REPORTED)
+    assert found.metric_name == "half right"
+    assert 0.3 < found.metric["train"] <= 0.5
+    assert (32 * found.metric["test"]) % 1 == pytest.approx(0, abs=1e-5)
+    (without,) = run_settings(small_task(), ROWS[arm], [{"lr": 0.03}], seeds=[0])
+    assert (without.metric_name, without.metric) == (None, None)
+    assert without.losses["outer_valid"] == found.losses["outer_valid"]
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("digits-mlp", "accuracy"),
+        ("photo-denoiser", None),
+        ("logistic", "accuracy"),
+        ("language-transformer", "perplexity"),
+    ],
+)
+def test_metric_of_a_bundled_task(family, name):
+    task = replace(fixed_task(family, 0), horizon=4)
+    metric = metric_of(task)
+    (found,) = run_settings(task, ROWS["adamw-default"], [{}], seeds=[0])
+    assert found.metric_name == (metric and metric.name) == name
+    if metric is None:
+        assert found.metric is None
+        return
+    value = found.metric["outer_valid"]
+    trainer = InnerTrainer([task.with_seed(0)])
+    trainer.run(np.full((4, 1), 1e-3), momentum=np.full(1, 0.9))
+    model = build_model(task.with_seed(0))
+    model.load_state_dict({**trainer.parameters(0), **trainer.buffers(0)}, strict=False)
+    *inputs, last = task.splits.outer_valid
+    with torch.no_grad():
+        if name == "perplexity":
+            logits = model.eval()(last[:, :-1])
+            plain = F.cross_entropy(logits.flatten(0, 1), last[:, 1:].flatten()).exp()
+            assert not metric.higher_is_better
+        else:
+            plain = (model.eval()(*inputs).argmax(-1) == last).float().mean()
+    assert value == pytest.approx(float(plain), rel=1e-4)
+
+
+def test_random_actions_are_seeded_and_within_bounds():
+    features = np.zeros((500, NUM_FEATURES))
+    pair = [RandomActions(np.random.default_rng(4)) for _ in range(2)]
+    a, b = (r.act(features, interval=1, num_intervals=5) for r in pair)
+    assert (a == b).all()
+    assert np.abs(a).max() <= 1
+    assert a.mean(axis=0) == pytest.approx(np.zeros(3), abs=0.1)
+    assert a.std(axis=0) == pytest.approx(np.full(3, 3**-0.5), abs=0.05)
+
+
+def test_points_of_the_validation_curve():
+    assert valid_points([5]) == (5,)
+    assert valid_points(range(1, 24)) == (3, 5, 7, 10, 12, 14, 17, 19, 21, 23)
+
+
+def a_plan(**changes):
+    rng = np.random.default_rng(0)
+    layer = (rng.normal(size=(3, NUM_FEATURES)) * 0.4, np.zeros(3))
+    names = ("adamw-default", "adamw-cosine", "adamw-cosine-calibrated", "population")
+    options = {
+        "arms": ("policy", "random-policy", "do-nothing", *names),
+        "baselines": tuple(ROWS[name] for name in names),
+        "fixed_lrs": {"adamw-cosine-calibrated": 0.02},
+        "policy": Policy([layer], control=ControlConfig(num_intervals=6)),
+        "start_lrs": (1e-3,),
+        "seeds": (0, 1),
+        "device": "cpu",
+        "budgets": (1, 5),
+    }
+    return Plan(**{**options, **changes})
+
+
+def chosen():
+    tuned = {"lr": 0.03, "weight_decay": 0.1}
+    return {
+        "adamw-cosine": [
+            Chosen(setting=ROWS["adamw-cosine"].space.default, tuning_steps=80),
+            Chosen(setting=tuned, budget=5, tuning_steps=400),
+            Chosen(setting=tuned, budget=20, tuning_steps=1600),
+            Chosen(setting=tuned, budget=20, tuning_steps=1600, start_lr=0.3),
+        ]
+    }
+
+
+@pytest.fixture(scope="module")
+def records():
+    """Records of one task, and how many settings were run for them."""
+    settings = []
+    run = arm_runs.run_configured
+
+    def watched(task, configured, **options):
+        settings.extend(configured)
+        return run(task, configured, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arm_runs, "run_configured", watched)
+        task = small_task(metric=Metric("accuracy", right))
+        found = task_records(task, a_plan(), chosen=chosen(), replay=None)
+    return found, settings
+
+
+def test_each_budget_has_its_line_and_equal_winners_run_once(records):
+    found, settings = records
+    assert len(settings) == 1 + 3 + 1
+    lines = {r.entry for r in found}
+    assert lines == {
+        *(Entry(name, 1e-3) for name in ("policy", "random-policy", "do-nothing")),
+        *(Entry("adamw-cosine", None, budget) for budget in (1, 5, 20)),
+        Entry("adamw-cosine", 0.3, 20),
+        *(Entry("population", None, budget) for budget in (1, 5)),
+        Entry("adamw-default"),
+        Entry("adamw-cosine-calibrated"),
+    }
+    assert len(found) == 2 * len(lines)
+    by = {(r.entry, r.seed): r for r in found}
+    five, twenty = by[Entry("adamw-cosine", None, 5), 1], by[Entry("adamw-cosine", None, 20), 1]
+    assert five.losses == twenty.losses
+    assert (five.trials, five.inner_steps) == (5, 440)
+    assert (twenty.trials, twenty.inner_steps) == (20, 1640)
+    moved = by[Entry("adamw-cosine", 0.3, 20), 0]
+    assert moved.lr == 0.3
+    assert moved.setting == {"lr": 0.3, "weight_decay": 0.1}
+    assert by[Entry("adamw-cosine-calibrated"), 0].lr == 0.02
+    assert by[Entry("population", None, 5), 0].inner_steps == 11 * 40
+    assert by[Entry("policy", 1e-3), 0].trajectory is not None
+    random = by[Entry("random-policy", 1e-3), 0]
+    assert random.losses != by[Entry("do-nothing", 1e-3), 0].losses
+    for r in found:
+        assert set(r.metric) == set(REPORTED)
+        assert r.best["outer_valid"] <= r.losses["outer_valid"]
+        assert r.wall_seconds > 0
+
+
+def test_records_are_kept_whole(records, tmp_path):
+    found, _ = records
+    broken = replace(
+        found[0],
+        losses=dict.fromkeys(REPORTED, math.nan),
+        best={"outer_valid": math.nan},
+        valid_curve=[1.0, math.inf],
+        wall_seconds=math.nan,
+        metric=None,
+        failed="RuntimeError: why",
+    )
+    path = tmp_path / "records.json"
+    write_records(path, [*found, broken])
+    json.loads(path.read_text(), parse_constant=pytest.fail)
+    *same, last = read_records(path)
+    assert [r.losses for r in same] == [r.losses for r in found]
+    assert [r.row() for r in same] == [r.row() for r in found]
+    assert last.diverged
+    assert last.failed == broken.failed
+    assert math.isnan(last.valid_curve[1])
+    write_csv(tmp_path / "results.csv", [*found, broken])
+    rows = list(csv.DictReader((tmp_path / "results.csv").read_text().splitlines()))
+    assert tuple(rows[0]) == CSV_COLUMNS
+    assert [float(row["test"]) for row in rows[:-1]] == [r.losses["test"] for r in found]
+    assert json.loads(rows[6]["setting"]) == found[6].setting
+    assert rows[-1]["failed"] == "RuntimeError: why"
+    assert rows[-1]["diverged"] == "1"
+    assert rows[-1]["metric_test"] == ""
+
+
+def test_an_agent_that_crashes_leaves_the_others_alone(monkeypatch):
+    def broken(self, features, *, interval, num_intervals):
+        raise RuntimeError("no more")
+
+    monkeypatch.setattr(RandomActions, "act", broken)
+    plan = a_plan(baselines=(ROWS["adamw-default"],))
+    found = task_records(small_task(), plan, chosen={}, replay=None)
+    assert {r.arm for r in found if r.failed} == {"random-policy"}
+    assert {r.failed for r in found} == {None, "RuntimeError: no more"}
+    assert len(found) == 2 * 4
+    assert strict_replays(found, plan)[1e-3].mean.shape == (6, 3)

@@ -1,0 +1,395 @@
+"""Baselines are what they say: the schedules and optimizers of torch, from the space they name."""
+
+import copy
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.optim import lr_scheduler as torch_schedules
+
+from pacesetter.experiments.calibration import calibrate, calibrated_lrs, main
+from pacesetter.experiments.rivals import baselines, schedules
+from pacesetter.experiments.rivals.arms import Baseline, Configured
+from pacesetter.experiments.rivals.baselines import (
+    BASELINES,
+    REFERENCE,
+    all_arms,
+    arm_names,
+    check_arms,
+)
+from pacesetter.experiments.rivals.schedules import WARM_UP
+from pacesetter.experiments.rivals.space import Choice, Dimension, Space
+from pacesetter.experiments.runs.agents import run_configured
+from pacesetter.experiments.runs.batched import batches, train_batch
+from pacesetter.inner_models.engine.batching import batch_stream, build_model
+from pacesetter.inner_models.task import ModuleTask, OptimizerConfig, Splits, TaskFamily
+
+ROWS = {b.name: b for b in BASELINES}
+
+
+def run_settings(task, arm, settings, **options):
+    return run_configured(task, [Configured(arm, setting) for setting in settings], **options)
+
+
+def squared_error(model, batch):
+    inputs, targets = batch
+    return (model(inputs) - targets).square().mean()
+
+
+def small_task(*, horizon=40, noise=0.1, seed=0, name="small"):
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(96, 5, generator=generator)
+    weights = torch.randn(5, 1, generator=generator)
+    targets = inputs @ weights + noise * torch.randn(96, 1, generator=generator)
+    parts = zip(inputs.split([48, 16, 16, 16]), targets.split([48, 16, 16, 16]), strict=True)
+    return ModuleTask(
+        lambda: nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 1)),
+        squared_error,
+        Splits(*parts),
+        horizon=horizon,
+        batch_size=8,
+        optimizer=OptimizerConfig(weight_decay=0.1),
+        name=name,
+    )
+
+
+class SmallFamily(TaskFamily):
+    name = "small"
+
+    def sample_shape(self, generator):
+        return 20
+
+    def build(self, shape, generator):
+        seed = int(torch.randint(1000, (), generator=generator))
+        task = small_task(horizon=shape, seed=seed).with_seed(seed)
+        return task.with_optimizer(lr=10.0 ** -(1 + seed % 5))
+
+
+def plain_run(task, make_optimizer, make_scheduler, *, seed):
+    """Final parameters of an ordinary loop in float64."""
+    task = task.with_seed(seed)
+    model = build_model(task).double()
+    stream = batch_stream(task)
+    optimizer = make_optimizer(model.parameters())
+    scheduler = make_scheduler(optimizer)
+    inputs, targets = (t.double() for t in task.splits.train)
+    for _ in range(task.horizon):
+        rows = stream.take(1)[0]
+        optimizer.zero_grad()
+        squared_error(model, (inputs[rows], targets[rows])).backward()
+        optimizer.step()
+        scheduler.step()
+    return {name: p.detach() for name, p in model.named_parameters()}
+
+
+def adamw(params, momentum=0.9, weight_decay=0.1):
+    return torch.optim.AdamW(params, lr=0.02, betas=(momentum, 0.999), weight_decay=weight_decay)
+
+
+def torch_cosine(optimizer):
+    return torch_schedules.CosineAnnealingLR(optimizer, T_max=40)
+
+
+def torch_constant(optimizer):
+    return torch_schedules.ConstantLR(optimizer, factor=1.0)
+
+
+class WarmUpCosine:
+    """torch's LinearLR, then its CosineAnnealingLR over what is left."""
+
+    def __init__(self, optimizer, horizon):
+        self.optimizer, self.left = optimizer, round(WARM_UP * horizon)
+        self.rest = horizon - self.left
+        self.base = optimizer.param_groups[0]["lr"]
+        self.scheduler = torch_schedules.LinearLR(
+            optimizer, start_factor=0.01, total_iters=self.left
+        )
+
+    def step(self):
+        self.scheduler.step()
+        self.left -= 1
+        if self.left == 0:
+            self.optimizer.param_groups[0]["lr"] = self.base
+            self.scheduler = torch_schedules.CosineAnnealingLR(self.optimizer, T_max=self.rest)
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "optimizer", "scheduler"),
+    [
+        ("adamw-cosine", {}, adamw, torch_cosine),
+        ("adamw-warmup-cosine", {}, adamw, lambda o: WarmUpCosine(o, 40)),
+        (
+            "adamw-constant",
+            {"momentum": 0.7, "weight_decay": 0.3},
+            lambda p: adamw(p, 0.7, 0.3),
+            torch_constant,
+        ),
+        (
+            "sgd-cosine",
+            {"momentum": 0.8},
+            lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.8),
+            torch_cosine,
+        ),
+        (
+            "rmsprop-cosine",
+            {"momentum": 0.3},
+            lambda p: torch.optim.RMSprop(p, lr=0.02, alpha=0.99, momentum=0.3),
+            torch_cosine,
+        ),
+    ],
+)
+def test_baseline_equals_torch(name, setting, optimizer, scheduler):
+    task, row = small_task(), ROWS[name]
+    # A sibling of other numbers, and a second seed: the run under test must not notice.
+    other = {"lr": 0.3, "momentum": 0.1, "weight_decay": 0.7}
+    pair = [Configured(row, other), Configured(row, {"lr": 0.02, **setting})]
+    runs = train_batch(task, pair, seeds=[3, 4], num_intervals=7, dtype=torch.float64)
+    for i, seed in enumerate((3, 4)):
+        expected = plain_run(task, optimizer, scheduler, seed=seed)
+        found = runs.trainer.parameters(2 * i + 1)
+        for key, value in expected.items():
+            torch.testing.assert_close(found[key], value, rtol=1e-6, atol=1e-9)
+
+
+def test_weight_decay_of_its_own_reaches_every_batched_optimizer():
+    task = small_task()
+    row = replace(ROWS["sgd-cosine"], fixed={})
+    pair = [Configured(row, {"lr": 0.02, "weight_decay": decay}) for decay in (0.5, 0.0)]
+    runs = train_batch(task, pair, seeds=[3], num_intervals=2, dtype=torch.float64)
+    for i, decay in enumerate((0.5, 0.0)):
+
+        def sgd(params, decay=decay):
+            return torch.optim.SGD(params, lr=0.02, momentum=0.9, weight_decay=decay)
+
+        expected = plain_run(task, sgd, torch_cosine, seed=3)
+        for key, value in expected.items():
+            torch.testing.assert_close(runs.trainer.parameters(i)[key], value, rtol=1e-6, atol=1e-9)
+
+
+def torch_factors(make, steps):
+    """What one of torch's schedulers does to a learning rate of 1."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    scheduler = make(optimizer)
+    found = []
+    for _ in range(steps):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return np.array(found)
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "make", "tolerance"),
+    [
+        ("linear", {}, lambda o, n: torch_schedules.LinearLR(o, 1.0, 0.0, n), 1e-12),
+        (
+            "step_decay",
+            {"gamma": 0.3},
+            lambda o, n: torch_schedules.MultiStepLR(o, [n // 2, 3 * n // 4], 0.3),
+            1e-12,
+        ),
+        (
+            "exponential",
+            {"final": 0.02},
+            lambda o, n: torch_schedules.ExponentialLR(o, 0.02 ** (1 / n)),
+            1e-12,
+        ),
+        (
+            "cosine_restarts",
+            {"cycles": "3"},
+            lambda o, n: torch_schedules.CosineAnnealingWarmRestarts(o, n // 7, 2),
+            1e-9,
+        ),
+        # torch's counts one step less in each phase.
+        (
+            "one_cycle",
+            {"peak": 0.2},
+            lambda o, n: torch_schedules.OneCycleLR(
+                o, 1.0, total_steps=n + 1, pct_start=0.2, cycle_momentum=False
+            ),
+            4e-3,
+        ),
+    ],
+)
+def test_schedule_equals_torch(name, setting, make, tolerance):
+    steps = 1400
+    found = getattr(schedules, name)(np.arange(steps) / steps, setting)
+    assert found == pytest.approx(torch_factors(lambda o: make(o, steps), steps), abs=tolerance)
+
+
+@pytest.mark.parametrize("shape", ["linear", "sqrt"])
+def test_stable_phase_lies_between_rise_and_decay(shape):
+    progress = np.arange(1000) / 1000
+    found = schedules.warm_up_stable_decay(progress, {"decay": 0.4, "shape": shape})
+    assert (found[50:600] == 1).all()
+    assert (np.diff(found[:50]) > 0).all()
+    assert (np.diff(found[600:]) < 0).all()
+    half = 0.5 if shape == "linear" else 1 - np.sqrt(0.5)
+    assert found[800] == pytest.approx(half)
+    assert found[-1] < 0.01
+
+
+def test_plateau_reduces_after_its_patience_whatever_the_sign_of_the_loss():
+    plateau = schedules.Plateau({"factor": 0.5, "patience": "1"})
+    losses = [3.0, -1.0, -1.0, -0.999, float("nan"), float("inf"), -2.0]
+    assert [plateau.factor(loss) for loss in losses] == [1.0, 1.0, 1.0, 0.5, 0.5, 0.25, 0.25]
+
+
+def test_what_is_kept_of_a_schedule():
+    pair = [Configured(ROWS["adamw-cosine"], {"lr": 0.02})]
+    runs = train_batch(small_task(), pair, seeds=[0], num_intervals=4)
+    assert runs.steps == (10, 20, 30, 40)
+    expected = 0.02 * 0.5 * (1 + np.cos(np.pi * np.arange(40) / 40))
+    assert np.ravel(runs.lrs) == pytest.approx(expected.reshape(4, 10).mean(axis=1))
+    assert np.isnan(runs.clip_thresholds).all()
+    assert np.ravel(runs.momenta) == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("row", BASELINES, ids=lambda b: b.name)
+def test_row_is_complete(row):
+    assert row.source
+    task = small_task(horizon=1000)
+    default = row.space.default
+    row.space.check(default)
+    hyper = row.hyperparameters(default or {"lr": 1e-3}, task)
+    assert {"lr", "momentum", "weight_decay"} <= set(hyper)
+    factors = row.factors(1000, hyper)
+    assert factors.shape == (1000,)
+    assert 0 <= factors.min() <= factors.max() <= 1
+    assert factors.max() == pytest.approx(1.0, abs=0.01)
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        setting = row.space.sample(generator)
+        row.space.check(setting)
+        found = row.factors(1000, row.hyperparameters(setting or {"lr": 1e-3}, task))
+        assert 0 <= found.min() <= found.max() <= 1
+    assert copy.deepcopy(row) == row  # as it is sent to a worker
+
+
+def test_names_and_labels():
+    assert len(set(arm_names())) == len(arm_names())
+    for arm in all_arms():
+        assert arm.label
+        assert "," not in arm.label, "labels are listed with commas between them"
+        assert "http" not in arm.source
+    assert not ROWS[REFERENCE].tuned
+    assert sum(b.tuned for b in BASELINES) == len(BASELINES) - 3
+    with pytest.raises(ValueError, match="'adamw-cosin'; nearest: adamw-cosine"):
+        check_arms(["adamw-cosin"])
+
+
+def test_rows_that_cannot_be_run_are_refused():
+    with pytest.raises(ValueError, match="needs 'lr'"):
+        Baseline(name="a", label="a", optimizer="adamw", source="mine")
+    with pytest.raises(ValueError, match="one of adamw"):
+        Baseline(name="a", label="a", optimizer="adamax", source="mine", fixed={"lr": 1})
+    with pytest.raises(ValueError, match="population"):
+        replace(ROWS["nadam-cosine"], population=True)
+    short = replace(ROWS["adamw-cosine"], schedule=lambda progress, h: progress[:3])
+    with pytest.raises(ValueError, match=r"one factor per step, shape \(40,\), but got \(3,\)"):
+        short.factors(40, {})
+
+
+def test_arms_are_siblings_only_of_the_same_optimizer():
+    configured = [Configured(b, {"lr": 1e-3}) for b in BASELINES]
+    groups = {frozenset(BASELINES[i].name for i in group) for group in batches(configured)}
+    assert {frozenset({"sgd-cosine"}), frozenset({"rmsprop-cosine"})} < groups
+    (adamw_group,) = (g for g in groups if REFERENCE in g)
+    assert adamw_group == {b.name for b in BASELINES if b.optimizer == "adamw"} - {"population"}
+
+
+def test_space_widens_on_the_side_that_is_asked_for():
+    space = Space(
+        {
+            "lr": Dimension(1e-3, 1.0, default=0.1, most=5.0),
+            "momentum": Dimension(0.5, 0.9, default=0.9, log=False, least=0.2),
+            "shape": Choice(("a", "b"), default="b"),
+        }
+    )
+    assert space.default == {"lr": 0.1, "momentum": 0.9, "shape": "b"}
+    up = space.widened("lr", up=True).dimensions["lr"]
+    assert (up.low, up.high) == (1e-3, 5.0)
+    down = space.widened("lr", up=False).dimensions["lr"]
+    assert (down.low, down.high) == pytest.approx((1e-4, 1.0))
+    low = space.widened("momentum", up=False).dimensions["momentum"]
+    assert (low.low, low.high) == (0.2, 0.9)
+    for name in ("shape", "beta"):
+        with pytest.raises(ValueError, match=f"only lr, momentum can be widened, not '{name}'"):
+            space.widened(name, up=True)
+    with pytest.raises(ValueError, match="must name"):
+        space.check({"lr": 0.1})
+    with pytest.raises(ValueError, match="'shape' must come from"):
+        space.check({"lr": 0.1, "momentum": 0.5, "shape": "c"})
+    with pytest.raises(ValueError, match="low <= default"):
+        Dimension(1e-3, 1.0, default=2.0)
+    with pytest.raises(ValueError, match="positive low"):
+        Dimension(0.0, 1.0, default=0.5)
+    with pytest.raises(ValueError, match="one of"):
+        Choice(("a",), default="b")
+
+
+def test_samples_cover_the_space_evenly_on_its_own_scale():
+    space = Space({"lr": Dimension(1e-4, 1.0, default=0.1), "c": Choice(("a", "b"), default="a")})
+    generator = np.random.default_rng(1)
+    found = [space.sample(generator) for _ in range(400)]
+    logs = np.log10([s["lr"] for s in found])
+    assert logs.mean() == pytest.approx(-2, abs=0.15)
+    assert logs.min() >= -4
+    assert logs.max() <= 0
+    assert 150 < sum(s["c"] == "a" for s in found) < 250
+
+
+def test_calibration_takes_the_least_mean_log_loss():
+    row = ROWS["adamw-cosine-calibrated"]
+    lrs = (1e-3, 1e-2, 1e-1)
+    family = SmallFamily()
+    found = calibrate(
+        row, [family], num_tasks=4, generator=torch.Generator().manual_seed(1), lrs=lrs
+    )
+    generator = torch.Generator().manual_seed(1)
+    means = []
+    tasks = family.sample_group(4, generator)
+    for lr in lrs:
+        losses = [
+            run_settings(t, row, [{"lr": lr}], seeds=[t.seed])[0].losses["outer_valid"]
+            for t in tasks
+        ]
+        means.append(np.log(losses).mean())
+    assert found.lr == lrs[int(np.argmin(means))]
+    assert list(found.means.values()) == pytest.approx(np.array(means) - min(means), abs=1e-4)
+
+
+def test_calibration_is_stored_with_its_command(tmp_path, capsys, monkeypatch):
+    assert set(calibrated_lrs()) == {b.name for b in BASELINES if b.calibrated}
+    with pytest.raises(FileNotFoundError, match=r"python -m pacesetter\.experiments\.calibration"):
+        calibrated_lrs(tmp_path / "none.json")
+    monkeypatch.setattr(
+        "pacesetter.experiments.calibration.make_family", lambda name: SmallFamily()
+    )
+    out = tmp_path / "calibration.json"
+    main(["--num-tasks", "4", "--out", str(out)])
+    stored = json.loads(out.read_text())
+    assert "--num-tasks 4 --seed 0" in stored["command"]
+    (name,) = calibrated_lrs(out)
+    assert f"{name}: {calibrated_lrs(out)[name]:g}" in capsys.readouterr().out
+    out.write_text("[]")
+    with pytest.raises(ValueError, match="does not hold"):
+        calibrated_lrs(out)
+
+
+def test_a_baseline_of_ones_own_is_ten_lines():
+    lines = baselines.__doc__.split("::\n", 1)[1].splitlines()
+    example = "\n".join(line[4:] for line in lines if line.startswith("    "))
+    assert len([line for line in example.splitlines() if line.strip()]) <= 10
+    names = {"torch": torch, "np": np, "Baseline": Baseline, "Space": Space, "Dimension": Dimension}
+    exec(example, names)
+    mine = names["MINE"]
+    found = run_settings(
+        small_task(), mine, [mine.space.default, {"lr": 0.05}], seeds=[0], num_intervals=2
+    )
+    assert found[1].losses["outer_valid"] < found[0].losses["outer_valid"] < found[0].untrained
+    factors = np.cos(0.5 * np.pi * np.arange(40) / 40)
+    assert found[0].lrs == pytest.approx(2e-3 * factors.reshape(2, 20).mean(axis=1))

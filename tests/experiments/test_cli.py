@@ -1,0 +1,427 @@
+"""The command line: help that is enough, errors without tracebacks, exit codes, the demo."""
+
+import json
+import re
+import sys
+from importlib.metadata import version
+
+import numpy as np
+import pytest
+
+from pacesetter.agent.policy.policy import Policy, PolicyInfo, save_policy
+from pacesetter.agent.runs.folder import claim_folder
+from pacesetter.envs.actions import ControlConfig
+from pacesetter.envs.features import FEATURE_NAMES, NUM_FEATURES
+from pacesetter.experiments import comparison as compare
+from pacesetter.experiments import demo
+from pacesetter.experiments.cli import compare as cli_compare
+from pacesetter.experiments.cli import main as cli
+from pacesetter.experiments.cli import policy as cli_policy
+from pacesetter.experiments.demo import DemoConfig, digits_records, run_demo
+from pacesetter.experiments.runs.records import Entry
+
+COMMANDS = ("train", "compare", "goals", "inspect", "export", "demo", "completion")
+
+
+def a_policy():
+    info = PolicyInfo(families=("teacher-mlp",), preset="smoke", seed=3, decisions=1234)
+    layer = (np.zeros((3, NUM_FEATURES)), np.array([0.5, 0.0, 0.0]))
+    return Policy([layer], control=ControlConfig(num_intervals=5), info=info)
+
+
+@pytest.fixture
+def policy_file(tmp_path):
+    return save_policy(a_policy(), tmp_path / "policy.safetensors")
+
+
+def failure(capsys, *argv, code=2):
+    """The message of a command that has to fail as a user's error."""
+    assert cli.main([str(a) for a in argv]) == code
+    said = capsys.readouterr()
+    assert said.err.startswith("pacesetter: error: ")
+    assert "Traceback" not in said.err
+    assert said.out == ""
+    return said.err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_is_enough(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert text.index("examples:") < text.index("options:")
+    assert f"pacesetter {command}" in text[text.index("examples:") :]
+    _, codes = text.split("exit codes:\n")
+    assert [int(line.split()[0]) for line in codes.splitlines()] == [0, 1, 2, 3, 130]
+    assert "\n  --json " in text
+    # Every option is explained on its own line or the next.
+    for entry in re.split(r"\n  (?=-)", text)[1:]:
+        assert len(entry.split()) > 3, entry
+
+
+def test_help_names_all_commands(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    text = capsys.readouterr().out
+    assert all(f"    {command} " in text for command in COMMANDS)
+    assert text.index("examples:") < text.index("commands:") < text.index("exit codes:")
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"pacesetter {version('pacesetter')}\n"
+
+
+def test_examples_in_help_can_be_parsed():
+    parser = cli.make_parser()
+    for text in cli._EXAMPLES.values():
+        lines = re.findall(r"^  pacesetter (.*)$", text.replace("\\\n", ""), flags=re.MULTILINE)
+        assert lines
+        for line in lines:
+            parser.parse_args(re.split(r"\s{3,}(?![\s-])| > ", line)[0].split())
+
+
+@pytest.mark.parametrize(
+    "argv", [[], ["fly"], ["train"], ["compare", "--seeds", "x", "--out", "y"]]
+)
+def test_wrong_arguments_exit_with_2(argv, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(argv)
+    assert stop.value.code == 2
+    said = capsys.readouterr()
+    assert "usage: pacesetter" in said.err
+    assert "--help` tells more" in said.err
+    assert said.out == ""
+
+
+def test_user_errors(capsys, tmp_path, policy_file):
+    out = tmp_path / "out"
+    assert "did you mean 'laptop'" in failure(capsys, "train", "--preset", "laptpo", "--out", out)
+    assert "device 'warp'" in failure(
+        capsys, "train", "--preset", "smoke", "--device", "warp", "--out", out
+    )
+    given = ("compare", "--policy", policy_file, "--out", out)
+    assert "trials must be positive" in failure(capsys, *given, "--trials", 0)
+    assert "--start-lrs must be numbers" in failure(capsys, *given, "--start-lrs", "1e-3,fast")
+    assert "module:function" in failure(capsys, *given, "--task", "my_job")
+    assert "no module 'no_job'" in failure(capsys, *given, "--task", "no_job:make")
+    assert "steps" in failure(capsys, *given, "--steps", 10)
+    assert "digits-mlp" in failure(capsys, *given, "--tasks", "digit-mlp")
+    assert "nearest: adamw-cosine" in failure(capsys, *given, "--arms", "adamw-cosin")
+    assert "num_seeds" in failure(capsys, *given, "--seeds", 0)
+    assert "start_lrs" in failure(capsys, *given, "--start-lr", -1)
+    assert "--resume" in failure(capsys, *given, "--resume")
+    missing = tmp_path / "none.safetensors"
+    assert str(missing) in failure(capsys, "compare", "--policy", missing, "--out", out)
+    assert not out.exists()
+    assert "already holds files" in failure(
+        capsys, "compare", "--policy", policy_file, "--out", tmp_path
+    )
+    policy_file.write_bytes(policy_file.read_bytes()[:100])
+    failure(capsys, "inspect", policy_file)
+
+
+def test_debug_shows_where(tmp_path, capsys):
+    assert cli.main(["inspect", str(tmp_path / "none"), "--debug"]) == 2
+    said = capsys.readouterr().err
+    assert "Traceback" in said
+    assert "FileNotFoundError" in said
+
+
+@pytest.mark.parametrize(
+    ("module", "extra", "argv"),
+    [
+        ("stable_baselines3", "train", ["train", "--preset", "smoke"]),
+        ("sklearn", "compare", ["compare"]),
+        ("matplotlib", "compare", ["compare"]),
+    ],
+)
+def test_missing_extra_names_the_line_that_installs_it(
+    module, extra, argv, capsys, tmp_path, monkeypatch
+):
+    for name in [n for n in sys.modules if n.partition(".")[0] == module]:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, module, None)
+    message = failure(capsys, *argv, "--out", tmp_path / "out", code=3)
+    assert module in message
+    assert f"pip install 'pacesetter[{extra}]'" in message
+
+
+def test_inspect(capsys, policy_file):
+    assert cli.main(["inspect", str(policy_file)]) == 0
+    text = capsys.readouterr().out
+    assert a_policy().digest in text
+    assert "1,234 decisions" in text
+    assert re.search(r"num intervals\s+5", text)
+    assert cli.main(["inspect", str(policy_file), "--json"]) == 0
+    header = json.loads(capsys.readouterr().out)
+    assert header["control"]["num_intervals"] == 5
+    assert header["layer_sizes"] == [NUM_FEATURES, 3]
+    assert header["sha256"] == a_policy().digest
+
+
+def test_inspect_shows_response_curves(capsys, tmp_path):
+    weight = np.zeros((3, NUM_FEATURES))
+    weight[0, FEATURE_NAMES.index("cos_update")] = 0.2
+    path = save_policy(Policy([(weight, np.zeros(3))]), tmp_path / "p.safetensors")
+    table, picture = tmp_path / "new" / "curves.csv", tmp_path / "new" / "curves.png"
+    given = ["inspect", str(path), "--csv", str(table), "--plot", str(picture)]
+    assert cli.main(given) == 0
+    lines = capsys.readouterr().out.partition("response curves")[2].splitlines()
+    assert lines[3].split()[0] == "cos_update"  # the strongest comes first
+    # Raw cosines from -1 to 1 are features from -1.25 / 0.3 to 0.75 / 0.3.
+    assert lines[3].split()[1:6] == ["-1", "1", "-0.83", "+0.50", "1.33"]
+    assert len(lines) == 3 + NUM_FEATURES
+    assert table.read_text().splitlines()[0].startswith("feature,value,log_lr")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert cli.main(["inspect", str(path), "--json"]) == 0
+    curves = json.loads(capsys.readouterr().out)["response_curves"]
+    assert next(iter(curves)) == "cos_update"
+    assert curves["progress"]["values"][-1] == pytest.approx(1.0)
+    assert cli.main(["inspect"]) == 0  # the shipped policy
+
+
+def test_export_for_other_runtimes(capsys, tmp_path, policy_file):
+    pytest.importorskip("onnxruntime")
+    for kind, name in (("onnx", "p.onnx"), ("torch", "p.pt2"), ("policy", "p.safetensors")):
+        out = tmp_path / "out" / name
+        assert cli.main(["export", str(policy_file), "--format", kind, "--out", str(out)]) == 0
+        assert out.stat().st_size > 0
+    capsys.readouterr()
+    assert ".pt2" in failure(
+        capsys, "export", policy_file, "--format", "torch", "--out", tmp_path / "x"
+    )
+
+
+def test_export(capsys, tmp_path, policy_file):
+    from pacesetter.agent.training.callbacks import POLICY
+
+    assert cli_policy.POLICY_FILE == POLICY
+    target = tmp_path / "own" / "mine.safetensors"
+    assert cli.main(["export", str(tmp_path), "--out", str(target)]) == 0
+    assert target.read_bytes() == policy_file.read_bytes()
+    capsys.readouterr()
+    assert "--force" in failure(capsys, "export", tmp_path, "--out", target)
+    assert cli.main(["export", str(tmp_path), "--out", str(target), "--force"]) == 0
+    capsys.readouterr()
+    assert "no policy yet" in failure(capsys, "export", target.parent, "--out", tmp_path / "x")
+    assert "neither a policy file nor a folder" in failure(
+        capsys, "export", tmp_path / "none", "--out", tmp_path / "x"
+    )
+    assert "is a folder" in failure(capsys, "export", tmp_path, "--out", target.parent)
+    policy_file.write_bytes(b"junk" * 100)
+    failure(capsys, "export", tmp_path, "--out", tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_train_passes_on_what_was_asked_for(capsys, tmp_path, monkeypatch):
+    from pacesetter.agent.training import train as ppo
+    from pacesetter.experiments.presets import get_preset
+
+    calls = []
+
+    def train(config, out, **options):
+        calls.append((config, out, options))
+        return save_policy(a_policy(), out / "policy.safetensors")
+
+    monkeypatch.setattr(ppo, "train", train)
+    given = ["train", "--preset", "smoke", "--out", str(tmp_path), "--seed", "7", "--resume"]
+    assert cli.main(given) == 0
+    ((config, out, options),) = calls
+    assert config == get_preset("smoke")
+    assert out == tmp_path
+    assert (options["seed"], options["resume"], options["preset"]) == (7, True, "smoke")
+    assert str(options["device"]) == "cpu"
+    assert "pacesetter compare --policy" in capsys.readouterr().out
+
+
+def test_compare_end_to_end(capsys, tmp_path, policy_file):
+    out = tmp_path / "out"
+    argv = ["compare", "--policy", str(policy_file), "--out", str(out), "--latex"]
+    argv += ["--tasks", "digits-mlp/2", "--seeds", "1", "--start-lrs", "3e-3", "--trials", "1"]
+    argv += ["--arms", "policy,do-nothing", "adamw-cosine-calibrated"]
+    assert cli.main(argv) == 0
+    said = capsys.readouterr()
+    assert "policy from 0.003" in said.out
+    assert "calibrated AdamW cosine" in said.out
+    assert re.fullmatch(r"\d+ of \d+ stages, \d+\.\d minutes: .*\n", said.err)  # no bar in a log
+    assert "digits-mlp/2" in (out / "results.csv").read_text()
+    assert "--start-lrs 3e-3" in (out / "report.html").read_text()
+    assert (out / "table.tex").is_file()
+
+
+OWN_JOB = """
+from torch import nn
+import torch
+
+def make_task(seed):
+    x = torch.randn(90, 3)
+    parts = [(p, p.sum(1, keepdim=True)) for p in x.split(30)]
+    return (lambda: nn.Linear(3, 1)), parts, nn.MSELoss()
+
+def without_validation():
+    x = torch.randn(60, 3)
+    return (lambda: nn.Linear(3, 1)), [(p, p) for p in x.split(30)], nn.MSELoss()
+"""
+
+
+def test_compare_on_a_job_of_ones_own(capsys, tmp_path, policy_file, monkeypatch):
+    (tmp_path / "cli_own_job.py").write_text(OWN_JOB)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    argv = ["compare", "--policy", str(policy_file), "--out", "out", "--quiet", "--seeds", "2"]
+    argv += ["--arms", "policy", "adamw-cosine", "--trials", "2", "--steps", "20", "--task"]
+    try:
+        assert "validation split" in failure(capsys, *argv, "cli_own_job:without_validation")
+        assert not (tmp_path / "out").exists()
+        assert cli.main([*argv, "cli_own_job:make_task"]) == 0
+        said = capsys.readouterr()
+        assert said.err == ""
+        rows = (tmp_path / "out" / "results.csv").read_text().splitlines()[1:]
+        assert {row.split(",")[0] for row in rows} == {"cli_own_job/make_task"}
+        assert len(rows) == 2 * 4  # seeds; policy, default, and cosine with two budgets
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["compare", "--out", "out", "--resume", "--task"])
+        assert stop.value.code == 2
+        capsys.readouterr()
+        assert "steps: 20 then, None now" in failure(
+            capsys,
+            *[a for a in argv if a not in ("--steps", "20")],
+            "cli_own_job:make_task",
+            "--resume",
+        )
+    finally:
+        sys.modules.pop("cli_own_job", None)
+
+
+def parsed(*argv):
+    args = cli.make_parser().parse_args(["compare", "--out", "x", *argv])
+    return cli_compare.config_of(args)
+
+
+def test_compare_settings_from_arguments():
+    config = parsed()
+    assert config == compare.CompareConfig()
+    config = parsed(
+        *("--tasks", "digits-mlp/1,tabular-mlp/0", "photo-denoiser/2", "--arms", "policy"),
+        *("--seeds", "7", "--trials", "9", "--start-lrs", "1e-4,1e-2", "--start-lr", "0.1"),
+        *("--jobs", "3", "--seed", "5"),
+    )
+    assert config.tasks == ("digits-mlp/1", "tabular-mlp/0", "photo-denoiser/2")
+    assert config.arms == ("policy",)
+    assert (config.num_seeds, config.trials, config.jobs, config.seed) == (7, 9, 3, 5)
+    assert config.start_lrs == (1e-4, 1e-2, 0.1)
+    config = parsed("--task", "my_module:make", "--steps", "30")
+    assert (config.own_tasks, config.tasks, config.steps) == (("my_module:make",), (), 30)
+    config = parsed("--task", "my_module:make", "--tasks", "digits-mlp/0")
+    assert (config.own_tasks, config.tasks) == (("my_module:make",), ("digits-mlp/0",))
+
+
+def test_quick_look_is_small_and_says_what_it_leaves_out():
+    config = parsed("--quick")
+    assert config.quick
+    whole = parsed()
+    assert len(config.tasks) < len(whole.tasks)
+    assert set(config.arms) < set(whole.arms)
+    assert config.num_seeds < whole.num_seeds
+    assert config.trials < whole.trials
+    text = cli_compare.left_out(config)
+    for name in whole.arms:
+        assert (name in text.replace(",", "").split("without")[1].rstrip(".").split()) == (
+            name not in config.arms
+        )
+    own = parsed("--quick", "--arms", "population", "--trials", "20", "--seeds", "9")
+    assert (own.arms, own.trials, own.num_seeds) == (("population",), 20, 9)
+
+
+def test_list_names_all_arms_and_families(capsys):
+    from pacesetter.experiments.rivals.baselines import arm_names
+    from pacesetter.inner_models.registry import family_names
+
+    assert cli.main(["compare", "--list"]) == 0
+    words = capsys.readouterr().out.split()
+    assert {*arm_names(), *family_names()} <= set(words)
+    assert cli.main(["compare", "--list", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found["arms"]) == set(arm_names())
+    assert {name for names in found["families"].values() for name in names} == set(family_names())
+    assert "--out DIR" in failure(capsys, "compare")
+
+
+def test_ctrl_c_says_how_to_go_on(capsys, tmp_path, policy_file, monkeypatch):
+    def stopped(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare, "compare", stopped)
+    argv = ["compare", "--policy", str(policy_file), "--out", str(tmp_path / "out")]
+    assert cli.main(argv) == 130
+    assert "stopped" in capsys.readouterr().err
+    claim_folder(tmp_path / "out", kind="compare", settings={}, resume=False)
+    assert cli.main(argv) == 130
+    assert f"pacesetter {' '.join(argv)} --resume" in capsys.readouterr().err
+
+
+def test_digits_job_is_paired_and_honest():
+    config = DemoConfig(steps=50, num_seeds=2, lrs=(1e-3, 1e-2))
+    records = digits_records(config, {demo.TRAINED: a_policy()})
+    assert {r.entry for r in records} == {
+        Entry("demo-policy", 1e-3),
+        Entry("adamw-default"),
+        Entry("adamw-cosine"),
+    }
+    for seed in (0, 1):
+        rows = [r for r in records if r.seed == seed]
+        assert len({r.untrained for r in rows}) == 1
+    cosine = next(r for r in records if r.arm == "adamw-cosine")
+    assert cosine.lr == 1e-2
+    assert cosine.trials == 2
+    assert cosine.inner_steps == 50 * (1 + 4)
+    assert cosine.lrs[0] > 50 * cosine.lrs[-1]
+    policy = next(r for r in records if r.arm == "demo-policy")
+    assert policy.losses["test"] < policy.untrained
+    assert np.isfinite(policy.clip_thresholds[-1])
+    again = digits_records(config, {demo.TRAINED: a_policy()})
+    assert [r.losses for r in again] == [r.losses for r in records]
+
+
+def test_demo_from_start_to_report(capsys, tmp_path, monkeypatch):
+    from pacesetter.agent.training import train as ppo
+
+    def train(config, out, **options):
+        return save_policy(a_policy(), out / "policy.safetensors")
+
+    def small(**settings):
+        return DemoConfig(steps=20, num_seeds=2, lrs=(1e-2,), **settings)
+
+    monkeypatch.setattr(ppo, "train", train)
+    monkeypatch.setattr(demo, "DemoConfig", small)
+    out = tmp_path / "demo"
+    assert cli.main(["demo", "--out", str(out), "--quiet"]) == 0
+    text = capsys.readouterr().out
+    assert "policy trained on" in text
+    assert "tuned AdamW cosine" in text
+    page = (out / "report.html").read_text()
+    assert "pacesetter demo --out" in page
+    assert "validation family" in page
+    assert not re.search(r"https?:", page)
+    assert "already holds files" in failure_of_demo(capsys, out)
+    capsys.readouterr()
+    assert cli.main(["demo", "--out", str(out), "--quiet", "--force", "--json"]) == 0
+    said = capsys.readouterr()
+    assert "Writing the report" in said.err
+    assert {"demo-policy", "adamw-default"} <= {arm["arm"] for arm in json.loads(said.out)["arms"]}
+
+
+def failure_of_demo(capsys, out):
+    assert cli.main(["demo", "--out", str(out), "--quiet"]) == 2
+    return capsys.readouterr().err
+
+
+def test_force_spares_what_is_no_demonstration(tmp_path):
+    claim_folder(tmp_path / "own", kind="train", settings={}, resume=False)
+    with pytest.raises(FileExistsError):
+        run_demo(DemoConfig(), tmp_path / "own", say=print, force=True)
+    assert (tmp_path / "own" / "run.json").is_file()

@@ -1,0 +1,224 @@
+"""What scripts rely on: one JSON object, exit codes, calm logs, and a shell that completes."""
+
+import errno
+import io
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from pacesetter.agent.policy import policy as policies
+from pacesetter.agent.policy.policy import Policy, save_policy
+from pacesetter.agent.runs import progress
+from pacesetter.agent.runs.progress import ProgressMeter
+from pacesetter.agent.training import train as ppo
+from pacesetter.envs.actions import ControlConfig
+from pacesetter.envs.features import NUM_FEATURES
+from pacesetter.experiments.cli import completion as cli_completion
+from pacesetter.experiments.cli import main as cli
+from pacesetter.experiments.cli.answer import to_json
+
+
+def a_policy():
+    layer = (np.zeros((3, NUM_FEATURES)), np.array([0.5, 0.0, 0.0]))
+    return Policy([layer], control=ControlConfig(num_intervals=5))
+
+
+@pytest.fixture
+def policy_file(tmp_path):
+    return save_policy(a_policy(), tmp_path / "policy.safetensors")
+
+
+def answer(capsys, *argv, code=0):
+    """The JSON object of a command, which is all that it prints to standard output."""
+    assert cli.main([*map(str, argv), "--json"]) == code
+    found = json.loads(capsys.readouterr().out)
+    assert (found["command"], found["exit_code"]) == (argv[0], code)
+    return found
+
+
+def test_numbers_without_a_value_are_null():
+    found = json.loads(to_json({"a": [np.float64("nan"), float("inf")], "b": np.arange(2)}))
+    assert found == {"a": [None, None], "b": [0, 1]}
+
+
+def test_compare_as_json(capsys, tmp_path, policy_file):
+    argv = ["compare", "--policy", policy_file, "--out", tmp_path / "out", "--seeds", 1]
+    argv += ["--tasks", "digits-mlp/2", "--trials", 1, "--arms", "policy,do-nothing", "--quiet"]
+    found = answer(capsys, *argv)
+    assert (tmp_path / "out" / "report.html").samefile(found["report"])
+    assert found["tasks"] == ["digits-mlp/2"]
+    scores = {arm["arm"]: arm["scores"]["test"]["estimate"] for arm in found["arms"]}
+    assert scores["adamw-default"] == 0.0
+    assert list(scores.values()) == sorted(scores.values())
+    table = (tmp_path / "out" / "table.txt").read_text()
+    assert f"{scores['do-nothing']:+.3f}" in table
+    assert found["arms"][0]["scores"]["test"]["low"] is None  # one run has no interval
+
+
+def test_other_commands_as_json(capsys, tmp_path, policy_file):
+    found = answer(capsys, "export", policy_file, "--out", tmp_path / "x.safetensors")
+    assert found["sha256"] == a_policy().digest
+    assert answer(capsys, "inspect", policy_file)["sha256"] == a_policy().digest
+    found = answer(capsys, "completion", "bash")
+    assert found["shell"] == "bash"
+    assert "pacesetter" in found["script"]
+
+
+def test_what_others_print_does_not_spoil_the_json(capsys, tmp_path, monkeypatch):
+    (tmp_path / "printing_family.py").write_text("print('hello from the module')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", list(sys.path))
+    argv = ["train", "--families", "printing_family:Own", "--out", str(tmp_path / "out"), "--json"]
+    assert cli.main(argv) == 2
+    said = capsys.readouterr()
+    assert "hello from the module" in said.err
+    found = json.loads(said.out)
+    assert found["exit_code"] == 2
+    assert "no task family 'Own'" in found["error"]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ValueError("no"), 2),
+        (FileNotFoundError("no"), 2),
+        (ImportError("no"), 3),
+        (OSError(errno.ENOSPC, "no space"), 1),
+        (RuntimeError("no"), 1),
+        (MemoryError(), 1),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_exit_codes(capsys, monkeypatch, error, code):
+    def load_policy(name):
+        raise error
+
+    monkeypatch.setattr(policies, "load_policy", load_policy)
+    assert cli.main(["inspect"]) == code
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err
+    assert ("Traceback" in said.err) == (code == 1)
+    found = answer(capsys, "inspect", code=code)
+    assert ("stopped" in found) if code == 130 else found["error"]
+
+
+def test_wrong_usage_as_json(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", "--json"])
+    assert stop.value.code == 2
+    found = json.loads(capsys.readouterr().out)
+    assert found["exit_code"] == 2
+    assert "--out" in found["error"]
+
+
+def test_a_reader_that_has_seen_enough(policy_file):
+    """As `pacesetter inspect | head -1` does: no complaint."""
+    command = [sys.executable, "-m", "pacesetter.experiments.cli.main", "inspect", str(policy_file)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 0
+
+
+def test_progress_is_lines_now_and_then_where_there_is_no_terminal(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    said = io.StringIO()
+    with ProgressMeter(
+        "learning", total=1000, unit="steps", shown=True, done=200, stream=said
+    ) as bar:
+        bar.note("all is well")
+        for _ in range(800):
+            now[0] += 0.2
+            bar.update()
+    lines = said.getvalue().splitlines()
+    assert lines == [
+        "learning: 500 of 1,000 steps (50%), 1.0 minutes, about 1.7 to go, all is well",
+        "learning: 800 of 1,000 steps (80%), 2.0 minutes, about 0.7 to go, all is well",
+        "learning: 1,000 of 1,000 steps (100%), 2.7 minutes, all is well",
+    ]
+    quiet = io.StringIO()
+    with ProgressMeter("learning", total=1, unit="steps", shown=False, stream=quiet) as bar:
+        bar.update()
+    assert quiet.getvalue() == ""
+
+
+def test_progress_is_a_bar_in_a_terminal():
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    said = Terminal()
+    with ProgressMeter("learning", total=2, unit="steps", shown=True, stream=said) as bar:
+        bar.note("all is well")
+        bar.update(2)
+    assert "\r" in said.getvalue()
+    assert "2/2" in said.getvalue()
+    assert "all is well" in said.getvalue()
+
+
+def completed(script, *words):
+    """What bash offers for the last word of a command line."""
+    code = 'source "$1"; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); '
+    code += 'COMP_LINE="$*"; COMP_POINT=${#COMP_LINE}; '
+    code += 'f=$(complete -p pacesetter | sed "s/.*-F \\([^ ]*\\).*/\\1/"); "$f"; '
+    code += 'printf "%s\\n" "${COMPREPLY[@]}"'
+    done = subprocess.run(
+        ["bash", "-c", code, "bash", str(script), *words],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return set(done.stdout.split())
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_bash_completes_commands_options_and_names(tmp_path, capsys):
+    assert cli.main(["completion", "bash"]) == 0
+    script = tmp_path / "completion.sh"
+    script.write_text(capsys.readouterr().out)
+    assert completed(script, "pacesetter", "co") == {"compare", "completion"}
+    assert {"--families", "--validation-families", "--init"} <= completed(
+        script, "pacesetter", "train", "--"
+    )
+    assert completed(script, "pacesetter", "train", "--preset", "w") == {"workstation"}
+    assert {"teacher-mlp"} <= completed(script, "pacesetter", "train", "--families", "te")
+
+
+@pytest.mark.parametrize("shell", cli_completion.SHELLS)
+def test_scripts_for_all_shells_name_all_commands(shell, capsys):
+    assert cli.main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    for name in ("train", "compare", "inspect", "export", "demo", "validation-families"):
+        assert name in script
+    if shutil.which(shell) and shell != "tcsh":
+        subprocess.run([shell, "-n"], input=script, text=True, check=True)
+
+
+def test_completion_without_its_extra(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert cli.main(["completion", "zsh"]) == 3
+    assert "pip install 'pacesetter[completion]'" in capsys.readouterr().err
+
+
+def test_train_says_how_it_went(capsys, tmp_path, monkeypatch):
+    def train(config, out, **options):
+        (out / "validation.csv").write_text("rollout,decisions,mean_log_ratio\n0,0,-0.1\n3,9,0.2\n")
+        return save_policy(a_policy(), out / "policy.safetensors")
+
+    monkeypatch.setattr(ppo, "train", train)
+    argv = ["train", "--preset", "smoke", "--out", str(tmp_path)]
+    found = answer(capsys, *argv)
+    assert found["validation"] == {
+        "families": ["digits-mlp"],
+        "scores": [-0.1, 0.2],
+        "best": -0.1,
+    }
+    assert found["init"] is None
+    assert cli.main([*argv, "--init", "default"]) == 0
+    assert "nothing better was found" in capsys.readouterr().out

@@ -1,0 +1,590 @@
+"""The comparison end to end, on small synthetic tasks: the protocol, stops, crashes, refusals."""
+
+import csv
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pacesetter.agent.policy.policy import Policy
+from pacesetter.envs.actions import ControlConfig
+from pacesetter.envs.features import NUM_FEATURES
+from pacesetter.experiments import comparison as compare_module
+from pacesetter.experiments.comparison import CompareConfig, compare
+from pacesetter.experiments.rivals.arms import Baseline
+from pacesetter.experiments.rivals.baselines import AGENT_ARMS, BASELINES, STRICT
+from pacesetter.experiments.runs import task_work
+from pacesetter.experiments.runs.agents import ClosedLoop, run_agents
+from pacesetter.experiments.runs.plain import PlainRun
+from pacesetter.experiments.runs.progress import Clock, Progress
+from pacesetter.experiments.runs.records import CSV_COLUMNS, Entry, read_records
+from pacesetter.experiments.runs.replay import Replay, mean_replay
+from pacesetter.experiments.runs.task_work import SENSITIVE
+from pacesetter.experiments.tasks import named_task, task_names
+from pacesetter.experiments.tuning import TUNING_SEEDS
+from pacesetter.inner_models.engine.batching import batch_stream, build_model
+from pacesetter.inner_models.engine.trainer import InnerTrainer
+from pacesetter.inner_models.task import ModuleTask, Splits, TaskFamily
+
+STARTS = (1e-3, 1e-2)
+SEEDS = 3
+TRIALS = 6
+NAMES = (
+    *("adamw-default", "adamw-constant", "adamw-cosine", "sgd-cosine", "schedule-free"),
+    *("population", "adamw-cosine-calibrated"),
+)
+ROWS = tuple(b for b in BASELINES if b.name in NAMES)
+ARMS = (*(arm.name for arm in AGENT_ARMS), *NAMES)
+CONFIG = CompareConfig(arms=ARMS, num_seeds=SEEDS, trials=TRIALS, start_lrs=STARTS, replay_tasks=4)
+FEW = replace(CONFIG, arms=("policy", "sgd-cosine"), num_seeds=2, trials=2, start_lrs=(1e-3,))
+
+
+def squared_error(model, batch):
+    inputs, targets = batch
+    return (model(inputs) - targets).square().mean()
+
+
+def shifted_error(model, batch):
+    return squared_error(model, batch) - 100.0
+
+
+def small_task(name="own/line", *, seed=0, loss=squared_error, horizon=24):
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(80, 4, generator=generator)
+    targets = (inputs @ torch.randn(4, 1, generator=generator)).tanh()
+    parts = zip(inputs.split([32, 16, 16, 16]), targets.split([32, 16, 16, 16]), strict=True)
+    return ModuleTask(
+        lambda: nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 1)),
+        loss,
+        Splits(*parts),
+        horizon=horizon,
+        batch_size=8,
+        name=name,
+    )
+
+
+class SmallFamily(TaskFamily):
+    name = "small"
+
+    def sample_shape(self, generator):
+        return None
+
+    def build(self, shape, generator):
+        seed = int(torch.randint(1000, (), generator=generator))
+        return small_task(seed=seed).with_seed(seed)
+
+
+def a_policy(seed=0):
+    """Some policy that looks at what it sees and moves a lot."""
+    rng = np.random.default_rng(seed)
+    layer = (rng.normal(size=(3, NUM_FEATURES)) * 0.4, np.array([0.5, 0.0, -0.2]))
+    return Policy([layer], control=ControlConfig(num_intervals=6))
+
+
+TASKS = [small_task("own/a", seed=1), small_task("own/b", seed=2)]
+
+
+def run(out, config=CONFIG, *, tasks=TASKS, **options):
+    options = {"policy": a_policy(), "families": [SmallFamily()], "baselines": ROWS, **options}
+    return compare(config, out, tasks=tasks, **options)
+
+
+def only_notes(path, report):
+    """Instead of the report, whose figures take seconds and have tests of their own."""
+    path.write_text("\n".join(report.notes))
+
+
+@pytest.fixture(autouse=True)
+def _no_figures(monkeypatch):
+    monkeypatch.setattr(compare_module, "write_report", only_notes)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One comparison, with every reading of a split written down."""
+    out = tmp_path_factory.mktemp("compare") / "run"
+    reads = []
+    evaluate, alone = InnerTrainer.evaluate, PlainRun.evaluate
+
+    def watched(self, split):
+        reads.append((self, split, self.step_count, {t.seed for t in self.tasks}))
+        return evaluate(self, split)
+
+    def watched_alone(self, split, *args):
+        reads.append((self, split, self.task.horizon, {self.task.seed}))
+        return alone(self, split, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(InnerTrainer, "evaluate", watched)
+        patch.setattr(PlainRun, "evaluate", watched_alone)
+        found = run(out, latex=True)
+    return out, found, reads
+
+
+def test_every_arm_runs_on_every_task_seed_and_budget(finished):
+    _, found, _ = finished
+    entries = {Entry(arm.name, lr) for arm in AGENT_ARMS for lr in STARTS}
+    entries |= {Entry("adamw-default"), Entry("adamw-cosine-calibrated")}
+    tuned = ("adamw-constant", "adamw-cosine", "sgd-cosine", "schedule-free", "population")
+    entries |= {Entry(name, None, budget) for name in tuned for budget in (1, 5, TRIALS)}
+    # AdamW by hand from the policy's other start; from 1e-3 it is what it is anyway.
+    entries |= {Entry(name, 1e-2) for name in SENSITIVE}
+    assert {(r.entry, r.task, r.seed) for r in found.records} == {
+        (e, t.name, s) for e in entries for t in TASKS for s in range(SEEDS)
+    }
+    assert len(found.records) == len(entries) * 2 * SEEDS
+    assert not any(r.failed for r in found.records)
+
+
+def test_runs_are_paired(finished):
+    _, found, _ = finished
+    untrained = {}
+    for r in found.records:
+        untrained.setdefault((r.task, r.seed), set()).add(round(r.untrained, 5))
+    assert all(len(values) == 1 for values in untrained.values())
+    assert len({next(iter(values)) for values in untrained.values()}) == 2 * SEEDS
+
+
+def test_test_split_is_read_once_per_run_and_last(finished):
+    _, _, reads = finished
+    seen = [(id(model), seeds) for model, split, _, seeds in reads if split == "test"]
+    assert seen
+    assert len(seen) == len({model for model, _ in seen})
+    assert not any(seeds & set(TUNING_SEEDS) for _, seeds in seen)
+    assert any(seeds == set(TUNING_SEEDS) for *_, seeds in reads)
+    for model, split, step, _ in reads:
+        if split == "test" and isinstance(model, InnerTrainer):
+            assert step == model.horizon
+
+
+def test_budgets_are_nested_paid_for_and_chosen_on_outer_valid(finished):
+    """Each budget's setting is the best of the first trials; the studies say which those were."""
+    optuna = pytest.importorskip("optuna")
+    out, found, _ = finished
+    storage = optuna.storages.RDBStorage(f"sqlite:///{out / 'studies.db'}")
+    for arm in ("adamw-cosine", "sgd-cosine", "schedule-free"):
+        for task in TASKS:
+            study = optuna.load_study(study_name=f"{task.name} | {arm}", storage=storage)
+            assert len(study.trials) == TRIALS
+            space = next(b for b in ROWS if b.name == arm).space
+            assert study.trials[0].params == pytest.approx(space.default)
+            for budget in (1, 5, TRIALS):
+                best = min(study.trials[:budget], key=lambda t: t.value)
+                rows = [
+                    r
+                    for r in found.records
+                    if (r.entry, r.task) == (Entry(arm, None, budget), task.name)
+                ]
+                assert len(rows) == SEEDS
+                assert all(r.setting == pytest.approx(best.params) for r in rows)
+                spent = 24 * (1 + (2 * budget if budget > 1 else 0))
+                assert {r.inner_steps for r in rows} == {spent}
+    storage.engine.dispose()
+    default, budget_1 = (
+        [r.losses["test"] for r in found.records if r.entry == Entry(name)]
+        for name in ("adamw-default", "adamw-constant")
+    )
+    assert budget_1 == pytest.approx(default, rel=1e-4)  # its default is 1e-3 too
+
+
+def test_equal_winners_are_run_once(finished):
+    _, found, _ = finished
+    by_setting = {}
+    for r in found.records:
+        key = (r.task, r.arm, r.seed, json.dumps(r.setting, sort_keys=True), r.start_lr)
+        if r.arm not in ("population", *(arm.name for arm in AGENT_ARMS)):
+            by_setting.setdefault(key, []).append(r.losses["test"])
+    assert any(len(losses) > 1 for losses in by_setting.values())
+    assert all(len(set(losses)) == 1 for losses in by_setting.values())
+
+
+def plain_adamw(task, *, seed, lr):
+    """Final test loss of an ordinary loop with AdamW at a constant rate."""
+    task = task.with_seed(seed)
+    model, stream = build_model(task), batch_stream(task)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
+    inputs, targets = task.splits.train
+    for _ in range(task.horizon):
+        rows = stream.take(1)[0]
+        optimizer.zero_grad()
+        squared_error(model, (inputs[rows], targets[rows])).backward()
+        optimizer.step()
+    with torch.no_grad():
+        return float(squared_error(model, task.splits.test))
+
+
+def test_csv_says_the_same_as_the_records_and_as_plain_torch(finished):
+    out, found, _ = finished
+    with (out / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == CSV_COLUMNS
+    assert len(rows) == len(found.records)
+    loss = {(r["task"], r["arm"], r["start_lr"], r["budget"], r["seed"]): r for r in rows}
+    assert len(loss) == len(rows)
+    for r in found.records:
+        start = "" if r.start_lr is None else str(r.start_lr)
+        row = loss[r.task, r.arm, start, str(r.budget), str(r.seed)]
+        assert float(row["test"]) == r.losses["test"]
+    row = loss["own/b", "adamw-default", "", "1", "2"]
+    assert float(row["test"]) == pytest.approx(plain_adamw(TASKS[1], seed=2, lr=1e-3), rel=1e-4)
+    row = loss["own/a", "adamw-default", "0.01", "1", "1"]
+    assert float(row["test"]) == pytest.approx(plain_adamw(TASKS[0], seed=1, lr=1e-2), rel=1e-3)
+
+
+def test_policy_arm_is_the_policy(finished):
+    """The policy's runs among siblings are those of the policy alone."""
+    _, found, _ = finished
+    task = TASKS[1].with_optimizer(lr=1e-2).with_seed(2)
+    alone = run_agents([task], [ClosedLoop(a_policy())], control=a_policy().control)
+    (record,) = [
+        r for r in found.records if (r.entry, r.task, r.seed) == (Entry("policy", 1e-2), "own/b", 2)
+    ]
+    assert record.losses["test"] == pytest.approx(alone.losses("test")[0], rel=1e-3)
+    assert record.lrs == pytest.approx(np.ravel(alone.lrs), rel=1e-3)
+    assert np.ptp(record.lrs) > 0
+    assert np.isfinite(record.clip_thresholds).all()
+
+
+def test_replays_follow_their_means_and_look_at_nothing(finished):
+    _, found, _ = finished
+
+    def trajectories(arm, start):
+        rows = [r for r in found.records if r.entry == Entry(arm, start)]
+        return np.array([r.trajectory for r in rows])
+
+    for start in STARTS:
+        blind = trajectories("policy-open-loop", start)
+        assert np.ptp(blind, axis=0) == pytest.approx(0.0, abs=1e-12)
+        assert blind[0] == pytest.approx(trajectories("policy-open-loop", STARTS[0])[0])
+        strict = trajectories("policy-open-loop-strict", start)
+        assert strict[0] == pytest.approx(trajectories("policy", start).mean(axis=0))
+        assert np.ptp(strict, axis=0) == pytest.approx(0.0, abs=1e-12)
+        assert trajectories("do-nothing", start) == pytest.approx(0.0)
+
+
+def test_replay_fits_runs_with_fewer_intervals():
+    ramp = np.outer(np.arange(6) / 10, [1.0, 0.0, 0.0])
+    replay = mean_replay([ramp, ramp[::2]], ControlConfig(num_intervals=6))
+    assert replay.mean[:, 0] == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4, 0.45])
+    steps = [
+        replay.act(np.zeros((2, NUM_FEATURES)), interval=k, num_intervals=3)[0, 0] for k in (1, 2)
+    ]
+    assert np.array(steps) * 0.35 == pytest.approx([0.2, 0.2])
+    with pytest.raises(ValueError, match="at least one"):
+        mean_replay([], ControlConfig())
+    assert isinstance(replay, Replay)
+
+
+def test_folder_holds_what_is_said(finished):
+    out, found, _ = finished
+    assert (out / "table.txt").read_text() == found.table + "\n"
+    assert (out / "table.md").read_text().count("|") > 50
+    assert "\\begin{tabular}" in (out / "table.tex").read_text()
+    assert "CompareConfig(" in (out / "report.html").read_text()  # the exact command
+    names = {path.suffix for path in (out / "figures").iterdir()}
+    assert names == {".svg", ".png"}
+    assert json.loads((out / "seconds.json").read_text())["seconds"] > 0
+    for path in out.rglob("*.json"):
+        json.loads(path.read_text(), parse_constant=pytest.fail)
+    assert set(json.loads((out / "data.json").read_text())) == {"own/a", "own/b"}
+    kept = [r for path in (out / "tasks" / "own_a").iterdir() for r in read_records(path)]
+    assert {r.arm for r in kept} == set(ARMS) - {STRICT.name}
+    assert all(r in found.records for r in kept)
+
+
+def test_stopped_comparison_goes_on_and_repeats_nothing(tmp_path, monkeypatch):
+    arms = ("policy", "policy-open-loop-strict", "sgd-cosine", "population")
+    config = replace(FEW, arms=arms)
+    found = run(tmp_path / "whole", config)
+    done, original = [], task_work.task_records
+
+    def stops(task, plan, **kwargs):
+        key = (task.name, plan.arms, tuple(b.name for b in plan.baselines))
+        if len(done) == 4:
+            done.append(None)
+            raise KeyboardInterrupt
+        done.append(key)
+        return original(task, plan, **kwargs)
+
+    monkeypatch.setattr(task_work, "task_records", stops)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", config)
+    assert not (tmp_path / "run" / "results.csv").exists()
+    again = run(tmp_path / "run", config, resume=True)
+    done.remove(None)
+    assert len(done) == len(set(done)) == 3 * len(TASKS)  # agents, siblings, population
+    same = ("arm", "task", "seed", "start_lr", "budget", "setting", "losses", "curve", "lrs")
+    for one, other in zip(again.records, found.records, strict=True):
+        assert [getattr(one, n) for n in same] == [getattr(other, n) for n in same]
+    monkeypatch.setattr(InnerTrainer, "run", pytest.fail)  # nothing is trained any more
+    assert run(tmp_path / "run", config, resume=True).table == again.table
+
+
+KILLED = """
+    import os, signal, sys
+    from pathlib import Path
+
+    sys.path.insert(0, {tests!r})
+    import test_compare as t
+    from pacesetter.experiments.runs import task_work
+    from pacesetter.experiments.studies import Study
+
+    left = int(sys.argv[2])
+
+    def counted(function):
+        def call(*args, **kwargs):
+            global left
+            found = function(*args, **kwargs)
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return found
+        return call
+
+    Study.tell = counted(Study.tell)
+    task_work.write_records = counted(task_work.write_records)
+    t.compare_module.write_report = t.only_notes
+    out = Path(sys.argv[1])
+    found = t.run(out, t.FEW, resume=(out / "run.json").exists())
+    print("trained to the end", found.summary.seeds)
+"""
+
+
+def test_killed_comparison_goes_on(tmp_path):
+    """SIGKILL in the middle of a search, between pieces, and again: the result is the same."""
+    script = tmp_path / "killed.py"
+    script.write_text(textwrap.dedent(KILLED).format(tests=os.path.dirname(__file__)))
+    out = tmp_path / "run"
+
+    def process(left):
+        return subprocess.run(
+            [sys.executable, str(script), str(out), str(left)],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+    # Each task has a search of two trials, and two pieces: 1 is within the first search, and 3,
+    # from there, is after its first piece.
+    for left in (1, 3):
+        done = process(left)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert not (out / "results.csv").exists()
+    kept = {path: path.read_bytes() for path in out.glob("tasks/*/*.json")}
+    assert kept
+    done = process(0)
+    assert done.returncode == 0, done.stderr
+    assert "trained to the end" in done.stdout
+    assert all(path.read_bytes() == text for path, text in kept.items())
+    assert not [path for path in out.rglob("*") if path.name.endswith(".tmp")]
+    whole = run(tmp_path / "whole", FEW)
+    tables = [folder / "results.csv" for folder in (out, tmp_path / "whole")]
+    rows = [list(csv.DictReader(table.read_text().splitlines())) for table in tables]
+    for one, other in zip(*rows, strict=True):
+        seconds = one.pop("wall_seconds"), other.pop("wall_seconds")
+        assert all(map(float, seconds))
+        assert one == other
+    assert len(rows[0]) == len(whole.records)
+
+
+def breaks(params, hyperparameters, task):
+    raise RuntimeError("no such luck")
+
+
+def test_arm_that_crashes_is_reported_as_failed_and_the_rest_goes_on(tmp_path):
+    broken = Baseline(
+        name="broken",
+        label="an arm that <crashes>",
+        optimizer=breaks,
+        space=next(b for b in ROWS if b.name == "sgd-cosine").space,
+        source="here",
+    )
+    config = replace(FEW, arms=(*FEW.arms, "broken"))
+    out = tmp_path / "run"
+    found = run(out, config, baselines=(*ROWS, broken))
+    failed = [r for r in found.records if r.failed]
+    assert {r.arm for r in failed} == {"broken"}
+    assert len(failed) == 2 * 2 * 2  # tasks, seeds, budgets
+    assert {r.failed for r in failed} == {"RuntimeError: no such luck"}
+    assert all(math.isfinite(r.losses["test"]) for r in found.records if not r.failed)
+    assert {f.entry.arm for f in found.summary.failures} == {"broken"}
+    assert "no such luck" in found.table
+    with (out / "results.csv").open() as file:
+        rows = [r for r in csv.DictReader(file) if r["arm"] == "broken"]
+    assert {r["failed"] for r in rows} == {"RuntimeError: no such luck"}
+
+
+def test_reference_that_crashes_ends_with_its_reason(tmp_path):
+    reference = replace(next(b for b in ROWS if b.name == "adamw-default"), optimizer=breaks)
+    with pytest.raises(ValueError, match=r"'adamw-default'.*crashed: RuntimeError: no such luck"):
+        run(tmp_path / "run", FEW, baselines=(reference, *ROWS[1:]))
+    assert (tmp_path / "run" / "results.csv").is_file()
+
+
+def test_policy_that_crashes_takes_nothing_along(tmp_path, monkeypatch):
+    def crash(self, features, *, interval, num_intervals):
+        raise RuntimeError("lost")
+
+    monkeypatch.setattr(ClosedLoop, "act", crash)
+    config = replace(FEW, arms=("policy", "policy-open-loop-strict", "do-nothing"))
+    found = run(tmp_path / "run", config)
+    assert {r.arm for r in found.records if r.failed} == {"policy"}
+    assert {r.arm for r in found.records if not r.failed} == {"do-nothing", "adamw-default"}
+
+
+def test_worker_processes_change_no_result(tmp_path):
+    config = replace(FEW, arms=("schedule-free",))
+    task = named_task("digits-mlp/0")
+    task = replace(task, horizon=20)
+    one = run(tmp_path / "one", config, tasks=[task])
+    two = run(tmp_path / "two", replace(config, jobs=2), tasks=[task])
+    assert [r.losses for r in one.records] == [r.losses for r in two.records]
+    # Nor does their number keep anybody from going on.
+    run(tmp_path / "two", config, tasks=[task], resume=True)
+
+
+def test_folder_of_another_comparison_is_refused(finished, tmp_path):
+    out, _, _ = finished
+    with pytest.raises(FileExistsError, match="--resume"):
+        run(out)
+    with pytest.raises(ValueError, match="num_seeds: 3 then, 4 now"):
+        run(out, replace(CONFIG, num_seeds=4), resume=True)
+    with pytest.raises(ValueError, match="trials: 6 then, 7 now"):
+        run(out, replace(CONFIG, trials=7), resume=True)
+    with pytest.raises(ValueError, match="policy"):
+        run(out, resume=True, policy=a_policy(1))
+    with pytest.raises(ValueError, match=r"data\.own/b: "):
+        run(out, resume=True, tasks=[TASKS[0], small_task("own/b", seed=3)])
+    with pytest.raises(FileNotFoundError, match="cannot resume"):
+        run(tmp_path / "none", resume=True)
+
+
+def test_losses_below_zero_are_compared(tmp_path):
+    task = small_task(loss=shifted_error)
+    config = replace(FEW, arms=("policy", "adamw-cosine"))
+    found = run(tmp_path / "run", config, tasks=[task])
+    assert not found.summary.relative
+    assert all(math.isfinite(e.scores["test"].estimate) for e in found.summary.entries)
+    assert {r.arm for r in found.records} == {"policy", "adamw-cosine", "adamw-default"}
+
+
+def test_moved_edges_are_said_in_the_report(tmp_path):
+    """A learning rate that is far too low everywhere: the search has to go beyond its range."""
+    row = next(b for b in ROWS if b.name == "sgd-cosine")
+    lr = replace(row.space.dimensions["lr"], low=1e-7, high=1e-5, default=1e-6)
+    row = replace(row, space=type(row.space)({"lr": lr}))
+    rows, notes = (ROWS[0], row), {}
+    for trials in (10, 11):
+        out = tmp_path / str(trials)
+        found = run(out, replace(FEW, trials=trials), tasks=TASKS[:1], baselines=rows)
+        notes[trials] = (out / "report.html").read_text()
+    assert "on an edge at the end: sgd-cosine on own/a (lr)" in notes[10]
+    assert "sgd-cosine on own/a (lr beyond 1e-05)" in notes[11]
+    best = next(r for r in found.records if r.entry == Entry("sgd-cosine", None, 11))
+    assert best.setting["lr"] > 1e-5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_seeds": 0}, "num_seeds"),
+        ({"start_lrs": (0.0,)}, "start_lrs"),
+        ({"start_lrs": (1e-3, 1e-3)}, "start_lrs"),
+        ({"tasks": ()}, "tasks"),
+        ({"replay_tasks": 0}, "replay_tasks"),
+        ({"trials": 0}, "trials must be positive, but got 0"),
+        ({"jobs": 0}, "jobs must be positive, but got 0"),
+        ({"steps": 10}, "steps are those of the user's own tasks"),
+        ({"steps": 0, "own_tasks": ("a:b",)}, "steps must be positive"),
+    ],
+)
+def test_bad_settings_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(CONFIG, **changes)
+
+
+def test_budgets_follow_from_trials():
+    assert CompareConfig().budgets == (1, 5, 20)
+    assert replace(CONFIG, trials=8).budgets == (1, 5, 8)
+
+
+def test_bad_arms_tasks_and_devices_are_refused_before_anything_is_written(tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(ValueError, match="nearest: policy"):
+        run(out, replace(CONFIG, arms=("polic",)))
+    with pytest.raises(ValueError, match="names that differ"):
+        run(out, tasks=[TASKS[0], TASKS[0]])
+    with pytest.raises(ValueError, match="device"):
+        run(out, replace(CONFIG, device="warp"))
+    with pytest.raises(ValueError, match="digits-mlp"):
+        compare(replace(CONFIG, tasks=("digit-mlp/0",)), out, policy=a_policy())
+    own = replace(CONFIG, tasks=(), own_tasks=("nowhere_to_be_found:make",))
+    with pytest.raises(ValueError, match="no module 'nowhere_to_be_found'"):
+        compare(own, out, policy=a_policy())
+    with pytest.raises(ValueError, match="finite at the start"):
+        run(out, tasks=[small_task(loss=lambda model, batch: squared_error(model, batch) / 0)])
+    assert not out.exists()
+
+
+def test_names_of_tasks():
+    assert task_names(["digits-mlp"], per_family=2) == ("digits-mlp/0", "digits-mlp/1")
+    assert named_task("digits-mlp/1").name == "digits-mlp/1"
+    with pytest.raises(ValueError, match="family/number"):
+        named_task("digits-mlp")
+
+
+class Terminal(list):
+    def __init__(self, tty):
+        super().__init__()
+        self.tty = tty
+
+    def isatty(self):
+        return self.tty
+
+    def write(self, text):
+        self.append(text)
+
+    def flush(self):
+        pass
+
+
+def test_progress_is_calm_without_a_terminal():
+    log = Terminal(tty=False)
+    with Progress(30, shown=True, stream=log) as bar:
+        for i in range(30):
+            bar.begin(f"stage {i}")
+            bar.done()
+    assert len(log) == 1
+    assert re.fullmatch(r"30 of 30 stages, 0\.\d minutes: stage 29\n", log[0])
+    for tty, shown in ((True, False), (False, False)):
+        silent = Terminal(tty=tty)
+        with Progress(1, shown=shown, stream=silent) as bar:
+            bar.done()
+        assert not silent
+    screen = Terminal(tty=True)
+    with Progress(1, shown=True, stream=screen) as bar:
+        bar.begin("tuning")
+        bar.done()
+    assert "tuning" in "".join(screen)
+
+
+def test_clock_adds_up_over_processes(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    for spent, total in ((5.0, 5.0), (7.0, 12.0)):
+        clock = Clock(tmp_path / "seconds.json")
+        now[0] += spent
+        clock.write()
+        assert clock.seconds == total

@@ -1,0 +1,228 @@
+"""Metrics of runs, from synthetic records and against numbers worked out by hand."""
+
+import math
+
+import numpy as np
+import pytest
+
+from pacesetter.experiments.analysis.metrics import (
+    Grid,
+    anchors,
+    area_under_curve,
+    normalised_scores,
+    time_to_target,
+    tuned_entries,
+    wall_seconds,
+)
+from pacesetter.experiments.analysis.statistics import fill_diverged
+from pacesetter.experiments.runs.records import Entry, RunRecord
+
+DEFAULT = Entry("adamw-default")
+
+
+def run(
+    arm,
+    loss,
+    *,
+    task="t",
+    seed=0,
+    budget=1,
+    valid=None,
+    curve=(),
+    wall=1.0,
+    failed=None,
+    untrained=4.0,
+):
+    """A run of 100 steps whose outer-valid loss was looked at in equal distances."""
+    valid = loss if valid is None else valid
+    ends = [100 * (k + 1) // len(curve) for k in range(len(curve))]
+    return RunRecord(
+        task=task,
+        arm=arm,
+        seed=seed,
+        start_lr=None,
+        lr=1e-3,
+        trials=budget,
+        inner_steps=100,
+        untrained=math.nan if failed else untrained,
+        losses={"train": loss, "outer_valid": valid, "test": loss},
+        steps=[] if failed else [50, 100],
+        curve=[],
+        lrs=[],
+        momenta=[],
+        clip_thresholds=[],
+        budget=budget,
+        valid_steps=ends,
+        valid_curve=list(curve),
+        wall_seconds=math.nan if failed else wall,
+        failed=failed,
+    )
+
+
+def crash(arm, **options):
+    return run(arm, math.nan, failed="ImportError: no such package", **options)
+
+
+def test_grid_is_in_order_and_complete():
+    rows = [run(a, 1.0, task=t, seed=s) for t in "xy" for s in (3, 1) for a in ("b", "a")]
+    grid = Grid(rows)
+    assert (grid.entries, grid.tasks, grid.seeds) == ((Entry("b"), Entry("a")), ("x", "y"), (3, 1))
+    assert grid.array(lambda r: r.seed)[0].tolist() == [[3, 1], [3, 1]]
+    with pytest.raises(ValueError, match="2 arms, 2 tasks and 2 seeds, but got 7"):
+        Grid(rows[1:])
+    with pytest.raises(ValueError, match="of which 8 differ"):
+        Grid([*rows, rows[0]])
+
+
+def test_crashed_run_has_no_steps_and_no_say_in_the_untrained_loss():
+    grid = Grid([run("a", 1.0, untrained=3.0), crash("b")])
+    assert grid.horizon("t") == 100
+    assert grid.untrained().tolist() == [3.0]
+    assert math.isnan(grid.losses("test")[1, 0, 0])
+
+
+def test_one_is_the_tuned_adamw_that_outer_valid_chose():
+    grid = Grid(
+        [
+            run("adamw-default", 2.0),
+            run("adamw-cosine", 1.0, budget=20, valid=0.4),
+            run("adamw-linear", 0.5, budget=20, valid=0.5),
+            run("adamw-linear", 0.5, budget=5, valid=0.1),
+            run("sgd-cosine", 0.5, budget=20, valid=0.1),
+        ]
+    )
+    ends = anchors(grid, "test", reference=DEFAULT)
+    assert ends.entries == (Entry("adamw-cosine", budget=20),)  # linear had luck on test
+    assert (ends.default[0], ends.tuned[0], ends.gain[0]) == (2.0, 1.0, 0.5)
+    scores = normalised_scores(grid.losses("test"), ends)
+    assert scores.ravel().tolist() == [0.0, 1.0, 1.5, 1.5, 1.5]
+
+
+def test_tuned_family_is_adamw_at_the_largest_budget():
+    entries = [Entry(a, None, b) for a in ("adamw-cosine", "sgd-cosine", "lion") for b in (1, 5)]
+    entries += [DEFAULT, Entry("adamw-constant", 1e-2, 5)]
+    assert tuned_entries(entries, DEFAULT) == [Entry("adamw-cosine", None, 5)]
+    assert tuned_entries([DEFAULT, Entry("adamw-cosine")], DEFAULT) == []
+
+
+@pytest.mark.parametrize(
+    ("default", "tuned", "untrained", "gain", "counts"),
+    [
+        (2.0, 1.97, 4.0, 0.015, False),
+        (2.0, 1.95, 4.0, 0.025, True),
+        (2.0, 2.5, 4.0, -0.25, False),  # worse on test: scores would be upside down
+        (-10.0, -10.3, 4.0, 0.3 / 14, True),
+        (-10.0, -10.2, 4.0, 0.2 / 14, False),
+        (-10.0, -11.0, -12.0, math.inf, True),  # the default learned nothing
+        (-10.0, -10.0, -12.0, 0.0, False),
+    ],
+)
+def test_tasks_where_tuning_gains_too_little_do_not_count(default, tuned, untrained, gain, counts):
+    grid = Grid(
+        [
+            run("adamw-default", default, untrained=untrained),
+            run("adamw-cosine", tuned, budget=20, untrained=untrained),
+        ]
+    )
+    ends = anchors(grid, "test", reference=DEFAULT)
+    assert ends.gain[0] == pytest.approx(gain)
+    assert ends.counts.tolist() == [counts]
+    scores = normalised_scores(grid.losses("test"), ends)
+    assert scores.shape == (2, int(counts), 1)
+    if counts:
+        assert scores.ravel() == pytest.approx([0.0, 1.0])
+
+
+def test_nothing_is_normalised_where_nothing_was_tuned():
+    grid = Grid([run("adamw-default", 2.0), run("adamw-cosine", 1.0)])
+    assert anchors(grid, "test", reference=DEFAULT) is None
+
+
+def test_normalised_score_knows_no_unit():
+    """a x loss + b changes no score, negative losses or not."""
+    losses = {"adamw-default": 3.0, "adamw-cosine": 2.0, "other": 2.25}
+
+    def scores(a, b):
+        grid = Grid(
+            [
+                run(arm, a * x + b, budget=20 if arm == "adamw-cosine" else 1, untrained=a * 5 + b)
+                for arm, x in losses.items()
+            ]
+        )
+        return normalised_scores(grid.losses("test"), anchors(grid, "test", reference=DEFAULT))
+
+    assert scores(1, 0).ravel().tolist() == [0.0, 1.0, 0.75]
+    assert scores(7, -100) == pytest.approx(scores(1, 0))
+
+
+def test_time_to_target_keeps_who_never_gets_there():
+    grid = Grid(
+        [
+            run("adamw-default", 1.0, curve=[3.0, 2.0, 1.5, 1.0], wall=10.0),
+            run("quick", 0.5, curve=[2.0, 0.9, 0.7, 0.5], wall=20.0),
+            run("never", 1.1, curve=[3.0, 2.0, 1.5, 1.1], wall=5.0),
+            run("broken", math.nan, curve=[0.9, math.nan, math.nan, math.nan], wall=10.0),
+            crash("crashed"),
+        ]
+    )
+    found = time_to_target(grid, reference=DEFAULT)
+    assert found.reached.ravel().tolist() == [True, True, False, True, False]
+    assert found.steps.ravel().tolist() == [1.0, 0.5, 1.0, 0.25, 1.0]
+    # Over ten seconds of the default; who never gets there takes as long as the longest run.
+    assert found.seconds.ravel().tolist() == [1.0, 1.0, 2.0, 0.25, 2.0]
+
+
+def test_any_loss_is_as_good_as_that_of_a_default_that_diverged():
+    grid = Grid(
+        [
+            run("adamw-default", math.nan, curve=[math.nan, math.nan]),
+            run("other", 9.0, curve=[9.5, 9.0]),
+        ]
+    )
+    found = time_to_target(grid, reference=DEFAULT)
+    assert found.reached.ravel().tolist() == [False, True]
+    assert found.steps.ravel().tolist() == [1.0, 0.5]
+
+
+def test_target_allows_for_rounding_of_negative_losses():
+    grid = Grid(
+        [
+            run("adamw-default", -3.0, curve=[-2.0, -3.0]),
+            run("same", -3.0, curve=[-2.9999, -3.0 + 1e-7]),
+        ]
+    )
+    assert time_to_target(grid, reference=DEFAULT).steps.ravel().tolist() == [1.0, 1.0]
+    assert time_to_target(grid, reference=DEFAULT).reached.all()
+
+
+def test_area_is_the_mean_loss_over_the_run():
+    grid = Grid(
+        [
+            run("adamw-default", 2.0, curve=[3.0, 2.0], untrained=4.0),
+            run("broken", math.nan, curve=[1.0, math.nan], untrained=4.0),
+            run("negative", -4.0, curve=[0.0, -4.0], untrained=4.0),
+            crash("crashed"),
+        ]
+    )
+    area = area_under_curve(grid)
+    # 4, 3, 2; 4, 1, then the worst that anybody had: 4; 4, 0, -4; all the time 4.
+    assert area.ravel() == pytest.approx([3.0, 2.5, 0.0, 4.0])
+
+
+def test_nothing_is_made_of_curves_and_clocks_that_are_not_recorded():
+    grid = Grid([run("adamw-default", 2.0, curve=[2.0], wall=math.nan), run("other", 1.0)])
+    assert time_to_target(grid, reference=DEFAULT) is None
+    assert area_under_curve(grid) is None
+    assert np.isnan(wall_seconds(grid)[0]).all()
+
+
+def test_anchors_of_diverged_runs_are_finite():
+    rows = [
+        run("adamw-default", math.nan, untrained=4.0),
+        run("adamw-cosine", 1.0, budget=20, untrained=4.0),
+    ]
+    grid = Grid(rows)
+    ends = anchors(grid, "test", reference=DEFAULT)
+    assert (ends.default[0], ends.tuned[0]) == (4.0, 1.0)
+    filled = fill_diverged(grid.losses("test"), untrained=grid.untrained())
+    assert normalised_scores(filled, ends).ravel().tolist() == [0.0, 1.0]

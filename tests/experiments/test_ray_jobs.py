@@ -1,0 +1,166 @@
+"""Commands and comparisons on a Ray cluster: the results of the local engine, and nothing twice."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pacesetter.agent.training.callbacks import CHECKPOINT, POLICY, VALIDATION
+from pacesetter.agent.training.engines import RayEngine
+from pacesetter.agent.training.train import train
+from pacesetter.envs.ray.groups import Workers
+from pacesetter.experiments import comparison as compare_module
+from pacesetter.experiments.comparison import CompareConfig, compare
+from pacesetter.experiments.presets import PRESETS
+from pacesetter.experiments.rivals.baselines import OPEN_LOOP, STRICT
+from pacesetter.experiments.rivals.baselines import POLICY as POLICY_ARM
+from pacesetter.experiments.runs.ray_pool import RayPool, Unit, each
+from pacesetter.inner_models.families.teachers.regression import TeacherMLP, TeacherRanges
+from pacesetter.inner_models.registry import fixed_task
+
+pytest.importorskip("ray", reason="needs Ray: pip install 'pacesetter[ray]'")
+# On a busy machine a worker may take long to start, and then the engine says so.
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.filterwarnings("ignore:waiting for"),
+    pytest.mark.usefixtures("one_thread"),
+]
+
+FAMILY = TeacherMLP(TeacherRanges(num_train=(128, 256), horizon=(24, 40), eval_rows=32))
+
+
+def command(out, address, *more):
+    words = "train --preset smoke --decisions 1000 --seed 7 --engine ray --workers 2 --quiet"
+    places = ["--address", address, "--out", str(out)]
+    cli = [sys.executable, "-m", "pacesetter.experiments.cli.main"]
+    return [*cli, *words.split(), *places, *more]
+
+
+def test_a_driver_killed_by_kill_9_resumes_to_the_policy_of_the_local_engine(cluster, tmp_path):
+    config = replace(PRESETS["smoke"], decisions=1_000)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command(killed, cluster.address),
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    checkpoint = killed / CHECKPOINT
+    try:
+        while process.poll() is None and not (
+            checkpoint.exists()
+            and torch.load(checkpoint, weights_only=True)["num_timesteps"] >= 2 * config.rollout
+        ):
+            time.sleep(0.01)
+    finally:
+        process.kill()
+    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+    done = torch.load(checkpoint, weights_only=True)["num_timesteps"]
+    assert 2 * config.rollout <= done < config.rollouts * config.rollout
+    again = command(killed, cluster.address, "--resume")
+    subprocess.run(again, check=True, env=environment, capture_output=True)
+    train(config, whole, seed=7, progress=False, preset="smoke")
+    for name in (POLICY, VALIDATION):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes()
+
+
+LOUD = """
+from pacesetter.inner_models.families.teachers.regression import TeacherMLP, TeacherRanges
+
+class Loud(TeacherMLP):
+    def sample_group(self, count, generator):
+        print("drawing", flush=True)
+        return super().sample_group(count, generator)
+
+def family():
+    return Loud(TeacherRanges(horizon=(30, 60)), name="loud")
+"""
+
+
+def test_what_workers_print_does_not_come_between_results(cluster, tmp_path):
+    (tmp_path / "loud.py").write_text(LOUD, encoding="utf-8")
+    families = ["--families", "loud:family", "--validation-families", "digits-mlp"]
+    done = subprocess.run(
+        command(tmp_path / "run", cluster.address, *families),
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert [line.partition(":")[0] for line in done.stdout.splitlines()] == ["policy", "next"]
+    assert "drawing" in done.stderr
+
+
+COMPARED = CompareConfig(
+    arms=(POLICY_ARM.name, OPEN_LOOP.name, STRICT.name, "adamw-constant", "schedule-free"),
+    num_seeds=1,
+    trials=6,
+    replay_tasks=1,
+)
+
+
+def comparison(out, tasks, **options):
+    found = compare(COMPARED, out, tasks=tasks, families=[FAMILY], **options)
+    return [replace(record, wall_seconds=0.0) for record in found.records]
+
+
+class Stop(Exception):  # noqa: N818
+    """Stands for the end of the driver."""
+
+
+def test_a_comparison_is_the_same_on_a_cluster_and_nothing_is_done_twice(
+    cluster, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(compare_module, "write_report", lambda path, report: None)
+    tasks = [replace(fixed_task("quadratic", i), horizon=12) for i in (0, 1)]
+    whole = comparison(tmp_path / "here", tasks)
+    kept, original = [], RayPool._result
+
+    def result(pool, ref, unit):
+        found = original(pool, ref, unit)
+        if len(kept) == stop_at:
+            raise Stop
+        kept.append(unit.name)
+        return found
+
+    monkeypatch.setattr(RayPool, "_result", result)
+    engine = RayEngine(workers=2)
+    # A replay; per task two rounds of siblings and, in the first, five single trials; pieces.
+    for stop_at in (7, 18, -1):
+        if stop_at >= 0:
+            with pytest.raises(Stop):
+                comparison(tmp_path / "there", tasks, engine=engine, resume=bool(kept))
+        else:
+            found = comparison(tmp_path / "there", tasks, engine=engine, resume=True)
+    assert repr(found) == repr(whole)
+    units = 1 + 2 * (1 + 5 + 1 + 1) + 2 * len({"agents", "siblings", "schedule-free"}) + 2
+    assert len(kept) == units
+    again = comparison(tmp_path / "there", tasks, engine=engine, resume=True)
+    assert repr(again) == repr(whole)
+    assert len(kept) == units
+
+
+def test_a_unit_whose_worker_dies_is_done_again(cluster, tmp_path):
+    def dies_once(path):
+        if not path.exists():
+            path.touch()
+            os._exit(1)
+        return torch.get_num_threads()
+
+    def fails():
+        raise ValueError("no such thing")
+
+    pool = RayPool(Workers(count=2, threads=1))
+    found = {}
+    units = [Unit(f"unit {i}", dies_once, (tmp_path / str(i),)) for i in range(2)]
+    pool.run([each(units, found.__setitem__)])
+    assert found == {0: 1, 1: 1}
+    with pytest.raises(ValueError, match="no such thing"):
+        pool.run([each([Unit("bad", fails, ())], found.__setitem__)])

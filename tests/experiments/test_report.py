@@ -1,0 +1,327 @@
+"""The report: whole, safe, complete, and drawn from the numbers that the summary has."""
+
+import importlib.util
+import math
+import re
+import xml.etree.ElementTree as ET
+from collections import Counter
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pacesetter.experiments.analysis.statistics import Interval
+from pacesetter.experiments.analysis.wording import headline
+from pacesetter.experiments.report.looks import LOOKS, looks, shown_entries
+from pacesetter.experiments.report.page import Scale, glyph_cell
+from pacesetter.experiments.report.plots import (
+    band_data,
+    budget_data,
+    final_data,
+    profile_data,
+    score_data,
+    sensitivity_data,
+    task_slugs,
+)
+from pacesetter.experiments.report.report import render, write_report
+from pacesetter.experiments.runs.records import Entry
+
+spec = importlib.util.spec_from_file_location(
+    "report_sample", Path(__file__).with_name("report_sample.py")
+)
+sample = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(sample)
+
+VOID = {"meta", "link", "input", "br"}
+DRAWN = {"path", "circle", "rect", "use"}
+
+
+class Page(HTMLParser):
+    """Reads a page strictly: every element closed in turn; keeps tags, texts and attributes."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.elements, self.texts = [], [], []
+        self.feed(text)
+        self.close()
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag, attrs):
+        names = [name for name, _ in attrs]
+        assert len(names) == len(set(names)), (tag, names)
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] not in ("script", "style"):
+            self.texts.append(data.strip())
+
+    def all(self, tag, **wanted):
+        return [
+            attrs
+            for name, attrs in self.elements
+            if name == tag and all(attrs.get(key) == value for key, value in wanted.items())
+        ]
+
+
+@pytest.fixture(scope="module")
+def report():
+    return sample.report()
+
+
+@pytest.fixture(scope="module")
+def written(report, tmp_path_factory):
+    out = tmp_path_factory.mktemp("report")
+    write_report(out / "report.html", report)
+    return out
+
+
+@pytest.fixture(scope="module")
+def text(written):
+    return (written / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def page(text):
+    return Page(text)
+
+
+def test_page_is_well_formed_and_every_id_is_its_own(page, text):
+    ids = Counter(attrs["id"] for _, attrs in page.elements if "id" in attrs)
+    assert max(ids.values()) == 1
+    for reference in re.findall(r"url\(#([^)]+)\)", text):
+        assert reference in ids
+    for attrs in page.all("a"):
+        assert attrs["href"].removeprefix("#") in ids
+    assert all(a["aria-controls"] in ids for a in page.all("input"))
+
+
+def test_page_needs_nothing_else(page, text):
+    assert not re.search(r"https?:|@import|\bsrc=|url\((?!#)", text)
+    assert [attrs["href"] for attrs in page.all("link")] == ["data:,"]
+    assert page.all("meta", name="viewport")
+
+
+def test_names_are_escaped(page, text):
+    assert "<script>alert" not in text
+    assert "<lion>" not in text
+    assert "<i>" not in text
+    assert "<here>" not in text
+    said = " ".join(page.texts)
+    for name in (sample.NASTY, sample.TASKS[1], "no <lion> & no 'package'", "Schedules & <others>"):
+        assert name in said
+    assert len(page.all("script")) == 1
+
+
+def test_verdict_command_environment_and_sources_are_there(page, report):
+    said = " ".join(page.texts)
+    for expected in (
+        headline(report.summary),
+        report.command,
+        "Python <3>",
+        "Tuned & <chosen>.",
+        "<b>somewhere</b>",
+    ):
+        assert expected in said
+
+
+def test_failed_arms_are_shown_as_failed(page):
+    said = " ".join(page.texts)
+    assert page.all("section", id="failures")
+    assert "RuntimeError: out of memory" in said
+    assert "Failed everywhere and so in no other table: lion." in said
+    assert "1/3 crashed" in said
+
+
+def test_no_failures_no_box():
+    fine = [r for r in sample.records() if r.arm not in ("lion", "shaky")]
+    assert 'id="failures"' not in render(sample.report(fine))
+
+
+def test_every_task_has_its_part_with_curves_and_schedules(page, report, text):
+    slugs = task_slugs(report.summary.tasks)
+    for task in report.summary.tasks:
+        (part,) = page.all("section", id=f"task={slugs[task]}")
+        assert part["data-name"] == task
+    for name in ("training loss", "outer-valid loss", "learning rate", "momentum", "clip"):
+        assert len(re.findall(rf">{name}[^<]*</text>", text)) == len(report.summary.tasks)
+
+
+def test_every_figure_says_what_it_shows_and_follows_the_theme(page, text):
+    svgs = re.findall(r'<svg role="img".*?</svg>', text, flags=re.DOTALL)
+    assert len(svgs) == 3 + len(sample.TASKS)  # profile, budgets, starts; one per task
+    for svg in svgs:
+        element = ET.fromstring(svg)
+        assert len(element.get("aria-label")) > 20
+        assert "width" not in element.attrib
+        # Colours are variables: nothing that is drawn keeps the colours of light ground.
+        assert not re.search(r"(stroke|fill): #", svg)
+        assert "metadata" not in svg
+        drawn = [e for e in element.iter() if e.tag in DRAWN]
+        assert len(drawn) > 10
+    assert all(set(a) & {"role", "aria-hidden"} for a in page.all("svg"))
+
+
+def test_labels_of_ticks_are_not_cut(text):
+    assert ">0.001</text>" in text
+
+
+def test_tables_can_be_sorted(page):
+    heads = [attrs for attrs in page.all("th") if attrs.get("scope") == "col"]
+    assert {attrs["data-kind"] for attrs in heads} == {"number", "text"}
+    assert page.all("th", **{"aria-sort": "ascending"})
+    assert all("data-value" in attrs for attrs in page.all("td"))
+    for attrs in page.all("div", role="region"):
+        assert attrs["tabindex"] == "0"
+        assert attrs["aria-label"]
+
+
+def test_values_of_the_table_are_those_of_the_summary(report, text):
+    table = text[text.index('id="all-arms"') :]
+    table = table[: table.index("</table>")]
+    body = table[table.index("<tbody>") :]
+    rows = re.findall(r"<tr[^>]*>.*?</tr>", body, flags=re.DOTALL)
+    assert len(rows) == len(report.summary.entries)
+    values = [float(re.findall(r'data-value="([^"]*)"', row)[1]) for row in rows]
+    assert values == sorted(e.scores["test"].estimate for e in report.summary.entries)
+    extra = sum('class="extra"' in row or " extra" in row.split(">")[0] for row in rows)
+    assert extra == len(report.summary.entries) - len(report.summary.field)
+
+
+def test_figures_are_written_as_svg_and_png(written, report):
+    slugs = task_slugs(report.summary.tasks)
+    names = {"scores", "profile", "budget", "sensitivity", *(f"task-{s}" for s in slugs.values())}
+    files = {path.name for path in (written / "figures").iterdir()}
+    assert files == {f"{name}.{kind}" for name in names for kind in ("svg", "png")}
+    for name in names:
+        svg = (written / "figures" / f"{name}.svg").read_text(encoding="utf-8")
+        assert ET.fromstring(svg).tag == "{http://www.w3.org/2000/svg}svg"
+        assert "var(--" not in svg
+        with Image.open(written / "figures" / f"{name}.png") as picture:
+            assert picture.width > 600
+            low, high = picture.convert("L").getextrema()
+            assert low < 120 < high
+    assert ">policy from 0.001</text>" in (written / "figures" / "profile.svg").read_text()
+
+
+def test_same_report_twice_is_the_same_file(report, text):
+    assert render(report) == text
+
+
+def test_a_single_seed_has_no_intervals_and_a_report(tmp_path):
+    one = [r for r in sample.records() if r.seed == 1 and r.task == sample.TASKS[0]]
+    write_report(tmp_path / "report.html", sample.report(one))
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    Page(text)
+    assert not re.search(r"[\[ ]−?(inf|nan)\b", text)
+
+
+def test_losses_below_zero_are_drawn():
+    below = [
+        replace(
+            r,
+            losses={split: loss - 3 for split, loss in r.losses.items()},
+            curve=[x - 3 for x in r.curve],
+            valid_curve=[x - 3 for x in r.valid_curve],
+        )
+        for r in sample.records()
+    ]
+    Page(render(sample.report(below)))
+
+
+def test_report_without_an_agent():
+    found = [r for r in sample.records() if r.arm != "policy"]
+    page = Page(render(sample.report(found)))
+    assert "The agent against each rival" not in page.texts
+
+
+def test_shown_arms_differ_in_more_than_colour(report):
+    summary = report.summary
+    shown = shown_entries(summary, ["policy"])
+    given = looks(summary, shown)
+    assert shown[0] == Entry("policy", 1e-3)
+    assert given[shown[0]] is LOOKS[0]
+    assert summary.reference in shown
+    assert len({(given[e].dash, given[e].marker) for e in shown}) == len(shown)
+    assert len({given[e].colour for e in shown}) == len(shown)
+    # Another budget of a shown arm looks like it.
+    assert given[Entry("adamw-cosine", None, 5)] is given[Entry("adamw-cosine", None, 20)]
+
+
+def luminance(colour):
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("look", LOOKS, ids=lambda look: look.name)
+def test_lines_stand_out_from_the_ground(look):
+    """At least 3 : 1, as WCAG 2.1 asks of graphics."""
+    white, black = luminance("#fdfdfc"), luminance("#14171c")
+    assert (white + 0.05) / (luminance(look.colour) + 0.05) >= 3
+    assert (luminance(look.dark) + 0.05) / (black + 0.05) >= 3
+
+
+def test_data_of_figures(report):
+    summary, found = report.summary, report.records
+    shown = shown_entries(summary, ["policy"])
+    scores = score_data(summary)
+    assert summary.reference not in scores
+    estimates = [interval.estimate for interval in scores.values()]
+    assert estimates == sorted(estimates)
+    budgets = budget_data(summary, shown)[Entry("adamw-cosine", None, 20)]
+    assert budgets.steps.tolist() == [1, 5, 20]
+    assert np.all(np.diff(budgets.median) < 0)
+    assert len(budget_data(summary, shown)[shown[0]].steps) == 1
+    starts = sensitivity_data(summary, shown)
+    assert list(starts) == [shown[0]]
+    assert starts[shown[0]].steps == pytest.approx([0.1, 1.0, 10.0])
+    assert np.all(np.diff(starts[shown[0]].median) > 0)
+    assert all(np.all(np.diff(band.median) <= 0) for band in profile_data(summary).values())
+    valid = band_data(found, task=sample.TASKS[0], quantity="valid_curve")
+    assert valid[shown[0]].steps.tolist() == [10, 20]
+    assert Entry("lion") not in valid
+    final = final_data(found, task=sample.TASKS[0], generator=np.random.default_rng(0))
+    assert Entry("lion") not in final
+    assert next(iter(final)).arm == "adamw-cosine"
+
+
+def test_bands_are_medians_and_quartiles_of_the_seeds():
+    rows = [
+        replace(r, curve=[float(r.seed), math.nan, 1.0, 2.0])
+        for r in sample.records()
+        if r.entry == Entry("adamw-default") and r.task == sample.TASKS[0]
+    ]
+    band = band_data(rows, task=sample.TASKS[0], quantity="curve")[Entry("adamw-default")]
+    assert band.steps.tolist() == sample.STEPS
+    assert (band.low[0], band.median[0], band.high[0]) == (0.5, 1.0, 1.5)
+    assert math.isnan(band.median[1])
+    assert band_data(rows, task="another", quantity="curve") == {}
+
+
+def test_task_slugs_never_collide():
+    tasks = ["a/b", "a b", "a-b", "a-b-2", "ä", "?"]
+    slugs = list(task_slugs(tasks).values())
+    assert len(set(slugs)) == len(tasks)
+    assert all(re.fullmatch(r"[A-Za-z0-9-]+", slug) for slug in slugs)
+
+
+def test_far_intervals_get_an_arrow_and_stay_on_the_drawing():
+    near = [Interval(x, x - 0.1, x + 0.1) for x in (-0.3, -0.2, -0.1, 0.0)]
+    scale = Scale.around([*near, Interval(50.0, 40.0, 60.0)])
+    assert scale.high < 5
+    assert "<circle" in glyph_cell(near[0], scale).html
+    far = glyph_cell(Interval(50.0, 40.0, 60.0), scale).html
+    assert "<circle" not in far
+    numbers = [float(x) for x in re.findall(r"[MHL](-?[\d.]+)", far)]
+    assert max(numbers) <= 136

@@ -1,0 +1,213 @@
+"""The report in a real browser: what is clicked and typed works, on a phone too, off line."""
+
+import importlib.util
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pacesetter.experiments.report.report import render
+
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason="needs the package playwright, of the extra `dev`"
+)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium; none is on the PATH")
+
+spec = importlib.util.spec_from_file_location(
+    "report_sample", Path(__file__).with_name("report_sample.py")
+)
+sample = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(sample)
+
+PHONE, DESKTOP = {"width": 390, "height": 800}, {"width": 1280, "height": 900}
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    path.write_text(render(sample.report()), encoding="utf-8")
+    return path.as_uri()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as found:
+        chromium = found.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def visit(browser, address):
+    """Opens the report; at the end nothing may have gone wrong or left the page."""
+    wrong, contexts = [], []
+
+    def go(*, viewport=DESKTOP, scheme="light", fragment="", scripts=True):
+        context = browser.new_context(
+            viewport=viewport, color_scheme=scheme, java_script_enabled=scripts
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: wrong.append(message.text))
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on(
+            "request",
+            lambda request: None if request.url.startswith(address) else wrong.append(request.url),
+        )
+        page.goto(address + fragment)
+        return page
+
+    yield go
+    for context in contexts:
+        context.close()
+    assert [text for text in wrong if text != "data:,"] == []
+
+
+def column(page, table, number):
+    """Values of a column, from top to bottom, of the rows that can be seen."""
+    rows = page.locator(f"#{table} tbody tr:visible")
+    return [row.locator("td, th").nth(number).get_attribute("data-value") for row in rows.all()]
+
+
+def test_sorting_by_mouse_and_by_keyboard(visit):
+    page = visit()
+    head = page.locator("#all-arms thead th").nth(1)
+    first = [float(x) for x in column(page, "all-arms", 1)]
+    assert head.get_attribute("aria-sort") == "ascending"
+    assert first == sorted(first)
+    head.locator("button").click()
+    assert head.get_attribute("aria-sort") == "descending"
+    assert [float(x) for x in column(page, "all-arms", 1)] == sorted(first, reverse=True)
+    names = page.locator("#all-arms thead th").nth(0)
+    names.locator("button").focus()
+    page.keyboard.press("Enter")
+    assert names.get_attribute("aria-sort") == "ascending"
+    assert head.get_attribute("aria-sort") is None
+    by_name = column(page, "all-arms", 0)
+    assert by_name == sorted(by_name, key=str.lower)
+    page.keyboard.press("Space")
+    assert column(page, "all-arms", 0) == by_name[::-1]
+
+
+def test_what_has_no_value_comes_last_either_way(visit):
+    page = visit()
+    page.evaluate("document.querySelector('#all-arms tr.reference td').dataset.value = ''")
+    for _ in range(2):
+        page.locator("#all-arms thead th").nth(1).locator("button").click()
+        values = column(page, "all-arms", 1)
+        assert values[-1] == ""
+        assert "" not in values[:-1]
+
+
+def test_every_budget_is_a_switch_away(visit):
+    page = visit()
+    few = len(column(page, "all-arms", 0))
+    page.locator("label.more:visible input").first.check()
+    report = sample.report()
+    assert few == len(report.summary.field)
+    assert len(column(page, "all-arms", 0)) == len(report.summary.entries)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_theme_follows_the_system_until_it_is_chosen(visit, scheme):
+    page = visit(scheme=scheme)
+
+    def ground():
+        colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        return "light" if int(colour.split("(")[1].split(",")[0]) > 127 else "dark"
+
+    def line():
+        """Colour of the agent's line in the first figure."""
+        return page.evaluate(
+            "getComputedStyle(document.querySelector('figure svg g.s0 path')).stroke"
+        )
+
+    other = {"light": "dark", "dark": "light"}[scheme]
+    assert ground() == scheme
+    before = line()
+    page.locator("button.theme").click()
+    assert ground() == other
+    assert line() != before
+    page.reload()
+    assert ground() == other
+    page.emulate_media(media="print")
+    assert ground() == "light"
+
+
+def test_one_task_at_a_time(visit):
+    page = visit()
+    assert page.locator("section.task:visible").count() == 0
+    page.locator(".bar select").select_option(index=2)
+    assert page.locator("section.task:visible").count() == 1
+    assert page.locator("section.task:visible h2.title").inner_text() == sample.TASKS[1]
+    assert not page.locator("#overview").is_visible()
+    assert page.title().startswith(sample.TASKS[1])
+    page.go_back()
+    assert page.locator("#overview").is_visible()
+    page.locator("#overview a", has_text=sample.TASKS[0]).click()
+    assert page.locator("section.task:visible h2.title").inner_text() == sample.TASKS[0]
+    page.locator(".bar a", has_text="Method").click()
+    assert page.locator("#method").is_visible()
+    assert page.evaluate("window.scrollY") > 100
+
+
+def test_a_link_to_a_task_opens_it(visit):
+    page = visit(fragment="#task=own-a")
+    assert page.locator("section.task:visible h2.title").inner_text() == sample.TASKS[0]
+    assert visit(fragment="#task=nothing").locator("#overview").is_visible()
+
+
+def test_legend_dims_a_line_in_every_figure(visit):
+    page = visit()
+    button = page.locator("#overview .legend button").first
+    assert button.get_attribute("aria-pressed") == "true"
+    button.click()
+    assert button.get_attribute("aria-pressed") == "false"
+    opacities = page.evaluate(
+        "[...document.querySelectorAll('figure svg .s0')].map(e => getComputedStyle(e).opacity)"
+    )
+    assert opacities
+    assert set(map(float, opacities)) == {0.07}
+    others = page.evaluate(
+        "[...document.querySelectorAll('figure svg .s1')].map(e => getComputedStyle(e).opacity)"
+    )
+    assert set(map(float, others)) == {1.0}
+
+
+@pytest.mark.parametrize("fragment", ["", "#task=own-a"])
+@pytest.mark.parametrize("viewport", [PHONE, DESKTOP], ids=["phone", "desktop"])
+def test_page_never_scrolls_sideways(visit, viewport, fragment):
+    page = visit(viewport=viewport, fragment=fragment)
+    assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
+    wide = page.evaluate(
+        """[...document.querySelectorAll("main *")].filter(e =>
+            e.checkVisibility() && !e.closest(".scroll, svg") &&
+            e.getBoundingClientRect().right > innerWidth + 1).map(e => e.outerHTML.slice(0, 80))"""
+    )
+    assert wide == []
+    if viewport is PHONE:
+        sizes = page.evaluate(
+            """[...document.querySelectorAll("figure > svg")].filter(e => e.checkVisibility())
+                .flatMap(e => [...e.querySelectorAll("text")]
+                .map(t => t.getBoundingClientRect().height))"""
+        )
+        assert min(sizes) > 10  # pixels: it can be read
+
+
+def test_without_scripts_everything_is_there(visit):
+    page = visit(scripts=False)
+    assert page.locator("section.task:visible").count() == len(sample.TASKS)
+    assert page.locator("#all-arms tbody tr:visible").count() == len(
+        sample.report().summary.entries
+    )
+    assert page.locator(".live:visible").count() == 0
+
+
+def test_all_of_it_is_printed(visit):
+    page = visit()
+    page.emulate_media(media="print")
+    assert page.locator("section.task:visible").count() == len(sample.TASKS)
+    assert not page.locator(".bar").is_visible()

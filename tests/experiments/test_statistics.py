@@ -1,0 +1,304 @@
+"""Statistics of comparisons against scipy and against numbers worked out by hand."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from pacesetter.experiments.analysis.ranking import (
+    bootstrap_p_value,
+    cliques,
+    critical_difference,
+    friedman_p_value,
+    holm,
+    improvement_probabilities,
+    mean_ranks,
+    performance_profile,
+)
+from pacesetter.experiments.analysis.scores import share_interval
+from pacesetter.experiments.analysis.statistics import (
+    Interval,
+    Resamples,
+    bootstrap_interval,
+    comparable,
+    fill_diverged,
+    interquartile_mean,
+    iqm_over_runs,
+    quantile_band,
+)
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def test_bootstrap_of_one_stratum_agrees_with_scipy():
+    values = rng(1).normal(0.3, 1.0, size=12)
+    ours = bootstrap_interval(values[None], generator=rng(2), num_resamples=50_000)
+    theirs = stats.bootstrap(
+        (values,), np.mean, method="percentile", n_resamples=50_000, rng=rng(3)
+    ).confidence_interval
+    assert ours.estimate == pytest.approx(values.mean())
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.01)
+
+
+def test_bootstrap_keeps_strata_apart():
+    # Tasks that differ by far, seeds that do not: resampled within tasks, nothing can vary.
+    values = np.repeat(np.array([[0.0], [100.0]]), 5, axis=1)
+    found = bootstrap_interval(values, generator=rng())
+    assert found == Interval(50.0, 50.0, 50.0)
+
+
+def test_bootstrap_repeats_with_its_generator_and_covers_more_with_more_confidence():
+    values = rng(1).normal(size=(3, 5))
+    first, again = (bootstrap_interval(values, generator=rng(4)) for _ in range(2))
+    assert first == again
+    wide = bootstrap_interval(values, generator=rng(4), confidence=0.99)
+    assert wide.low < first.low < first.estimate < first.high < wide.high
+
+
+def test_bootstrap_coverage():
+    """95 % intervals hold the truth about as often as 20 normal values allow."""
+    hits = 0
+    for trial in range(300):
+        values = rng(trial).normal(1.0, 1.0, size=(4, 20))
+        found = bootstrap_interval(values, generator=rng(trial + 1000), num_resamples=500)
+        hits += found.low <= 1.0 <= found.high
+    assert 0.90 < hits / 300 < 0.98
+
+
+@pytest.mark.parametrize(
+    "values", [np.zeros(3), np.zeros((0, 5)), np.array([[1.0, np.nan]])], ids=["1d", "empty", "nan"]
+)
+def test_bootstrap_refuses(values):
+    with pytest.raises(ValueError, match="values"):
+        bootstrap_interval(values, generator=rng())
+
+
+@pytest.mark.parametrize("size", [1, 4, 5, 7, 40])
+def test_interquartile_mean_agrees_with_scipy(size):
+    values = rng(size).normal(size=(3, size))
+    assert interquartile_mean(values) == pytest.approx(stats.trim_mean(values, 0.25, axis=-1))
+    assert iqm_over_runs(values) == pytest.approx(stats.trim_mean(values.ravel(), 0.25))
+
+
+def test_comparable_of_positive_losses_is_their_log_ratio():
+    losses = rng().uniform(0.1, 3.0, size=(3, 2, 4))
+    values = comparable(losses, untrained=np.array([2.0, 2.0]))
+    for t in range(2):
+        assert values[1, t] - values[0, t] == pytest.approx(np.log(losses[1, t] / losses[0, t]))
+
+
+def test_comparable_takes_no_log_of_a_negative_and_no_notice_of_scale():
+    losses = rng().normal(size=(3, 1, 4))
+    untrained = np.array([5.0])
+    values = comparable(losses, untrained=untrained)
+    assert values * losses.std() == pytest.approx(losses)
+    moved = comparable(7 * losses - 100, untrained=7 * untrained - 100)
+    assert np.diff(moved, axis=0) == pytest.approx(np.diff(values, axis=0))
+
+
+def test_diverged_run_counts_as_untrained_or_as_the_worst():
+    losses = np.array([[[1.0, np.nan]], [[3.0, 1.0]]])
+    low = comparable(losses, untrained=np.array([2.0]))
+    high = comparable(losses, untrained=np.array([10.0]))
+    assert low[0, 0, 1] == pytest.approx(np.log(3.0))
+    assert fill_diverged(losses, untrained=np.array([2.0]))[0, 0].tolist() == [1.0, 3.0]
+    assert high[0, 0, 1] == pytest.approx(np.log(10.0))
+    nothing = comparable(np.full((2, 1, 2), np.inf), untrained=np.array([2.0]))
+    assert nothing == pytest.approx(np.log(2.0))
+
+
+def test_comparable_refuses_shapes_that_do_not_fit():
+    with pytest.raises(ValueError, match="num_tasks"):
+        comparable(np.ones((2, 3, 4)), untrained=np.ones(4))
+    with pytest.raises(ValueError, match="finite"):
+        comparable(np.ones((1, 1, 1)), untrained=np.array([np.nan]))
+
+
+def two_level_plainly(values, *, generator, num_resamples, statistic):
+    """One resample after the other: tasks with replacement, then seeds within each."""
+    num_tasks, num_seeds = values.shape
+    samples = []
+    for _ in range(num_resamples):
+        rows = []
+        for _ in range(num_tasks):
+            task = values[generator.integers(num_tasks)]
+            rows.append([task[generator.integers(num_seeds)] for _ in range(num_seeds)])
+        samples.append(statistic(np.array(rows)))
+    return np.quantile(samples, (0.025, 0.975))
+
+
+@pytest.mark.parametrize("name", ["mean", "iqm"])
+def test_two_level_bootstrap_agrees_with_plain_loops(name):
+    values = rng(1).normal(size=(6, 4)) + rng(2).normal(size=(6, 1))
+    ours, plain = {
+        "mean": ({}, np.mean),
+        "iqm": ({"statistic": iqm_over_runs}, lambda x: stats.trim_mean(x.ravel(), 0.25)),
+    }[name]
+    found = bootstrap_interval(values, generator=rng(3), over_tasks=True, **ours)
+    low, high = two_level_plainly(values, generator=rng(4), num_resamples=3000, statistic=plain)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.06)
+    within = bootstrap_interval(values, generator=rng(3), **ours)
+    assert found.low < within.low < within.high < found.high
+
+
+def rliable_values():
+    generator = rng(5)
+    ours = generator.normal(size=(10, 8)) + generator.normal(size=(10, 1))
+    return ours, generator.normal(size=(10, 8)) + 0.3
+
+
+@pytest.mark.parametrize(
+    ("over_tasks", "iqm", "mean"),
+    [
+        (False, (-0.71758, -0.94993, -0.48499), (-0.70535, -0.88836, -0.52425)),
+        (True, (-0.71758, -1.35730, -0.06755), (-0.70535, -1.23431, -0.17138)),
+    ],
+    ids=["seeds", "tasks and seeds"],
+)
+def test_intervals_are_those_of_rliable(over_tasks, iqm, mean):
+    """Numbers from rliable 1.2.0: `get_interval_estimates` with `task_bootstrap` off and on."""
+    ours, _ = rliable_values()
+    draws = Resamples.draw(10, 8, generator=rng(0), over_tasks=over_tasks)
+    found = draws.interval(ours, iqm_over_runs)
+    assert (found.estimate, found.low, found.high) == pytest.approx(iqm, abs=0.03)
+    found = draws.interval(ours)
+    assert (found.estimate, found.low, found.high) == pytest.approx(mean, abs=0.03)
+
+
+def test_two_level_coverage_of_the_mean_over_all_tasks():
+    """Intervals speak of other tasks: they hold the mean that tasks are drawn around."""
+    hits = {True: 0, False: 0}
+    for trial in range(300):
+        values = rng(trial).normal(1.0, 1.0, size=(12, 1)) + rng(trial + 500).normal(size=(12, 5))
+        for over_tasks in hits:
+            found = bootstrap_interval(
+                values, generator=rng(trial), over_tasks=over_tasks, num_resamples=500
+            )
+            hits[over_tasks] += found.low <= 1.0 <= found.high
+    assert 0.88 < hits[True] / 300 < 0.99
+    assert hits[False] / 300 < 0.75  # of seeds alone it would not
+
+
+def test_a_single_run_has_no_interval():
+    found = bootstrap_interval(np.array([[-3.0]]), generator=rng(), over_tasks=True)
+    assert (found.low, found.high) == (-np.inf, np.inf)
+    assert not found.below_zero
+    one_seed = np.array([[1.0], [2.0], [4.0]])
+    assert bootstrap_interval(one_seed, generator=rng()).high == np.inf
+    assert 1.0 <= bootstrap_interval(one_seed, generator=rng(), over_tasks=True).high <= 4.0
+
+
+def test_means_of_resamples_are_means_of_their_values():
+    values = rng(1).normal(size=(2, 4, 3))
+    draws = Resamples.draw(4, 3, generator=rng(2), num_resamples=50)
+    expected = [draws.of(x).mean(axis=(1, 2)) for x in values]
+    assert draws.means(values) == pytest.approx(np.array(expected))
+
+
+def test_bootstrap_p_value_goes_with_the_interval():
+    draws = Resamples.draw(5, 6, generator=rng(0))
+    noise = rng(1).normal(size=(5, 6))
+    seen = set()
+    for shift in np.linspace(-1.5, 1.5, 60):
+        values = noise + shift
+        found = draws.interval(values)
+        p_value = bootstrap_p_value(draws.means(values))
+        assert (p_value < 0.05) == (found.below_zero or found.above_zero)
+        seen.add(p_value < 0.05)
+    assert seen == {True, False}
+    assert bootstrap_p_value(np.zeros(99)) == 1.0
+
+
+def test_holm_rejects_what_its_steps_reject():
+    """Against the procedure as Holm wrote it: go on while p < alpha / what is left."""
+    for trial in range(50):
+        p_values = rng(trial).uniform(0, 0.1, size=7)
+        corrected = holm(p_values.tolist())
+        rejected = set()
+        for left, i in zip(range(7, 0, -1), np.argsort(p_values), strict=True):
+            if p_values[i] >= 0.05 / left:
+                break
+            rejected.add(i)
+        assert {i for i, p in enumerate(corrected) if p < 0.05} == rejected
+    assert holm([]) == []
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+
+
+def test_probability_of_improvement_agrees_with_scipy_and_rliable():
+    ours, rival = rliable_values()
+    draws = Resamples.draw(10, 8, generator=rng(0), over_tasks=False)
+    found, tied = improvement_probabilities(-ours, np.stack((-rival, -ours)), resamples=draws)
+    expected = [stats.mannwhitneyu(x, y).statistic / 64 for x, y in zip(ours, rival, strict=True)]
+    assert found.estimate == pytest.approx(np.mean(expected))
+    # rliable 1.2.0 gives 0.2609 [0.1875, 0.3375]; it does not resample in pairs.
+    assert (found.estimate, found.low, found.high) == pytest.approx(
+        (0.26094, 0.1875, 0.3375), abs=0.02
+    )
+    assert tied.estimate == 0.5
+    assert tied.low == pytest.approx(0.5)
+    both = Resamples.draw(10, 8, generator=rng(0), num_resamples=40)
+    (wide,) = improvement_probabilities(-ours, -rival[None], resamples=both)
+    plain = []
+    for tasks, seeds in zip(both.tasks, both.seeds, strict=True):
+        pairs = [
+            (ours[t, s][:, None] > rival[t, s][None]).mean()
+            for t, s in zip(tasks, seeds, strict=True)
+        ]
+        plain.append(np.mean(pairs))
+    assert (wide.low, wide.high) == pytest.approx(tuple(np.quantile(plain, (0.025, 0.975))))
+
+
+def test_performance_profile_is_the_share_of_runs_above():
+    ours, _ = rliable_values()
+    thresholds = np.linspace(-2, 2, 5)
+    draws = Resamples.draw(10, 8, generator=rng(0), over_tasks=False)
+    share, low, high = performance_profile(ours, thresholds, resamples=draws)
+    # rliable 1.2.0, `create_performance_profile` of the same data.
+    assert share == pytest.approx([0.825, 0.575, 0.2875, 0.0625, 0.0125])
+    assert share == pytest.approx([(ours > t).mean() for t in thresholds])
+    assert low == pytest.approx([0.75, 0.5, 0.2125, 0.025, 0.0], abs=0.014)
+    assert high == pytest.approx([0.8875, 0.65, 0.375, 0.1125, 0.0375], abs=0.014)
+
+
+def test_ranks_and_friedman_agree_with_scipy():
+    losses = rng(3).normal(size=(4, 9)) + np.arange(4)[:, None]
+    expected = np.mean([stats.rankdata(column) for column in losses.T], axis=0)
+    assert mean_ranks(losses) == pytest.approx(expected)
+    # Friedman's statistic from its formula, and its p-value from the chi-square distribution.
+    statistic = 12 * 9 / (4 * 5) * (np.square(expected).sum() - 4 * 25 / 4)
+    assert friedman_p_value(losses) == pytest.approx(stats.chi2.sf(statistic, 3))
+    assert friedman_p_value(np.ones((3, 4))) == 1.0
+    assert mean_ranks(np.ones((3, 4))).tolist() == [2.0, 2.0, 2.0]
+
+
+@pytest.mark.parametrize(("arms", "quantile"), [(2, 1.960), (3, 2.343), (5, 2.728), (10, 3.164)])
+def test_critical_difference_has_the_quantiles_of_demsar(arms, quantile):
+    """Table 5 of Demšar 2006."""
+    expected = quantile * np.sqrt(arms * (arms + 1) / (6 * 12))
+    assert critical_difference(arms, 12) == pytest.approx(expected, rel=1e-3)
+
+
+def test_cliques_are_the_largest_groups_within_the_difference():
+    assert cliques([1.0, 1.2, 5.0], 1.0) == [(0, 1)]
+    assert cliques([1.0, 2.0, 3.0], 10.0) == [(0, 1, 2)]
+    assert cliques([1.0, 2.0, 3.0], 1.5) == [(0, 1), (1, 2)]
+    assert cliques([3.0, 1.0], 1.0) == []
+
+
+def test_share_has_an_interval_even_where_nothing_happened():
+    draws = Resamples.draw(2, 10, generator=rng())
+    none = share_interval(np.zeros((2, 10), dtype=bool), draws)
+    wilson = stats.binomtest(0, 20).proportion_ci(method="wilson")
+    assert (none.estimate, none.low) == (0.0, 0.0)
+    assert none.high == pytest.approx(wilson.high)
+    # One task always, one never: seeds say little about the next task.
+    split = share_interval(np.repeat([[True], [False]], 10, axis=1), draws)
+    assert (split.estimate, split.low, split.high) == (0.5, 0.0, 1.0)
+
+
+def test_quantile_band_leaves_out_what_is_unknown():
+    values = np.array([[1.0, np.nan], [2.0, np.nan], [3.0, np.nan], [np.nan, np.nan]])
+    median, low, high = quantile_band(values, low=0.0, high=1.0)
+    assert (median[0], low[0], high[0]) == (2.0, 1.0, 3.0)
+    assert np.isnan([median[1], low[1], high[1]]).all()

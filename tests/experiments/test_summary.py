@@ -1,0 +1,352 @@
+"""What a summary says of synthetic records, and how tables and sentences say it."""
+
+import math
+import re
+import zlib
+
+import numpy as np
+import pytest
+
+from pacesetter.experiments.analysis.findings import finding
+from pacesetter.experiments.analysis.statistics import Interval
+from pacesetter.experiments.analysis.summary import summarise
+from pacesetter.experiments.analysis.wording import headline, verdict
+from pacesetter.experiments.report.tables import (
+    entry_cells,
+    format_latex,
+    format_markdown,
+    format_summary,
+    sensitivity_cells,
+    speed_cells,
+)
+from pacesetter.experiments.runs.records import Entry, RunRecord
+
+TASKS, SEEDS = tuple("abcdef"), range(5)
+DEFAULT, COSINE, POLICY = (
+    Entry("adamw-default"),
+    Entry("adamw-cosine", None, 20),
+    Entry("policy", 1e-3),
+)
+LABELS = {"adamw-default": "AdamW 1e-3", "adamw-cosine": "AdamW cosine", "policy": "policy"}
+
+
+def runs(entry, *, factor, spread=0.02, shift=0.0, failed=None, wall=1.0, tasks=TASKS):
+    """Runs of an arm whose losses are about `factor` times the task's own."""
+    generator = np.random.default_rng(zlib.crc32(repr(entry).encode()))
+    rows = []
+    for t, task in enumerate(tasks):
+        for seed in SEEDS:
+            loss = (1 + t) * factor * math.exp(spread * generator.normal()) + shift
+            loss = math.nan if failed else loss
+            untrained = (1 + t) * 3.0 + shift
+            rows.append(
+                RunRecord(
+                    task=task,
+                    arm=entry.arm,
+                    seed=seed,
+                    start_lr=entry.start_lr,
+                    lr=entry.start_lr or 1e-3,
+                    trials=entry.budget,
+                    inner_steps=100 + (200 * entry.budget if entry.budget > 1 else 0),
+                    untrained=math.nan if failed else untrained,
+                    losses={"train": loss, "outer_valid": loss, "test": loss},
+                    steps=[] if failed else [50, 100],
+                    curve=[],
+                    lrs=[],
+                    momenta=[],
+                    clip_thresholds=[],
+                    budget=entry.budget,
+                    best={"outer_valid": loss},
+                    metric_name="accuracy",
+                    metric=None if failed else {"test": 1.0 - 0.1 * factor},
+                    valid_steps=[] if failed else [50, 100],
+                    valid_curve=[] if failed else [(loss + untrained) / 2, loss],
+                    wall_seconds=math.nan if failed else wall,
+                    failed=failed,
+                )
+            )
+    return rows
+
+
+def records(**changes):
+    """A reference, a tuned rival with three budgets, another that is worse, and the policy."""
+    rows = runs(DEFAULT, factor=1.0)
+    for budget, factor in ((1, 0.99), (5, 0.8), (20, 0.6)):
+        rows += runs(Entry("adamw-cosine", None, budget), factor=factor)
+    rows += runs(Entry("sgd"), factor=1.3)
+    for start, factor in ((1e-4, 0.9), (1e-3, 0.7), (1e-2, 0.75)):
+        rows += runs(Entry("policy", start), factor=factor, wall=1.5)
+    return rows
+
+
+def summary_of(rows, **options):
+    return summarise(rows, generator=np.random.default_rng(0), labels=LABELS, **options)
+
+
+def one_line(text):
+    return re.sub(r"\s+", " ", text)
+
+
+@pytest.fixture(scope="module")
+def found():
+    return summary_of(records())
+
+
+def test_scores_are_log_ratios_with_intervals_on_two_levels(found):
+    policy = found.of(POLICY)
+    for split in ("test", "outer_valid"):
+        score = policy.scores[split]
+        assert score.estimate == pytest.approx(math.log(0.7), abs=0.02)
+        assert score.low < score.estimate < score.high < 0
+        assert policy.seed_scores[split].estimate == score.estimate
+        assert policy.iqm[split].estimate == pytest.approx(math.log(0.7), abs=0.02)
+    assert policy.best.estimate == pytest.approx(score.estimate)
+    assert policy.finding() == "better"
+    assert found.of(Entry("sgd")).finding() == "worse"
+    assert found.of(DEFAULT).finding() == "no clear difference"
+    with pytest.raises(KeyError, match="no entry"):
+        found.of(Entry("nobody"))
+
+
+def test_normalised_scores_lie_between_default_and_tuned(found):
+    assert found.tuned_budget == 20
+    assert found.of(DEFAULT).normalised["test"].estimate == pytest.approx(0.0, abs=0.03)
+    assert found.of(COSINE).normalised["test"].estimate == pytest.approx(1.0, abs=0.03)
+    assert found.of(POLICY).normalised["test"].estimate == pytest.approx(0.75, abs=0.03)
+    assert found.of(POLICY).normalised_mean["test"].estimate == pytest.approx(0.75, abs=0.03)
+    assert [t.counts for t in found.task_summaries] == [True] * len(TASKS)
+    assert {t.tuned_entry for t in found.task_summaries} == {COSINE}
+
+
+def test_budgets_starts_and_field(found):
+    (arm,) = found.by_budget
+    assert arm == "adamw-cosine"
+    assert [e.entry.budget for e in found.by_budget[arm]] == [1, 5, 20]
+    assert [e.inner_steps for e in found.by_budget[arm]] == [3000, 9000, 27000]
+    assert found.field == (DEFAULT, COSINE, Entry("sgd"), POLICY)
+    (starts,) = found.sensitivity
+    assert starts.start_lrs == (1e-4, 1e-3, 1e-2)
+    assert starts.factors == pytest.approx((0.1, 1.0, 10.0))
+    assert starts.scores[1].estimate == found.of(POLICY).scores["test"].estimate
+    expected = np.mean(np.log([0.9, 0.7, 0.75])) - math.log(0.7)
+    assert starts.penalty.estimate == pytest.approx(expected, abs=0.01)
+    assert starts.penalty.low <= starts.penalty.estimate <= starts.penalty.high
+
+
+def test_default_without_a_start_counts_as_one_where_others_have_starts():
+    rows = records() + runs(Entry("adamw-default", 1e-1), factor=2.0)
+    found = summary_of(rows)
+    starts = {s.arm: s for s in found.sensitivity}["adamw-default"]
+    assert starts.start_lrs == (1e-3, 1e-1)
+    assert starts.scores[0].estimate == 0.0
+    assert starts.scores[1].estimate == pytest.approx(math.log(2), abs=0.02)
+
+
+def test_ranks_profiles_and_regret(found):
+    assert list(found.ranks.ranks) == [COSINE, POLICY, DEFAULT, Entry("sgd")]
+    assert [r.estimate for r in found.ranks.ranks.values()] == [1.0, 2.0, 3.0, 4.0]
+    assert found.ranks.friedman_p < 0.01
+    assert found.ranks.cliques == ((COSINE, POLICY), (POLICY, DEFAULT), (DEFAULT, Entry("sgd")))
+    assert found.profile_of == "normalised score"
+    profile = found.profiles[POLICY]
+    assert np.all(np.diff(profile.share) <= 0)
+    at = dict(zip(profile.thresholds.round(2).tolist(), profile.share.tolist(), strict=True))
+    assert (at[0.5], at[1.01]) == (1.0, 0.0)
+    assert (profile.low <= profile.share).all()
+    assert (profile.share <= profile.high).all()
+    assert found.of(COSINE).regret == Interval(0.0, 0.0, 0.0)
+    assert found.of(DEFAULT).regret.estimate == pytest.approx(-math.log(0.6), abs=0.05)
+    assert found.of(DEFAULT).worst_task in TASKS
+
+
+def test_speed_metric_and_overhead(found):
+    policy, sgd = found.of(POLICY), found.of(Entry("sgd"))
+    assert policy.reached.estimate == 1.0
+    assert policy.overhead.estimate == pytest.approx(1.5)
+    assert policy.seconds_to_target.estimate == pytest.approx(1.5 * policy.steps_to_target.estimate)
+    assert sgd.reached.estimate == 0.0
+    assert (sgd.steps_to_target.estimate, sgd.seconds_to_target.estimate) == (1.0, 1.5)
+    assert policy.area.below_zero
+    assert sgd.area.above_zero
+    assert policy.metrics["accuracy"].estimate == pytest.approx(0.03)
+    assert policy.diverged_share.estimate == 0.0 < policy.diverged_share.high < 0.2
+    first = found.task_summaries[0]
+    assert first.metric_name == "accuracy"
+    assert first.entries[POLICY].metric.estimate == pytest.approx(0.93)
+    assert next(iter(first.entries)) == COSINE
+
+
+def test_difference_to_a_rival(found):
+    row = next(d for d in found.differences if (d.ours, d.rival) == (POLICY, COSINE))
+    assert row.finding() == "worse"
+    assert row.improvement.estimate == 0.0
+    assert row.overhead.estimate == pytest.approx(1.5)
+    assert {d.rival.start_lr for d in found.differences} == {None}
+    assert len(found.differences) == 3 * 5
+
+
+def test_holm_takes_back_what_one_interval_says():
+    """Of many rivals with small leads single intervals say more than may be claimed together."""
+    rows = runs(DEFAULT, factor=1.0, spread=0.3)
+    for i in range(20):
+        rows += runs(Entry(f"rival-{i}"), factor=math.exp(-0.2), spread=0.3)
+    found = summary_of(rows)
+    alone = {e.label for e in found.entries if e.scores["test"].below_zero}
+    together = {e.label for e in found.entries if e.finding() == "better"}
+    assert together < alone
+    assert finding(Interval(-1.0, -2.0, -0.5), 0.01) == "better"
+
+
+def test_negative_losses_are_scored_ranked_and_normalised():
+    rows = []
+    for entry, factor in ((DEFAULT, 1.0), (COSINE, 0.6), (POLICY, 0.7)):
+        rows += runs(entry, factor=factor, shift=-100.0, spread=0.0)
+    found = summary_of(rows)
+    assert not found.relative
+    assert found.of(POLICY).normalised["test"].estimate == pytest.approx(0.75)
+    assert found.task_summaries[0].gain == pytest.approx(0.4 / 2.0)
+    assert "difference over its spread" in verdict(found)[0]
+    assert "scores -" in headline(found)
+
+
+def test_tasks_without_gain_are_shown_and_left_out():
+    rows = runs(DEFAULT, factor=1.0, spread=0.0) + runs(POLICY, factor=0.9, spread=0.0)
+    for t, factor in zip(TASKS, (0.99, 0.99, 0.5, 0.5, 0.5, 0.5), strict=True):
+        rows += [r for r in runs(COSINE, factor=factor, spread=0.0) if r.task == t]
+    found = summary_of(rows)
+    assert [t.counts for t in found.task_summaries] == [False] * 2 + [True] * 4
+    assert found.task_summaries[0].gain == pytest.approx(0.01)
+    assert found.of(POLICY).normalised["test"].estimate == pytest.approx(0.2)
+    assert found.task_summaries[0].entries[POLICY].normalised is None
+    assert found.task_summaries[2].entries[POLICY].normalised.estimate == pytest.approx(0.2)
+    assert "without a, b, where tuning gains under 2 %" in one_line(format_summary(found))
+
+
+def test_arm_that_failed_everywhere_is_told_and_left_out():
+    rows = records() + runs(Entry("prodigy"), factor=1.0, failed="ImportError: no prodigyopt")
+    found = summary_of(rows)
+    assert Entry("prodigy") not in found.labels
+    assert len(found.failures) == len(TASKS)
+    assert found.failures[0].runs == len(SEEDS)
+    assert found.failures[0].left_out
+    assert found.failures[0].entry == Entry("prodigy")
+    text = format_summary(found)
+    assert "prodigy failed on a (5 runs, left out): ImportError: no prodigyopt" in text
+    assert "ImportError" in format_markdown(found)
+
+
+def test_runs_that_crash_count_as_diverged_where_others_of_the_arm_do_not():
+    rows = records()
+    rows += runs(Entry("lion"), factor=0.5, tasks=TASKS[:3])
+    crashed = runs(Entry("lion"), factor=0.5, tasks=TASKS, failed="RuntimeError: out of luck")
+    rows += [r for r in crashed if r.task in TASKS[3:]]
+    found = summary_of(rows)
+    lion = found.of(Entry("lion"))
+    assert (lion.failed, lion.diverged, lion.num_runs) == (15, 15, 30)
+    expected = (math.log(0.5) + math.log(3.0)) / 2  # as if untrained on half of the tasks
+    assert lion.scores["test"].estimate == pytest.approx(expected, abs=0.02)
+    assert lion.reached.estimate == 0.5
+    assert not found.failures[0].left_out
+    assert found.task_summaries[5].entries[Entry("lion")].loss is None
+
+
+def test_failed_reference_is_refused():
+    rows = runs(DEFAULT, factor=1.0, failed="boom") + runs(POLICY, factor=1.0)
+    with pytest.raises(ValueError, match=r"'adamw-default' is not among.*all its runs failed"):
+        summary_of(rows)
+
+
+def test_one_run_makes_no_claim():
+    rows = [r for r in records() if r.task == "a" and r.seed == 0]
+    found = summary_of(rows)
+    assert {d.finding() for d in found.differences} == {"no clear difference"}
+    assert found.of(POLICY).scores["test"].high == math.inf
+    assert found.ranks is None
+    assert "intervals are too short" in one_line(format_summary(found))
+    assert "[-inf, +inf]" in format_summary(found)
+    assert "(one run: no interval)" in headline(found)
+    assert headline(found).endswith("; with so few tasks or seeds these are hints.")
+
+
+def test_what_is_not_recorded_is_not_told():
+    rows = [
+        RunRecord(
+            **{
+                **r.__dict__,
+                **{"best": {}, "valid_steps": [], "valid_curve": [], "wall_seconds": math.nan},
+                **{"metric": None, "metric_name": None, "budget": 1},
+            }
+        )
+        for r in records()
+        if r.budget == 1
+    ]
+    found = summary_of(rows)
+    policy = found.of(POLICY)
+    for value in (policy.best, policy.area, policy.reached, policy.overhead):
+        assert value is None
+    assert (policy.normalised, policy.metrics, found.tuned_budget) == ({}, {}, None)
+    assert found.profile_of == "log(reference's test loss / loss)"
+    assert found.profiles[POLICY].share[-1] == 0.0
+    assert "normalised" not in format_summary(found)
+    assert math.isnan(policy.seconds)
+
+
+def test_headline_is_one_sentence(found):
+    text = headline(found)
+    assert text.startswith("Policy from 0.001 has a test loss 30 % lower than AdamW 1e-3's (-3")
+    assert "of 5 rivals it is better than 4, not clearly different from 0 and worse than 1" in text
+    assert "worse than 1 (AdamW cosine (20 trials))" in text
+    assert text.count(". ") == 0
+    assert text.endswith(".")
+    (sentence,) = verdict(found)  # of three starts, the nearest to the reference's rate
+    assert "worse than: AdamW cosine (20 trials)." in sentence
+    rows = [r for r in records() if r.arm != "policy"]
+    assert headline(summary_of(rows)).startswith(
+        "No agent was run; AdamW cosine (20 trials) has a test loss 40 % lower"
+    )
+    assert "nothing to compare" in headline(summary_of(runs(DEFAULT, factor=1.0)))
+
+
+def test_tables_have_a_row_per_arm_the_best_first(found):
+    rows = entry_cells(found)
+    assert [row[0] for row in rows[1:]] == [
+        "AdamW cosine (20 trials)",
+        "policy from 0.001",
+        "AdamW cosine (5 trials)",
+        "AdamW cosine (1 trial)",
+        "AdamW 1e-3",
+        "sgd",
+    ]
+    assert {len(row) for row in rows} == {7}
+    assert len({len(row) for row in speed_cells(found)}) == 1
+    assert len(speed_cells(found)) == 1 + len(found.field)
+    assert [row[0] for row in sensitivity_cells(found)] == ["arm", "policy"]
+    text = format_summary(found)
+    assert headline(found) in one_line(text)
+    assert "Nemenyi's critical difference" in one_line(text)
+
+
+def test_markdown_is_a_pipe_table():
+    rows = [*records(), *runs(Entry("a|b"), factor=1.0)]
+    text = format_markdown(summary_of(rows))
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
+    assert lines[1].startswith("| :-- | --: |")
+    assert r"a\|b" in text
+
+
+def test_latex_escapes_and_sets_numbers_as_mathematics():
+    rows = records()
+    found = summarise(
+        rows,
+        generator=np.random.default_rng(0),
+        labels={**LABELS, "sgd": "50% of SGD_{x} & #1"},
+    )
+    text = format_latex(found)
+    assert r"50\% of SGD\_\{x\} \& \#1 & $+0." in text
+    assert text.count(r"\toprule") == text.count(r"\bottomrule") == 1
+    body = text.split(r"\midrule")[1].split(r"\bottomrule")[0]
+    rows = [line for line in body.strip().splitlines() if line.endswith(r"\\")]
+    assert len(rows) == len(entry_cells(found)) - 1
+    assert all(len(re.findall(r"(?<!\\)&", line)) == 6 for line in rows)
+    assert "AdamW 1e-3" in text  # a name is not mathematics

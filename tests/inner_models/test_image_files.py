@@ -1,0 +1,532 @@
+"""Image files of the user's: found where they lie, refused if damaged, and trained on."""
+
+import gzip
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from pacesetter.experiments.cli import main as cli
+from pacesetter.experiments.tasks import families_in, named_task
+from pacesetter.inner_models import registry
+from pacesetter.inner_models.engine.plain import ReferenceRun
+from pacesetter.inner_models.engine.trainer import InnerTrainer
+from pacesetter.inner_models.families.real.file_images import file_image_splits, fresh_rows
+from pacesetter.inner_models.families.real.image_files import read_images
+from pacesetter.inner_models.families.real.image_sources import DATA_VARIABLE, data_sets_in
+from pacesetter.inner_models.task import SPLITS
+
+IDX_NAMES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+CIFAR_NAMES = (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin")
+
+
+def idx_bytes(array):
+    """An IDX file, written from its description: 0, 0, type, dimensions, sizes, data."""
+    head = bytes([0, 0, 8, array.ndim])
+    return head + b"".join(int(n).to_bytes(4, "big") for n in array.shape) + array.tobytes()
+
+
+def random_images(rng, labels, size):
+    """Images whose bright part is the larger the higher the label, so that they can be learned."""
+    images = rng.integers(0, 100, (len(labels), *size), dtype=np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        image[..., : 2 * label + 2, :] += 120
+    return images
+
+
+def random_labels(rng, rows):
+    return rng.permutation(np.arange(rows) % 10).astype(np.uint8)
+
+
+def write_mnist(folder, *, train=60, test=20, seed=0, spell=lambda name: name):
+    """Writes the four files; returns their arrays."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = []
+    for rows in (train, test):
+        labels = random_labels(rng, rows)
+        arrays += [random_images(rng, labels, (28, 28)), labels]
+    for name, array in zip(IDX_NAMES, arrays, strict=True):
+        spelt = spell(name)
+        raw = idx_bytes(array)
+        (folder / spelt).write_bytes(gzip.compress(raw) if spelt.endswith(".gz") else raw)
+    return arrays
+
+
+def write_cifar(folder, *, rows=12, seed=0):
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = []
+    for name in CIFAR_NAMES:
+        labels = random_labels(rng, rows)
+        images = random_images(rng, labels, (3, 32, 32))
+        table = np.concatenate([labels[:, None], images.reshape(rows, -1)], axis=1)
+        (folder / name).write_bytes(table.astype(np.uint8).tobytes())
+        parts.append((images, labels))
+    return parts
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A folder with all three data sets."""
+    write_mnist(tmp_path / "mnist", seed=1)
+    write_mnist(tmp_path / "fashion-mnist", seed=2)
+    write_cifar(tmp_path / "cifar-10-batches-bin")
+    return tmp_path
+
+
+# -- reading --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "spell",
+    [
+        lambda name: name,
+        lambda name: name.replace("-idx", ".idx"),
+        lambda name: name + ".gz",
+        lambda name: name.replace("-idx", ".idx") + ".gz",
+    ],
+    ids=["dash", "dot", "dash-gz", "dot-gz"],
+)
+def test_every_spelling_gives_the_bytes_that_were_written(tmp_path, spell):
+    images, labels, test_images, test_labels = write_mnist(tmp_path / "mnist", spell=spell)
+    found = read_images("mnist", tmp_path)
+    assert (found.train_images[:, 0] == images).all()
+    assert (found.train_labels == labels).all()
+    assert (found.test_images[:, 0] == test_images).all()
+    assert (found.test_labels == test_labels).all()
+    assert found.train_images.shape == (60, 1, 28, 28)
+    assert found.train_labels.dtype == np.int64
+
+
+def test_a_browser_may_have_unzipped_a_file_and_left_its_name(tmp_path):
+    images = write_mnist(tmp_path / "mnist")[0]
+    path = tmp_path / "mnist" / IDX_NAMES[0]
+    path.rename(path.with_name(path.name + ".gz"))
+    assert (read_images("mnist", tmp_path).train_images[:, 0] == images).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "given"),
+    [
+        ("mnist", "mnist", "."),
+        ("mnist", "MNIST/raw", "."),
+        ("mnist", "MNIST/raw", "MNIST"),
+        ("mnist", "MNIST/raw", "MNIST/raw"),
+        ("mnist", "mnist", "mnist"),
+        ("fashion-mnist", "fashion-mnist", "."),
+        ("fashion-mnist", "FashionMNIST/raw", "."),
+        ("fashion-mnist", "FashionMNIST/raw", "FashionMNIST"),
+        ("fashion-mnist", "fashion-mnist", "fashion-mnist"),
+    ],
+)
+def test_idx_files_are_found_in_the_usual_places(tmp_path, name, folder, given):
+    images = write_mnist(tmp_path / folder)[0]
+    assert (read_images(name, tmp_path / given).train_images[:, 0] == images).all()
+    assert data_sets_in(tmp_path / given) == (name,)
+
+
+@pytest.mark.parametrize(
+    ("folder", "given"),
+    [
+        (".", "."),
+        ("cifar-10-batches-bin", "."),
+        ("cifar-10-batches-bin", "cifar-10-batches-bin"),
+        ("cifar10", "."),
+        ("cifar10/cifar-10-batches-bin", "."),
+    ],
+)
+def test_cifar_files_are_found_in_the_usual_places(tmp_path, folder, given):
+    parts = write_cifar(tmp_path / folder)
+    found = read_images("cifar10", tmp_path / given)
+    assert (found.train_images == np.concatenate([images for images, _ in parts[:5]])).all()
+    assert (found.train_labels == np.concatenate([labels for _, labels in parts[:5]])).all()
+    assert (found.test_images == parts[5][0]).all()
+    assert (found.test_labels == parts[5][1]).all()
+    assert data_sets_in(tmp_path / given) == ("cifar10",)
+
+
+def test_a_complete_folder_is_preferred_to_one_that_lacks_files(tmp_path):
+    write_mnist(tmp_path / "mnist", seed=1)
+    (tmp_path / "mnist" / IDX_NAMES[3]).unlink()
+    images = write_mnist(tmp_path / "MNIST/raw", seed=2)[0]
+    assert (read_images("mnist", tmp_path).train_images[:, 0] == images).all()
+
+
+# -- refusing -------------------------------------------------------------------------------------
+
+
+def message(kind, name, data):
+    with pytest.raises(kind) as failure:
+        read_images(name, data)
+    return str(failure.value)
+
+
+def test_missing_files_are_listed_with_their_place(tmp_path):
+    said = message(FileNotFoundError, "mnist", tmp_path)
+    assert all(name in said for name in IDX_NAMES)
+    assert f"they go into {tmp_path / 'mnist'}" in said
+    assert str(tmp_path / "MNIST/raw") in said
+    write_mnist(tmp_path / "MNIST/raw")
+    (tmp_path / "MNIST/raw" / IDX_NAMES[1]).unlink()
+    said = message(FileNotFoundError, "mnist", tmp_path)
+    assert f"mnist lacks {IDX_NAMES[1]} (as they are or with .gz)" in said
+    assert f"they go into {tmp_path / 'MNIST/raw'}." in said
+    said = message(FileNotFoundError, "cifar10", tmp_path)
+    assert ", ".join(CIFAR_NAMES) in said
+    assert f"they go into {tmp_path / 'cifar-10-batches-bin'}" in said
+
+
+def test_files_that_could_be_either_data_set_are_refused(tmp_path):
+    folder = tmp_path / "downloads"
+    write_mnist(folder)
+    for name in ("mnist", "fashion-mnist"):
+        said = message(FileNotFoundError, name, folder)
+        assert f"move them to {folder / 'mnist'} or {folder / 'fashion-mnist'}" in said
+    # Nor is a folder that is called MNIST taken for Fashion-MNIST.
+    write_mnist(tmp_path / "MNIST")
+    message(FileNotFoundError, "fashion-mnist", tmp_path / "MNIST")
+
+
+def test_the_pickled_version_of_cifar_is_never_read(tmp_path):
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    (folder / "data_batch_1").write_bytes(b"\x80\x02}q\x01.")
+    for data in (tmp_path, folder):
+        said = message(FileNotFoundError, "cifar10", data)
+        assert f"{folder} holds the Python version" in said
+        assert "take the binary version" in said
+    write_cifar(tmp_path)
+    (tmp_path / "data_batch_3.bin").write_bytes(b"\x80\x02}q\x01.")
+    said = message(ValueError, "cifar10", tmp_path)
+    assert "data_batch_3.bin begins with the byte 0x80" in said
+    assert "take the binary version" in said
+
+
+def test_an_archive_has_to_be_unpacked(tmp_path):
+    (tmp_path / "cifar-10-binary.tar.gz").write_bytes(b"")
+    assert "tar -xzf cifar-10-binary.tar.gz" in message(FileNotFoundError, "cifar10", tmp_path)
+
+
+def damage(folder, name, change):
+    path = folder / name
+    path.write_bytes(change(path.read_bytes()))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "expected"),
+    [
+        # A file of labels under the name of one of images, and the other way round.
+        (
+            IDX_NAMES[0],
+            lambda raw: b"\0\0\x08\x01" + raw[4:],
+            "magic number 0x00000801; expected 0x00000803, that of an IDX file of images",
+        ),
+        (
+            IDX_NAMES[3],
+            lambda raw: b"\0\0\x08\x03" + raw[4:] + bytes(8),
+            "magic number 0x00000803; expected 0x00000801, that of an IDX file of labels",
+        ),
+        (IDX_NAMES[0], lambda raw: raw[:9], "truncated: expected a header of 16 bytes, but got 9"),
+        (IDX_NAMES[0], lambda raw: b"", "expected a header of 16 bytes, but got 0"),
+        (
+            IDX_NAMES[0],
+            lambda raw: raw[:-5],
+            f"truncated: expected {16 + 60 * 784} bytes for the 60 rows that its header names, "
+            f"but got {11 + 60 * 784}",
+        ),
+        (
+            IDX_NAMES[2],
+            lambda raw: raw + b"x",
+            f"too long: expected {16 + 20 * 784} bytes for the 20 rows that its header names, "
+            f"but got {17 + 20 * 784}",
+        ),
+        (IDX_NAMES[1], lambda raw: raw[:-1], "expected 68 bytes for the 60 rows"),
+        (
+            IDX_NAMES[0],
+            lambda raw: idx_bytes(np.zeros((60, 32, 32), np.uint8)),
+            "holds 60 x 32 x 32 numbers; expected one or more rows of 28 x 28",
+        ),
+        (
+            IDX_NAMES[0],
+            lambda raw: idx_bytes(np.zeros((0, 28, 28), np.uint8)),
+            "holds 0 x 28 x 28 numbers; expected one or more rows",
+        ),
+        (
+            IDX_NAMES[1],
+            lambda raw: raw[:10] + b"\x0b\x0a" + raw[12:],
+            r"labels must lie between 0 and 9, but row 2 has 11 \(2 such rows of 60\)",
+        ),
+        (
+            IDX_NAMES[1],
+            lambda raw: idx_bytes(np.zeros(59, np.uint8)),
+            "must belong together, but have 60 images and 59 labels",
+        ),
+        (
+            IDX_NAMES[0],
+            lambda raw: gzip.compress(raw)[:200],
+            "damaged gzip file of 200 bytes .* fetch the file again",
+        ),
+        (IDX_NAMES[0], lambda raw: b"\x1f\x8bnonsense", "damaged gzip file of 10 bytes"),
+    ],
+)
+def test_damaged_idx_files_are_refused(tmp_path, name, change, expected):
+    write_mnist(tmp_path / "mnist")
+    path = damage(tmp_path / "mnist", name, change)
+    said = message(ValueError, "mnist", tmp_path)
+    assert re.search(expected, said), said
+    assert str(path) in said
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (
+            lambda raw: raw[:-1],
+            f"expected 3073 bytes for each row, 30730000 in the original, but got {12 * 3073 - 1}, "
+            "which is 11 rows and 3072 bytes",
+        ),
+        (lambda raw: raw + b"ab", "which is 12 rows and 2 bytes"),
+        (lambda raw: b"", "but got 0, which is 0 rows and 0 bytes"),
+        (lambda raw: raw[:3073], "data_batch_1.bin 12, data_batch_2.bin 1, data_batch_3.bin 12"),
+        (lambda raw: b"\x0a" + raw[1:], r"row 0 has 10 \(1 such rows of 12\)"),
+    ],
+)
+def test_damaged_cifar_files_are_refused(tmp_path, change, expected):
+    write_cifar(tmp_path)
+    damage(tmp_path, "data_batch_2.bin", change)
+    said = message(ValueError, "cifar10", tmp_path)
+    assert re.search(expected, said), said
+    assert "data_batch_2.bin" in said
+
+
+def test_unknown_data_sets_are_refused(tmp_path):
+    assert "did you mean 'mnist'" in message(ValueError, "minst", tmp_path)
+
+
+# -- the families ---------------------------------------------------------------------------------
+
+
+def group(name, data, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return registry.make_family(name, data=data).sample_group(2, generator)
+
+
+@pytest.mark.parametrize("name", registry.FROM_FILES)
+def test_families_pass_what_every_family_passes(name, data):
+    tasks = group(name, data)
+    trainer = InnerTrainer(tasks, siblings=2, dtype=torch.float64)
+    for split in SPLITS:
+        assert np.isfinite(trainer.evaluate(split)).all()
+    trainer.run(np.full((5, 4), 1e-5), momentum=np.full(4, 0.9))
+    twin = ReferenceRun(tasks[1], dtype=torch.float64)
+    for _ in range(5):
+        twin.step(lr=1e-5, momentum=0.9)
+    weights = trainer.parameters(3)
+    for n, parameter in twin.model.named_parameters():
+        assert torch.allclose(weights[n], parameter.detach(), rtol=1e-7, atol=1e-9)
+    one, two, other = group(name, data, 1), group(name, data, 1), group(name, data, 2)
+    assert one[0].seed == two[0].seed != other[0].seed
+    assert one[0].seed != one[1].seed
+    assert one[0].name == name
+    assert "| drawn" in type(registry.make_family(name, data=data)).__doc__
+
+
+@pytest.mark.parametrize("name", registry.FROM_FILES)
+def test_families_are_learnable(name, data):
+    task = registry.fixed_task(name, 0, data=data)
+    rates = [1e-3, 1e-2, 3e-2]
+    trainer = InnerTrainer([task], siblings=3)
+    start = trainer.evaluate("train")[0]
+    trainer.run(np.tile(rates, (300, 1)), momentum=np.full(3, 0.9))
+    assert np.nanmin(trainer.evaluate("train")) < start / 2
+
+
+def test_fixed_tasks_are_the_same_on_every_call(data):
+    one = registry.fixed_task("cifar10-convnet", 1, data=data)
+    registry.fixed_task.cache_clear()
+    two = registry.fixed_task("cifar10-convnet", 1, data=data)
+    assert (one.name, one.seed, one.horizon) == (two.name, two.seed, two.horizon)
+    assert one.name == "cifar10-convnet/1"
+    assert torch.equal(one.splits.train[0], two.splits.train[0])
+
+
+@pytest.mark.parametrize(("flat", "shape"), [(True, (784,)), (False, (1, 28, 28))])
+def test_splits_are_those_of_the_files_in_order(tmp_path, flat, shape):
+    images, labels, test_images, test_labels = write_mnist(tmp_path / "mnist", train=120)
+    splits = file_image_splits("mnist", tmp_path, num_train=50, flat=flat)
+    assert [splits.num_rows(name) for name in SPLITS] == [50, 5, 10, 20]
+    # 105 rows to learn from, then 5 and 10; scaled by the 105 even where 50 are asked for.
+    pixels = images.astype(np.float64)
+    scaled = (pixels - pixels[:105].mean()) / pixels[:105].std()
+    rows = {"train": slice(50), "inner_valid": slice(105, 110), "outer_valid": slice(110, 120)}
+    for name, part in rows.items():
+        found, classes = getattr(splits, name)
+        assert found.shape[1:] == shape
+        assert np.allclose(found.reshape(-1, 28, 28), scaled[part], atol=1e-5)
+        assert (classes.numpy() == labels[part]).all()
+    scaled = (test_images - pixels[:105].mean()) / pixels[:105].std()
+    assert np.allclose(splits.test[0].reshape(-1, 28, 28), scaled, atol=1e-5)
+    assert (splits.test[1].numpy() == test_labels).all()
+    with pytest.raises(ValueError, match="between 1 and 105, but got 106"):
+        file_image_splits("mnist", tmp_path, num_train=106, flat=flat)
+
+
+def test_channels_are_scaled_one_by_one(tmp_path):
+    parts = write_cifar(tmp_path)
+    pixels = np.concatenate([images for images, _ in parts[:5]]).astype(np.float64)
+    train = 60 - 60 // 12 - 60 // 24
+    splits = file_image_splits("cifar10", tmp_path, num_train=train, flat=False)
+    axes = (0, 2, 3)
+    mean = pixels[:train].mean(axes, keepdims=True)
+    spread = pixels[:train].std(axes, keepdims=True)
+    assert np.allclose(splits.outer_valid[0], ((pixels - mean) / spread)[-5:], atol=1e-5)
+
+
+def test_images_that_recur_are_in_one_split_only(tmp_path):
+    images, labels, test_images, test_labels = write_mnist(tmp_path / "mnist")
+    images[3] = test_images[5]
+    images[59] = images[0]
+    (tmp_path / "mnist" / IDX_NAMES[0]).write_bytes(idx_bytes(images))
+    splits = file_image_splits("mnist", tmp_path, num_train=52, flat=True)
+    rows = [getattr(splits, name)[0] for name in SPLITS]
+    assert sum(map(len, rows)) == 58 + 20
+    assert len(torch.unique(torch.cat(rows), dim=0)) == 78
+    assert splits.test[1].tolist() == test_labels.tolist()
+    kept = np.delete(labels, [3, 59]).tolist()
+    assert [label for name in SPLITS[:3] for label in getattr(splits, name)[1].tolist()] == kept
+    assert fresh_rows(images, known=test_images) == [i for i in range(60) if i not in (3, 59)]
+
+
+def test_train_splits_range_from_2000_rows_to_all(tmp_path):
+    write_mnist(tmp_path / "mnist", train=6000)
+    family = registry.make_family("mnist-mlp", data=tmp_path)
+    generator = torch.Generator().manual_seed(0)
+    rows = [family.sample_shape(generator).job.num_train for _ in range(300)]
+    assert 2000 <= min(rows) < 2300 < 4700 < max(rows) <= 6000 - 500 - 250
+
+
+@pytest.mark.parametrize("train", [3, 4, 13, 60])
+def test_few_rows_are_enough(tmp_path, train):
+    write_mnist(tmp_path / "mnist", train=train, test=1)
+    task = group("mnist-mlp", tmp_path)[0]
+    assert task.batch_size <= task.splits.num_rows("train") <= train - 2
+    assert sum(task.splits.num_rows(name) for name in SPLITS) == train + 1
+
+
+def test_too_few_rows_are_refused(tmp_path):
+    write_mnist(tmp_path / "mnist", train=2)
+    with pytest.raises(ValueError, match=r"at least 3 images that differ .* but hold 2"):
+        group("mnist-mlp", tmp_path)
+
+
+# -- the folder, from Python and from the command line --------------------------------------------
+
+
+def test_the_folder_is_given_or_named_by_the_environment(data, monkeypatch, tmp_path):
+    monkeypatch.delenv(DATA_VARIABLE, raising=False)
+    with pytest.raises(ValueError, match=r"pass --data DIR .* or set PACESETTER_DATA"):
+        registry.make_family("mnist-mlp")
+    assert named_task("mnist-mlp/0", str(data)).splits.num_rows("test") == 20
+    assert named_task("digits-mlp/0", data) is named_task("digits-mlp/0")
+    monkeypatch.setenv(DATA_VARIABLE, str(data))
+    assert registry.make_family("mnist-mlp").sample(torch.Generator()).name == "mnist-mlp"
+    assert named_task("mnist-mlp/3").name == "mnist-mlp/3"
+    monkeypatch.setenv(DATA_VARIABLE, str(tmp_path / "no"))
+    with pytest.raises(FileNotFoundError, match="no, which PACESETTER_DATA names, does not exist"):
+        registry.make_family("mnist-mlp")
+    # What is given counts.
+    assert registry.make_family("mnist-mlp", data=data).name == "mnist-mlp"
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(FileNotFoundError, match="file is not a folder"):
+        registry.make_family("mnist-mlp", data=file)
+    with pytest.raises(ValueError, match="did you mean 'mnist-mlp'"):
+        registry.make_family("mnist-mpl", data=data)
+
+
+def test_families_in_a_folder(data, tmp_path):
+    assert families_in(data) == registry.FROM_FILES
+    assert families_in(None) == ()
+    write_mnist(tmp_path / "one" / "mnist")
+    assert families_in(tmp_path / "one") == ("mnist-mlp", "mnist-convnet")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(FileNotFoundError) as failure:
+        families_in(empty)
+    said = str(failure.value)
+    for name, folder in (
+        ("mnist", "mnist"),
+        ("fashion-mnist", "fashion-mnist"),
+        ("cifar10", "cifar-10-batches-bin"),
+    ):
+        assert re.search(rf"^{name} lacks .* they go into {empty / folder}\.", said, re.MULTILINE)
+
+
+def test_compare_says_what_is_missing_before_any_work(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv(DATA_VARIABLE, raising=False)
+    out = tmp_path / "out"
+
+    def failure(*argv):
+        assert cli.main(["compare", "--out", str(out), *map(str, argv)]) == 2
+        return capsys.readouterr().err
+
+    task = ("--tasks", "digits-mlp/0", "cifar10-convnet/0")
+    assert "pass --data DIR" in failure(*task)
+    assert "does not exist" in failure(*task, "--data", tmp_path / "no")
+    (data / "cifar-10-batches-bin" / "test_batch.bin").unlink()
+    expected = f"cifar10 lacks test_batch.bin: they go into {data / 'cifar-10-batches-bin'}"
+    assert expected in failure(*task, "--data", data)
+    # Without --tasks, all that the folder has are compared on: this one is not whole.
+    assert expected in failure("--data", data)
+    assert not out.exists()
+
+
+def test_compare_hands_the_folder_on(data, tmp_path, capsys, monkeypatch):
+    asked = []
+
+    def compare(config, out, **kwargs):
+        asked.append(config)
+        raise ValueError("enough")
+
+    monkeypatch.setattr("pacesetter.experiments.comparison.compare", compare)
+    monkeypatch.chdir(data.parent)
+    for argv in (["--quick"], ["--tasks", "mnist-mlp/1"]):
+        given = ["compare", "--out", str(tmp_path / "out"), "--data", data.name, *argv]
+        assert cli.main(given) == 2
+    assert cli.main(["compare", "--out", str(tmp_path / "out")]) == 2
+    assert "enough" in capsys.readouterr().err
+    everything, one, nothing = asked
+    assert {name.partition("/")[0] for name in everything.tasks} == {
+        *registry.VALIDATION,
+        *registry.FROM_FILES,
+    }
+    assert one.tasks == ("mnist-mlp/1",)
+    assert everything.data == one.data == str(data.resolve())
+    assert nothing.data is None
+    assert not {name.partition("/")[0] for name in nothing.tasks} & set(registry.FROM_FILES)
+
+
+@pytest.mark.parametrize("name", registry.FROM_FILES)
+def test_shapes_lie_in_the_ranges_of_the_docstring(name, data):
+    family = registry.make_family(name, data=data)
+    generator = torch.Generator().manual_seed(0)
+    shapes = [family.sample_shape(generator) for _ in range(60)]
+    assert all(200 <= s.job.horizon <= 2000 for s in shapes)
+    assert {s.job.batch_size for s in shapes} <= {16, 32, 50, 51, 52, 53, 54}
+    for model in (s.model for s in shapes):
+        if name.endswith("mlp"):
+            inputs, *hidden, classes = model.widths
+            assert (inputs, classes) == (784, 10)
+            assert 1 <= len(hidden) <= 2
+            assert 16 <= min(hidden) <= max(hidden) <= 64
+        else:
+            assert model.image == ((3, 32) if name.startswith("cifar10") else (1, 28))
+            assert model.cost <= 3e5

@@ -1,0 +1,460 @@
+"""Each twin against the function of torch that it stands for; dropout and random numbers."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call, vmap
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_sequence
+
+from pacesetter.inner_models.engine.trainer import InnerTrainer
+from pacesetter.inner_models.task import ModuleTask, Splits
+from pacesetter.inner_models.twins import substitution as twins
+
+DOUBLE = torch.float64
+
+
+def numbers(*shape, seed=0, dtype=DOUBLE):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def flat(results):
+    """The tensors of a nested tuple."""
+    if isinstance(results, torch.Tensor):
+        return [results]
+    return [t for r in results if r is not None for t in flat(r)]
+
+
+def with_gradients(call, leaves):
+    """Results and gradients of a function for random gradients of all its results."""
+    results = flat(call())
+    grads = [numbers(*r.shape, seed=i, dtype=r.dtype) for i, r in enumerate(results)]
+    return [*results, *torch.autograd.grad(results, leaves, grads)]
+
+
+def assert_twin(call, leaves, *, tolerance=1e-12, model=None):
+    """A call gives the same with twins as without, and so do its gradients."""
+    model = nn.Identity() if model is None else model
+    wanted = with_gradients(call, leaves)
+    with twins.twins(model):
+        found = with_gradients(call, leaves)
+    for left, right in zip(found, wanted, strict=True):
+        assert left.shape == right.shape
+        size = max(1.0, float(right.detach().abs().max()))
+        assert float((left - right).detach().abs().max()) <= tolerance * size
+
+
+KINDS = {
+    "GRU": (nn.GRU, {}),
+    "LSTM": (nn.LSTM, {}),
+    "LSTM, projected": (nn.LSTM, {"proj_size": 2}),
+    "RNN": (nn.RNN, {}),
+    "RNN, relu": (nn.RNN, {"nonlinearity": "relu"}),
+}
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("single", [False, True])
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")
+def test_recurrent_layers_equal_those_of_torch(name, single, given):
+    make, own = KINDS[name]
+    for layers, both, bias, first in itertools.product((1, 2), *[(False, True)] * 3):
+        options = {"num_layers": layers, "bidirectional": both, "bias": bias, "batch_first": first}
+        batch = () if single else (5,)
+        for dtype, tolerance in ((torch.float32, 1e-6), (DOUBLE, 1e-12)):
+            torch.manual_seed(0)
+            model = make(4, 3, **options, **own).to(dtype)
+            shape = (*batch, 6, 4) if first else (6, *batch, 4)
+            x = numbers(*shape, dtype=dtype).requires_grad_()
+            leaves, start = [x, *model.parameters()], None
+            if given:
+                count = layers * (1 + both)
+                widths = [own.get("proj_size", 3), 3] if make is nn.LSTM else [3]
+                states = [numbers(count, *batch, w, seed=w, dtype=dtype) for w in widths]
+                leaves += [s.requires_grad_() for s in states]
+                start = tuple(states) if make is nn.LSTM else states[0]
+            assert_twin(
+                lambda m=model, x=x, s=start: m(x, s), leaves, tolerance=tolerance, model=model
+            )
+
+
+@pytest.mark.parametrize("make", [nn.GRUCell, nn.LSTMCell, nn.RNNCell])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("batch", [(), (5,)])
+def test_recurrent_cells_equal_those_of_torch(make, bias, batch):
+    torch.manual_seed(0)
+    cell = make(4, 3, bias=bias).double()
+    x = numbers(*batch, 4).requires_grad_()
+    state = numbers(*batch, 3, seed=1).requires_grad_()
+    leaves = [x, state, *cell.parameters()]
+    lstm = make is nn.LSTMCell
+    assert_twin(lambda: cell(x, (state, state * 2) if lstm else state), leaves)
+    assert_twin(lambda: cell(x), [x, cell.weight_ih])
+
+
+def test_only_some_results_of_a_recurrent_layer_need_gradients():
+    torch.manual_seed(0)
+    lstm, gru = nn.LSTM(4, 3).double(), nn.GRU(4, 3).double()
+    x = numbers(6, 5, 4)
+    for model, part in (
+        (lstm, lambda r: r[0][2]),
+        (lstm, lambda r: r[1][0]),
+        (lstm, lambda r: r[1][1]),
+        (gru, lambda r: r[0][2]),
+        (gru, lambda r: r[1]),
+    ):
+        assert_twin(
+            lambda m=model, p=part: p(m(x)), [model.weight_ih_l0, model.weight_hh_l0], model=model
+        )
+
+
+def test_dropout_between_layers_drops_between_layers_only():
+    torch.manual_seed(0)
+    model = nn.GRU(4, 3, num_layers=2, dropout=1.0).double()
+    x = numbers(6, 5, 4)
+    out = twins.swap_twins(model)(x)[0]
+    # Nothing of the first layer reaches the second, which is itself left alone.
+    second = nn.GRU(3, 3).double()
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    second.load_state_dict({f"{n}_l0": getattr(model, f"{n}_l1") for n in names})
+    assert torch.allclose(out, second(torch.zeros(6, 5, 3, dtype=DOUBLE))[0], atol=1e-12)
+    model.eval()
+    assert torch.allclose(twins.swap_twins(model)(x)[0], model(x)[0], atol=1e-12)
+
+
+def test_packed_sequences_are_refused():
+    packed = pack_sequence([numbers(3, 4), numbers(2, 4, seed=1)])
+    for make in (nn.GRU, nn.LSTM, nn.RNN):
+        with pytest.raises(NotImplementedError, match="PackedSequence cannot be batched"):
+            twins.swap_twins(make(4, 3).double())(packed)
+    with twins.twins(nn.Identity()), pytest.raises(NotImplementedError, match="PackedSequence"):
+        pack_sequence([numbers(3, 4)])
+
+
+@pytest.mark.parametrize("make", [nn.GRU, nn.LSTM, nn.RNN])
+def test_recurrent_layers_do_not_ask_cudnn_to_flatten_what_is_batched(monkeypatch, make):
+    def fail(self):
+        raise AssertionError("flatten_parameters was called")
+
+    model = make(4, 3)
+    monkeypatch.setattr(nn.RNNBase, "flatten_parameters", fail)
+    stacked = {n: torch.stack([p.detach()] * 2) for n, p in model.named_parameters()}
+    twin = twins.swap_twins(model)
+    out = vmap(lambda p: functional_call(twin, p, (torch.zeros(6, 5, 4),))[0])(stacked)
+    assert out.shape == (2, 6, 5, 3)
+
+
+@pytest.mark.parametrize(
+    ("dims", "shape", "kernel", "options"),
+    [
+        (1, (2, 3, 7), 2, {}),
+        (1, (3, 7), 3, {}),
+        (2, (2, 3, 7, 8), 2, {}),
+        (2, (2, 3, 6, 8), (3, 2), {}),
+        (2, (2, 3, 7, 8), (1, 4), {"stride": (1, 4)}),
+        (2, (2, 3, 7, 8), 3, {"stride": 2, "padding": 1}),
+        (2, (2, 3, 7, 8), 2, {"ceil_mode": True}),
+        (2, (2, 3, 9, 9), 2, {"dilation": 2}),
+        (2, (2, 3, 10, 10), 5, {}),
+        (3, (2, 3, 4, 5, 6), 2, {}),
+    ],
+)
+def test_max_pooling_hands_ties_to_the_first_as_torch_does(dims, shape, kernel, options):
+    pool = getattr(F, f"max_pool{dims}d")
+    ties = torch.randint(3, shape, generator=torch.Generator().manual_seed(0)).double()
+    for x in (ties.requires_grad_(), numbers(*shape).requires_grad_()):
+        assert_twin(lambda x=x: pool(x, kernel, **options), [x], tolerance=0.0)
+
+
+def test_max_pooling_returns_indices_where_asked():
+    x = numbers(2, 3, 4, 4)
+    with twins.twins(nn.Identity()):
+        pooled, indices = F.max_pool2d(x, 2, return_indices=True)
+    assert torch.equal(x.flatten(2).gather(2, indices.flatten(2)), pooled.flatten(2))
+
+
+@pytest.mark.parametrize("space", [F, torch])
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_common_max_pooling_is_ours(space, dims):
+    x = numbers(2, 3, 4, 4)[..., 0] if dims == 1 else numbers(2, 3, 4, 4)
+    with twins.twins(nn.Identity()):
+        pooled = getattr(space, f"max_pool{dims}d")(x.requires_grad_(), 2)
+    assert type(pooled.grad_fn).__name__ == "FirstMaxBackward"
+
+
+REDUCTIONS = ("none", "mean", "sum")
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize(
+    "loss",
+    [
+        F.mse_loss,
+        F.smooth_l1_loss,
+        lambda a, b, **r: F.smooth_l1_loss(a, b, beta=0.0, **r),
+        lambda a, b, **r: F.smooth_l1_loss(a, b, beta=0.3, **r),
+        lambda a, b, **r: F.huber_loss(a, b, delta=0.6, **r),
+        F.soft_margin_loss,
+        lambda a, b, **r: F.gaussian_nll_loss(a, b, b.square(), **r),
+        lambda a, b, **r: F.gaussian_nll_loss(a, b, (a * 0.1).exp()[:, :1], full=True, **r),
+        lambda a, b, **r: F.gaussian_nll_loss(a, b, a[:, 0].exp() - 1e-6, eps=0.5, **r),
+        lambda a, b, **r: F.cross_entropy(a, b.softmax(1), label_smoothing=0.2, **r),
+        lambda a, b, **r: F.cross_entropy(a, b.softmax(1), b[0].exp(), **r),
+        lambda a, b, **r: F.cross_entropy(a[0], b[0].softmax(0), **r),
+    ],
+)
+def test_losses_of_numbers_equal_those_of_torch(loss, reduction):
+    a, b = numbers(6, 3).requires_grad_(), numbers(6, 3, seed=1)
+    assert_twin(lambda: loss(a, b, reduction=reduction), [a])
+
+
+@pytest.mark.parametrize("reduction", ["batchmean", "none", "sum"])
+@pytest.mark.parametrize("log_target", [False, True])
+def test_kl_div_equals_that_of_torch(reduction, log_target):
+    a, b = numbers(6, 3).requires_grad_(), numbers(6, 3, seed=1).softmax(1)
+    b = b.log() if log_target else b.masked_fill(b < 0.2, 0.0)
+    assert_twin(lambda: F.kl_div(a, b, reduction=reduction, log_target=log_target), [a])
+
+
+def test_older_names_of_reductions_are_known():
+    a, b = numbers(6, 3).requires_grad_(), numbers(6, 3, seed=1)
+    with twins.twins(nn.Identity()), pytest.warns(UserWarning, match="size_average"):
+        total = F.mse_loss(a, b, size_average=False)
+    assert torch.allclose(total, (a - b).square().sum())
+    with twins.twins(nn.Identity()), pytest.raises(ValueError, match="'most' is not a valid"):
+        F.mse_loss(a, b, reduction="most")
+    with twins.twins(nn.Identity()), pytest.warns(UserWarning, match=r"\(3,\) differs.*\(6, 3\)"):
+        F.huber_loss(a, b[0])
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("ignore", [-100, 1])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("shape", [(6, 3), (6, 3, 4, 2), (3,)])
+def test_cross_entropy_equals_that_of_torch(shape, weighted, ignore, smoothing, reduction):
+    logits = (50 * numbers(*shape)).requires_grad_()
+    others = shape[:1] + shape[2:] if len(shape) > 1 else ()
+    labels = torch.randint(3, others, generator=torch.Generator().manual_seed(1))
+    labels = torch.where(labels == 2, ignore, labels) if others else labels * 0 + 2
+    weight = torch.tensor([0.5, 1.0, 2.0], dtype=DOUBLE) if weighted else None
+    assert_twin(
+        lambda: F.cross_entropy(
+            logits,
+            labels,
+            weight,
+            ignore_index=ignore,
+            label_smoothing=smoothing,
+            reduction=reduction,
+        ),
+        [logits],
+    )
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+@pytest.mark.parametrize("padding", [None, 2, -1])
+def test_embeddings_equal_those_of_torch(mode, padding):
+    weight = numbers(5, 3).requires_grad_()
+    ids = torch.tensor([[0, 2, 2], [4, 4, 4], [1, 2, 4]])
+    assert_twin(lambda: F.embedding(ids, weight, padding), [weight])
+    assert_twin(lambda: F.embedding_bag(ids, weight, mode=mode, padding_idx=padding), [weight])
+    offsets = torch.tensor([0, 4])
+    assert_twin(
+        lambda: F.embedding_bag(ids.flatten(), weight, offsets, mode=mode, padding_idx=padding),
+        [weight],
+    )
+    if mode == "sum":
+        scale = numbers(3, 3, seed=1).requires_grad_()
+        assert_twin(
+            lambda: F.embedding_bag(ids, weight, mode=mode, per_sample_weights=scale),
+            [weight, scale],
+        )
+
+
+@pytest.mark.parametrize("dim", [0, 1, None])
+def test_weight_norm_equals_that_of_torch(dim):
+    torch.manual_seed(0)
+    layer = nn.utils.parametrizations.weight_norm(nn.Conv1d(3, 4, 2).double(), dim=dim)
+    assert_twin(lambda: layer(numbers(2, 3, 5)), list(layer.parameters()))
+
+
+ATTENTION = {
+    "plain": {},
+    "causal": {"is_causal": True},
+    "scale": {"scale": 0.2},
+    "mask": {"attn_mask": numbers(4, 5, seed=7)},
+    "mask per head": {"attn_mask": numbers(1, 2, 4, 5, seed=7) > 0},
+    "nothing to look at": {"attn_mask": torch.tensor([[False], [True], [True], [False]])},
+    "fewer keys than queries": {"enable_gqa": True},
+}
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_attention_equals_that_of_torch(name):
+    options = dict(ATTENTION[name])
+    mask = options.get("attn_mask")
+    if mask is not None:
+        options["attn_mask"] = mask.expand(*mask.shape[:-1], 5)
+    query = numbers(3, 2, 4, 6).requires_grad_()
+    heads = 1 if "enable_gqa" in options else 2
+    key, value = (numbers(3, heads, 5, 6, seed=s).requires_grad_() for s in (1, 2))
+    assert_twin(
+        lambda: F.scaled_dot_product_attention(query, key, value, **options), [query, key, value]
+    )
+
+
+def test_attention_refuses_two_masks_as_torch_does():
+    q = numbers(1, 2, 4, 6)
+    with twins.twins(nn.Identity()), pytest.raises(RuntimeError, match="but got both"):
+        F.scaled_dot_product_attention(q, q, q, numbers(4, 4), is_causal=True)
+
+
+class Mine(nn.GRU):
+    """A user's own, of which we know nothing."""
+
+    def forward(self, x):
+        return x[0].flatten(0, 1)
+
+
+def test_a_model_is_as_it_was_once_its_twin_has_run():
+    model = nn.Sequential(nn.GRU(4, 3), Mine(4, 3), nn.BatchNorm1d(3, momentum=None))
+    twin = twins.swap_twins(model)
+    assert type(twin).__name__ == "Sequential"
+    assert str(twin) == str(model)
+    assert list(twin.modules())[1:] == list(model.modules())[1:]
+    assert dict(twin.named_parameters()).keys() == dict(model.named_parameters()).keys()
+    own = [nn.GRU, Mine, nn.BatchNorm1d]
+    seen = []
+    for layer in model:
+        layer.register_forward_hook(lambda module, *_: seen.append(type(module)))
+    with pytest.raises(RuntimeError, match=r"input\.size"):
+        twin(torch.zeros(6, 5, 2))
+    assert [type(m) for m in model] == own
+    twin(torch.zeros(6, 5, 4))
+    assert seen == [twins.MODULE_TWINS[nn.GRU], Mine, twins.MODULE_TWINS[nn.BatchNorm1d]]
+    assert [type(m) for m in model] == own
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def drop_task(build, *, seed=1):
+    inputs = numbers(40, 5, 4, dtype=torch.float32)
+    rows = (inputs, inputs[:, 0, 0])
+    return ModuleTask(
+        build,
+        lambda m, b: F.mse_loss(m(b[0]).flatten(1).mean(1), b[1]),
+        Splits(rows, rows, rows, rows, allow_overlap=True),
+        horizon=10,
+        batch_size=8,
+        seed=seed,
+    )
+
+
+class Call(nn.Module):
+    """A linear layer and a way to use its outputs (rows, 5, 4)."""
+
+    def __init__(self, call):
+        super().__init__()
+        self.linear, self.call = nn.Linear(4, 4), call
+
+    def forward(self, x):
+        return self.call(self.linear(x))
+
+
+RANDOM = {
+    "Dropout": lambda: nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)),
+    "Dropout of the inputs": lambda: nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 4)),
+    "Dropout1d": lambda: nn.Sequential(nn.Conv1d(5, 6, 1), nn.Dropout1d(0.5)),
+    "AlphaDropout": lambda: nn.Sequential(nn.Linear(4, 4), nn.AlphaDropout(0.5)),
+    "FeatureAlphaDropout": lambda: nn.Sequential(nn.Linear(4, 4), nn.FeatureAlphaDropout(0.5)),
+    "RReLU": lambda: nn.Sequential(nn.Linear(4, 4), nn.RReLU()),
+    "attention": lambda: Call(lambda x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.5)),
+    "encoder layer": lambda: nn.TransformerEncoderLayer(4, 2, 6, dropout=0.5, batch_first=True),
+    "LSTM": lambda: Last(nn.LSTM(4, 4, num_layers=2, dropout=0.5, batch_first=True)),
+    "noise": lambda: Call(lambda x: x + torch.randn_like(x)),
+    "noise in place": lambda: Call(lambda x: x * torch.empty_like(x).uniform_(0.5, 1.5)),
+    "noise of no layer": lambda: Call(lambda x: x * torch.empty(5, 4).bernoulli_(0.5)),
+    "exponential": lambda: Call(lambda x: x * torch.empty_like(x).exponential_(2.0)),
+    "distribution": lambda: Call(lambda x: torch.distributions.Normal(x, 1.0).rsample()),
+    "gumbel": lambda: Call(lambda x: F.gumbel_softmax(x, hard=True)),
+}
+
+
+class Last(nn.Module):
+    """What a recurrent layer gives out."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x)[0]
+
+
+@pytest.mark.parametrize("traced", [False, True])
+@pytest.mark.parametrize("name", RANDOM)
+def test_siblings_share_random_numbers_and_tasks_do_not(name, traced):
+    task = drop_task(RANDOM[name])
+    # One task twice: were it not for random numbers, all runs would be the same.
+    trainer = InnerTrainer([task, task], siblings=2, traced=traced)
+    trainer.run(np.full((4, 4), 1e-2), momentum=np.full(4, 0.9))
+    assert trainer._program.batched
+    assert (trainer._program._program is not None) == traced
+    runs = [torch.cat([p.flatten() for p in trainer.parameters(r).values()]) for r in range(4)]
+    assert torch.equal(runs[0], runs[1])
+    assert torch.equal(runs[2], runs[3])
+    assert not torch.allclose(runs[0], runs[2])
+
+
+def draws(call, shape=(200, 50)):
+    """Random numbers of 3 tasks with 2 siblings each, through a nested vmap."""
+    torch.manual_seed(0)
+    x = torch.ones(3, 2, *shape)
+    with twins.twins(nn.Identity()):
+        inner = vmap(call, randomness="same")
+        return vmap(inner, randomness="different")(x)
+
+
+@pytest.mark.parametrize(
+    ("call", "mean", "spread"),
+    [
+        (lambda x: torch.empty_like(x).uniform_(1, 3), 2, 2 / math.sqrt(12)),
+        (lambda x: torch.empty_like(x).uniform_(), 0.5, 1 / math.sqrt(12)),
+        (lambda x: torch.empty(200, 50).uniform_(to=4.0), 2, 4 / math.sqrt(12)),
+        (lambda x: torch.empty_like(x).normal_(1, 2), 1, 2),
+        (lambda x: torch.empty_like(x).exponential_(4), 0.25, 0.25),
+        (lambda x: torch.empty_like(x).bernoulli_(0.3), 0.3, math.sqrt(0.21)),
+        (lambda x: torch.normal(x, 3 * x), 1, 3),
+        (lambda x: torch.normal(0.0, 3 * x), 0, 3),
+        (lambda x: F.dropout(x, 0.2), 1, 0.5),
+        (lambda x: F.rrelu(-x, 0.1, 0.3, training=True), -0.2, 0.2 / math.sqrt(12)),
+        (lambda x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.5)[0], 1, None),
+        (lambda x: 50 * F.gumbel_softmax(0 * x, hard=True), 1, 7),
+    ],
+)
+def test_random_numbers_are_distributed_as_torchs(call, mean, spread):
+    found = draws(call)
+    assert float(found.mean()) == pytest.approx(mean, abs=0.05)
+    if spread is not None:
+        assert float(found.std()) == pytest.approx(spread, rel=0.02)
+    assert torch.equal(found[:, 0], found[:, 1])
+    assert not torch.allclose(found[0], found[1])
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda t, g: t.uniform_(1, 2, generator=g),
+        lambda t, g: t.normal_(generator=g),
+        lambda t, g: t.exponential_(generator=g),
+        lambda t, g: t.bernoulli_(0.5, generator=g),
+    ],
+)
+def test_a_generator_of_the_users_own_is_refused(call):
+    generator = torch.Generator()
+    with twins.twins(nn.Identity()), pytest.raises(NotImplementedError, match="generator of one"):
+        call(torch.empty(5), generator)

@@ -1,0 +1,526 @@
+"""Families whose data are vectors or tables: each keeps what it says of its optimum and data."""
+
+import math
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from pacesetter.inner_models.draw import Draw
+from pacesetter.inner_models.engine.trainer import InnerTrainer
+from pacesetter.inner_models.families.autoencoder import (
+    Autoencoder,
+    AutoencoderRanges,
+    Autoencoders,
+    AutoencoderShape,
+)
+from pacesetter.inner_models.families.generated import Shape
+from pacesetter.inner_models.families.job import Job, JobRanges
+from pacesetter.inner_models.families.logistic import (
+    LogisticRanges,
+    LogisticRegression,
+    LogisticShape,
+    expected_entropy,
+)
+from pacesetter.inner_models.families.quadratic import (
+    Quadratic,
+    QuadraticRanges,
+    QuadraticShape,
+    draw_spectrum,
+)
+from pacesetter.inner_models.families.ratings import (
+    MatrixFactorisation,
+    Ratings,
+    RatingsRanges,
+    RatingsShape,
+)
+from pacesetter.inner_models.families.teachers import multitask
+from pacesetter.inner_models.families.teachers.distillation import (
+    DistillationRanges,
+    DistilledMLP,
+    soft_cross_entropy,
+)
+from pacesetter.inner_models.families.teachers.multitask import (
+    Multitask,
+    MultitaskRanges,
+    TwoHeadedShape,
+)
+from pacesetter.inner_models.networks.mlp import MLPShape
+from pacesetter.inner_models.task import SPLITS
+
+FAMILIES = [Quadratic, LogisticRegression, Ratings, Autoencoders, Multitask, DistilledMLP]
+JOB = Job(num_train=256, batch_size=32, horizon=100)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    """Models draw their first weights from the global generator."""
+    torch.manual_seed(0)
+
+
+def generator(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def problem_of(family, model, seed=0):
+    return family.draw_problem(Shape(model, JOB), Draw(generator(seed)))
+
+
+def mean_and_error(values):
+    """Mean of independent values, and its standard error."""
+    return float(values.mean()), float(values.std()) / math.sqrt(len(values))
+
+
+# -- ranges ------------------------------------------------------------------------------------
+
+OWN = [
+    (family, field.name, field.default)
+    for family in FAMILIES
+    for field in fields(type(family().ranges))
+    if field.name not in {f.name for f in fields(JobRanges)}
+]
+
+
+@pytest.mark.parametrize(("family", "name", "default"), OWN)
+def test_bad_ranges_are_refused_with_what_came(family, name, default):
+    ranges = type(family().ranges)
+    bad = default[::-1] if isinstance(default, tuple) else 1.5
+    with pytest.raises(ValueError, match=name) as refusal:
+        ranges(**{name: bad})
+    assert str(bad) in str(refusal.value)
+
+
+@pytest.mark.parametrize(("family", "name", "default"), OWN)
+def test_the_table_has_the_range_that_is_drawn_from(family, name, default):
+    def spelt(number):
+        return {f"{number:g}", f"{number:,.10g}"} | {f"{number:.0e}".replace("e-0", "e-")}
+
+    if isinstance(default, tuple):
+        wanted = {f"{low} to {high}" for low in spelt(default[0]) for high in spelt(default[1])}
+    else:
+        wanted = {f"{100 * default:g} %"} | ({"half"} if default == 0.5 else set())
+    table = [line for line in family.__doc__.splitlines() if line.strip().startswith("|")]
+    assert any(words in line for line in table for words in wanted), wanted
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sensible_rates_span_a_factor_of_three_to_thirty(family):
+    for optimizer in ("adamw", "sgd", "rmsprop"):
+        low, high = family().ranges.sensible_lr(optimizer)
+        assert 3 <= high / low <= 30
+
+
+# -- quadratics --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rotated", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_expected_loss_of_a_quadratic_is_what_its_hessian_says(rotated, seed):
+    problem = problem_of(Quadratic(), QuadraticShape(dim=7, rotated=rotated), seed)
+    model = problem.build_model().double()
+    (noise,) = problem.rows(100_000, generator(1))
+    axes = model.rotation if rotated else torch.eye(7, dtype=torch.float64)
+    hessian = axes.T @ torch.diag(model.curvature) @ axes
+    with torch.no_grad():
+        start = model.weight.clone()
+        model.weight.copy_(model.target)
+        best = model(noise.double())
+        mean, error = mean_and_error(best)
+        assert abs(mean - problem.optimum) < 5 * error + 1e-6 * problem.optimum
+        # Nowhere is the expected loss lower: it rises as the Hessian says, in any direction.
+        for step in (start - model.target, *torch.randn(5, 7, generator=generator(2)).double()):
+            model.weight.copy_(model.target + step)
+            mean, error = mean_and_error(model(noise.double()) - best)
+            assert abs(mean - float(step @ hessian @ step) / 2) < 5 * error + 1e-9
+
+
+@pytest.mark.parametrize("rotated", [False, True])
+def test_floor_and_noise_of_a_quadratic_are_measured_by_the_excess_at_its_start(rotated):
+    ranges = QuadraticRanges(
+        start=(1e-6, 1e-6), balance=(1, 1), noise=(0.5, 0.5), visible=(0.2, 0.2), floor=(0.01, 0.01)
+    )
+    problem = problem_of(Quadratic(ranges), QuadraticShape(dim=9, rotated=rotated))
+    model = problem.build_model()
+    along = model.rotation @ model.target if rotated else model.target
+    excess = float(along.square() @ model.curvature) / 2
+    assert float(model.floor) == pytest.approx(0.01 * excess, rel=1e-3)
+    assert problem.optimum == pytest.approx((0.01 + 0.2 * 0.5) * excess, rel=1e-3)
+
+
+def test_training_reaches_the_optimum_of_a_quadratic():
+    ranges = QuadraticRanges(condition=(5, 20), noise=(1e-4, 1e-3), loss_scale=(3, 3))
+    family = Quadratic(ranges)
+    shape = Shape(QuadraticShape(dim=12, rotated=True), JOB)
+    task = family.build(shape, generator(3))
+    trainer = InnerTrainer([task])
+    start = float(trainer.evaluate("test")[0]) - task.optimum
+    decay = 0.5 * (1 + np.cos(np.pi * np.arange(800) / 800))
+    trainer.run(0.1 * decay[:, None], momentum=np.array([0.9]))
+    model = task.build_model().double()
+    error = trainer.parameters(0)["weight"].double() - model.target
+    excess = 3 * float((model.rotation @ error).square() @ model.curvature) / 2
+    assert excess < 1e-4 * start
+    # The loss that is measured is that of 512 rows; it lies at the optimum but for their chance.
+    assert trainer.evaluate("test")[0] == pytest.approx(task.optimum, rel=0.3)
+
+
+def test_spectra_have_the_condition_number_and_three_kinds():
+    draw = Draw(generator(0))
+    spectra = [draw_spectrum(draw, dim=20, condition=500.0) for _ in range(60)]
+    kinds = set()
+    for spectrum in spectra:
+        assert spectrum[0] == 1
+        assert float(spectrum[-1]) == pytest.approx(1 / 500, rel=1e-4)
+        assert (spectrum.diff() <= 0).all()
+        slopes = spectrum.log().diff() / torch.arange(1, 21).log().diff()
+        straight = float(slopes.std()) < 1e-3
+        kinds.add("power" if straight else "clusters" if len(spectrum.unique()) == 2 else "random")
+    assert kinds == {"power", "clusters", "random"}
+    for condition in (1.0, 1e4):
+        assert draw_spectrum(draw, dim=2, condition=condition).max() == 1
+
+
+def test_quadratics_range_from_noiseless_to_noise_dominated_and_stay_positive():
+    shares = []
+    for seed in range(60):
+        shape = Shape(QuadraticShape(dim=8, rotated=False), JOB)
+        task = Quadratic(QuadraticRanges(loss_scale=(1, 1))).build(shape, generator(seed))
+        model = task.build_model()
+        with torch.no_grad():
+            start = float(model(torch.zeros(1, 8)))
+            model.weight.copy_(model.target)
+            for split in SPLITS:
+                assert model(getattr(task.splits, split)[0]).mean() > 0
+        spread = task.splits.train[0].square().mean(0) @ model.curvature / 2
+        shares.append(float(spread) / start)
+        assert task.optimum >= float(model.floor) > 0
+    assert min(shares) < 1e-4
+    assert max(shares) > 1
+
+
+# -- logistic regression -----------------------------------------------------------------------
+
+
+def newton(model, batch, loss, steps=30):
+    """Minimises a convex loss by damped Newton steps in float64; returns losses of single rows."""
+    names = [n for n, _ in model.named_parameters()]
+    shapes = [p.shape for p in model.parameters()]
+
+    def at(flat, rows):
+        parts = flat.split([s.numel() for s in shapes])
+        state = {n: p.view(s) for n, p, s in zip(names, parts, shapes, strict=True)}
+        return loss(torch.func.functional_call(model, state, (rows[0],)), rows[1])
+
+    def mean(flat):
+        return at(flat, batch).mean()
+
+    flat = torch.zeros(sum(s.numel() for s in shapes), dtype=torch.float64)
+    for _ in range(steps):
+        gradient = torch.func.grad(mean)(flat)
+        hessian = torch.func.jacrev(torch.func.grad(mean))(flat)
+        # Scores of several classes are known up to a constant: the pseudo-inverse leaves it be.
+        step = torch.linalg.pinv(hessian, hermitian=True, rtol=1e-12) @ gradient
+        rate = 1.0
+        while mean(flat - rate * step) > mean(flat) and rate > 1e-6:
+            rate /= 2
+        flat = flat - rate * step
+    assert torch.func.grad(mean)(flat).norm() < 1e-8
+    return at(flat, batch)
+
+
+@pytest.mark.parametrize(("classes", "seed"), [(2, 0), (2, 1), (4, 0), (4, 1)])
+def test_newton_confirms_the_optimum_of_logistic_regression(classes, seed):
+    family = LogisticRegression(LogisticRanges(condition=(1, 1e3), sharpness=(1, 5)))
+    problem = problem_of(family, LogisticShape(inputs=4, classes=classes), seed)
+    inputs, labels = problem.rows(20_000, generator(7))
+    model = problem.build_model().double()
+
+    def loss(scores, labels):
+        if classes > 2:
+            return F.cross_entropy(scores, labels, reduction="none")
+        both = torch.cat([torch.zeros_like(scores), scores], dim=1)
+        return F.cross_entropy(both, labels.long(), reduction="none")
+
+    losses = newton(model, (inputs.double(), labels), loss)
+    mean, error = mean_and_error(losses)
+    # The fit undercuts the truth by half a row per parameter; allow a whole one.
+    allowed = sum(p.numel() for p in model.parameters()) / len(labels)
+    assert abs(mean - problem.optimum) < 4 * error + allowed
+    assert error < 0.05 * problem.optimum
+    # The family's own loss is the one that was minimised.
+    rows = (inputs[:100].double(), labels[:100].double() if classes == 2 else labels[:100])
+    ours, theirs = problem.loss(model, rows), loss(model(rows[0]), rows[1]).mean()
+    assert torch.allclose(ours, theirs, rtol=1e-12)
+
+
+def test_the_entropy_is_that_of_numerical_integration():
+    nodes, weights = np.polynomial.hermite_e.hermegauss(200)
+    for spread, bias in ((1.0, 0.0), (3.0, 1.0)):
+        score = spread * nodes + bias
+        # H = -p log p - (1 - p) log(1 - p), with p the sigmoid: log(1 - p) is log p - score.
+        entropy = np.logaddexp(0, -score) + score / (1 + np.exp(np.minimum(score, 700)))
+        exact = float((weights * entropy).sum() / weights.sum())
+        effects = torch.tensor([[0.6], [0.8]]) * spread
+        assert expected_entropy(effects, torch.tensor([bias])) == pytest.approx(exact, rel=1e-3)
+        # Two scores say the same as their difference.
+        two = torch.cat([effects, torch.zeros(2, 1)], dim=1)
+        got = expected_entropy(two, torch.tensor([bias, 0.0]))
+        assert got == pytest.approx(exact, rel=1e-3)
+    many = torch.randn(20, 10, generator=generator(0))
+    white = torch.randn(200_000, 20, generator=generator(1))
+    chances = (white @ many).double().softmax(1)
+    mean, error = mean_and_error(torch.special.entr(chances).sum(1))
+    assert abs(expected_entropy(many, torch.zeros(10)) - mean) < 4 * error + 1e-3 * mean
+
+
+def test_sharp_scores_leave_few_labels_in_doubt():
+    shape = LogisticShape(inputs=6, classes=2)
+    points = np.linspace(-9, 9, 20_001)
+    for sharpness in (1.0, 10.0):
+        ranges = LogisticRanges(sharpness=(sharpness, sharpness), imbalance=(0, 0))
+        score = sharpness * points
+        entropy = np.logaddexp(0, -score) + score / (1 + np.exp(score))
+        density = np.exp(-(points**2) / 2) / math.sqrt(2 * math.pi)
+        expected = float((entropy * density).sum() * (points[1] - points[0]))
+        assert problem_of(LogisticRegression(ranges), shape).optimum == pytest.approx(
+            expected, rel=1e-3
+        )
+
+
+# -- ratings -----------------------------------------------------------------------------------
+
+
+def test_popularity_follows_zipf():
+    family = Ratings(RatingsRanges(skew=(1.2, 1.2), seen=(0.9, 0.9)))
+    shape = RatingsShape(users=100, items=100, rank=2, learns_mean=True)
+    users, items, _ = problem_of(family, shape).rows(400_000, generator(1))
+    for who, exponent in ((users, 0.6), (items, 1.2)):
+        counts = torch.bincount(who, minlength=100).sort(descending=True).values.double()
+        rank = torch.arange(1, 101, dtype=torch.float64).log().numpy()
+        slope = np.polyfit(rank, counts.log().numpy(), 1)[0]
+        assert slope == pytest.approx(-exponent, abs=0.08)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_pairs_of_training_rows_are_in_no_other_split(seed):
+    family, g = Ratings(), generator(seed)
+    shape = family.sample_shape(g)
+    task = family.build(Shape(shape.model, JOB), g)
+    problem = problem_of(family, shape.model, seed)
+
+    def pairs(batch):
+        return set(zip(batch[0].tolist(), batch[1].tolist(), strict=True))
+
+    for split in SPLITS[1:]:
+        assert not pairs(task.splits.train) & pairs(getattr(task.splits, split))
+    fresh = pairs(problem.rows(20_000, g))
+    assert len(fresh) > 50
+    assert not fresh & pairs(problem.new_rows(20_000, g))
+
+
+def test_the_optimum_of_ratings_is_the_variance_of_repeated_ones():
+    shape = RatingsShape(users=8, items=8, rank=4, learns_mean=True)
+    known = problem_of(Ratings(RatingsRanges(true_rank=(4, 4))), shape)
+    users, items, values = known.new_rows(40_000, generator(1))
+    pair = 8 * users + items
+    within = torch.cat(
+        [values[pair == p] - values[pair == p].mean() for p in pair.unique()]
+    ).square()
+    mean, error = mean_and_error(within)
+    assert abs(mean - known.optimum) < 5 * error + 0.01 * known.optimum
+    assert problem_of(Ratings(RatingsRanges(true_rank=(5, 5))), shape).optimum is None
+
+
+@pytest.mark.parametrize("learns_mean", [False, True])
+def test_a_prediction_is_mean_biases_and_dot_product(learns_mean):
+    shape = RatingsShape(users=5, items=6, rank=3, learns_mean=learns_mean)
+    model = MatrixFactorisation(shape, start=0.5)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    assert sum(p.numel() for p in model.parameters()) == shape.num_params
+    users, items = torch.tensor([4, 0]), torch.tensor([5, 2])
+    expected = torch.stack(
+        [
+            model.user.weight[u] @ model.item.weight[i]
+            + model.user_bias.weight[u, 0]
+            + model.item_bias.weight[i, 0]
+            + (model.mean[0] if learns_mean else 0)
+            for u, i in ((4, 5), (0, 2))
+        ]
+    )
+    assert torch.allclose(model(users, items), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_few_noisy_ratings_overfit(seed):
+    family = Ratings(RatingsRanges(noise=(1, 1), loss_scale=(1, 1)))
+    model = RatingsShape(users=40, items=40, rank=8, learns_mean=False)
+    job = Job(num_train=512, batch_size=32, horizon=300)
+    trainer = InnerTrainer([family.build(Shape(model, job), generator(seed))])
+    start, valid = trainer.evaluate("train")[0], []
+    for _ in range(12):
+        trainer.run(np.full((25, 1), 0.02), momentum=np.array([0.9]))
+        valid.append(trainer.evaluate("outer_valid")[0])
+    assert trainer.evaluate("train")[0] < 0.3 * start
+    assert valid[-1] > 1.15 * min(valid)
+
+
+# -- autoencoders ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_tied_decoder_uses_the_transposed_weights(tied):
+    shape = AutoencoderShape(widths=(8, 5, 2), activation="tanh", tied=tied)
+    model = Autoencoder(shape)
+    if tied:
+        for bias in model.biases:
+            torch.nn.init.normal_(bias)
+    first, second = (layer.weight for layer in model.encoder)
+    inputs = torch.randn(4, 8, generator=generator(0))
+    code = torch.tanh(inputs @ first.T + model.encoder[0].bias) @ second.T + model.encoder[1].bias
+    if tied:
+        back, biases = (second, first), tuple(model.biases)
+    else:
+        back = tuple(layer.weight.T for layer in model.decoder)
+        biases = tuple(layer.bias for layer in model.decoder)
+    expected = torch.tanh(code @ back[0] + biases[0]) @ back[1] + biases[1]
+    assert torch.allclose(model(inputs), expected, atol=1e-6)
+    encoder = 8 * 5 + 5 * 2
+    wanted = encoder * (1 if tied else 2) + (5 + 2) + (5 + 8)
+    assert sum(p.numel() for p in model.parameters()) == wanted
+
+
+@pytest.mark.parametrize("latent", [1, 3, 6])
+def test_a_manifold_that_hardly_bends_has_the_latent_dimension(latent):
+    ranges = AutoencoderRanges(bend=(1e-3, 1e-3), latent=(latent, latent), denoise_share=1.0)
+    rows = Autoencoders(ranges).draw_rows(20, Draw(generator(0)))
+    points = rows(500, generator(1))[1]
+    spectrum = torch.linalg.svdvals(points - points.mean(0))
+    assert spectrum[latent - 1] > 1e-2 * spectrum[0]
+    assert spectrum[latent] < 5e-3 * spectrum[latent - 1]
+
+
+def test_noise_and_targets_of_autoencoders():
+    for share in (0.0, 1.0):
+        ranges = AutoencoderRanges(noise=(0.2, 0.2), input_scale=(2, 2), denoise_share=share)
+        rows = Autoencoders(ranges).draw_rows(10, Draw(generator(0)))
+        inputs, targets = rows(20_000, generator(1))
+        assert float(targets.var(0).mean().sqrt()) == pytest.approx(2, rel=0.05)
+        noise = (inputs - targets).std(0) / targets.std(0)
+        assert torch.allclose(noise, torch.full((10,), 0.2 * share), atol=0.01)
+
+
+def test_codes_are_narrow():
+    family, g = Autoencoders(), generator(0)
+    models = [family.draw_model(Draw(g)) for _ in range(200)]
+    assert all(1 <= m.widths[-1] <= m.widths[0] // 2 for m in models)
+    assert {len(m.widths) for m in models} == {2, 3, 4}
+    assert {m.tied for m in models} == {True, False}
+
+
+# -- two heads ---------------------------------------------------------------------------------
+
+TWO_HEADED = TwoHeadedShape(
+    trunk=MLPShape(widths=(20, 12), activation="relu"), classes=10, outputs=4
+)
+
+
+def test_the_loss_of_two_heads_is_weighted_by_the_models_buffer():
+    problem = problem_of(Multitask(), TWO_HEADED)
+    model = problem.build_model()
+    inputs, labels, targets = batch = problem.rows(50, generator(1))
+    logits, values = model(inputs)
+    hidden = torch.relu(inputs @ model.trunk[0].weight.T + model.trunk[0].bias)
+    assert torch.allclose(logits, model.classifier(hidden), atol=1e-6)
+    assert torch.allclose(values, model.regressor(hidden), atol=1e-6)
+    for weight in (float(model.regression_weight), 0.0, 7.0):
+        model.regression_weight.fill_(weight)
+        expected = F.cross_entropy(logits, labels) + weight * F.mse_loss(values, targets)
+        assert torch.allclose(problem.loss(model, batch), expected)
+    shape = Shape(TWO_HEADED, JOB)
+    g = generator(2)
+    models = [Multitask().build(shape, g).build_model() for _ in range(40)]
+    weights = [float(m.regression_weight) for m in models]
+    assert 0.1 <= min(weights) < 0.3 < 3 < max(weights) <= 10
+
+
+@pytest.mark.parametrize("related", [True, False])
+def test_related_heads_share_their_features(related, monkeypatch):
+    monkeypatch.setattr(multitask, "FEATURES", 3)
+    family = Multitask(MultitaskRanges(related_share=float(related)))
+    heads = problem_of(family, TWO_HEADED).rows.keywords
+    white = torch.randn(300, 20, generator=generator(1), dtype=torch.float32)
+    answers = [heads["label_head"](white), heads["target_head"](white)]
+    ranks = [int(torch.linalg.matrix_rank(a - a.mean(0), rtol=1e-4)) for a in answers]
+    both = torch.cat(answers, dim=1)
+    assert ranks == [3, 3]
+    joint = int(torch.linalg.matrix_rank(both - both.mean(0), rtol=1e-4))
+    assert joint == (3 if related else 6)
+
+
+def test_targets_of_two_heads_have_their_noise():
+    family = Multitask(MultitaskRanges(target_noise=(0.4, 0.4), label_noise=(0.3, 0.3)))
+    shares = set()
+    for seed in range(8):
+        rows = problem_of(family, TWO_HEADED, seed).rows
+        _, labels, targets = rows(20_000, generator(1))
+        assert torch.allclose(targets.var(0), torch.full((4,), 1 + 0.4**2), atol=0.15)
+        # The same inputs are drawn first: what differs from the teacher's answer is noise.
+        white, _ = rows.keywords["inputs"](20_000, generator(1))
+        wrong = (rows.keywords["label_head"](white).argmax(1) != labels).double().mean()
+        shares.add(round(float(wrong), 1))
+    assert shares == {0.0, 0.3}
+
+
+# -- distillation ------------------------------------------------------------------------------
+
+STUDENT = MLPShape(widths=(8, 16, 5), activation="gelu")
+
+
+def test_soft_cross_entropy_is_that_of_torch_at_the_temperature():
+    ranges = DistillationRanges(temperature=(3, 3))
+    problem = problem_of(DistilledMLP(ranges), STUDENT)
+    model = problem.build_model()
+    inputs, chances = batch = problem.rows(100, generator(1))
+    assert torch.allclose(chances.sum(1), torch.ones(100))
+    expected = F.cross_entropy(model.net(inputs) / 3, chances)
+    assert torch.allclose(problem.loss(model, batch), expected)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_student_undercuts_the_teachers_entropy_and_the_teacher_reaches_it(seed):
+    problem = problem_of(DistilledMLP(), STUDENT, seed)
+    _, chances = problem.rows(20_000, generator(seed + 10))
+    entropies = -(chances.double() * chances.double().clamp(min=1e-30).log()).sum(1)
+    mean, error = mean_and_error(entropies)
+    # The optimum was estimated on a sample of about the same size.
+    assert abs(mean - problem.optimum) < 6 * error
+    perfect = soft_cross_entropy(torch.nn.Identity(), (chances.clamp(min=1e-30).log(), chances))
+    assert float(perfect) == pytest.approx(mean, rel=1e-4)
+    shape = Shape(STUDENT, JOB)
+    task = DistilledMLP(DistillationRanges(loss_scale=(1, 1))).build(shape, generator(seed))
+    assert task.optimum == pytest.approx(problem.optimum)
+    trainer = InnerTrainer([task], siblings=2)
+    floors = {}
+    for split in SPLITS:
+        targets = getattr(task.splits, split)[1].double()
+        floors[split] = float(torch.special.entr(targets).sum(1).mean())
+    start = trainer.evaluate("train")[0] - floors["train"]
+    trainer.run(np.tile([0.003, 0.03], (500, 1)), momentum=np.full(2, 0.9))
+    for split, floor in floors.items():
+        assert (trainer.evaluate(split) > floor).all()
+    assert (trainer.evaluate("train") - floors["train"]).min() < start / 3
+
+
+def test_soft_answers_have_the_spread_that_was_drawn():
+    for spread in (1.0, 6.0):
+        ranges = DistillationRanges(spread=(spread, spread))
+        problem = problem_of(DistilledMLP(ranges), STUDENT)
+        white = torch.randn(5000, 8, generator=generator(1))
+        scores = problem.rows.keywords["teacher"](white)
+        assert torch.allclose(scores.std(0), torch.full((5,), spread), rtol=0.1)
+        _, chances = problem.rows(5000, generator(2))
+        sure = float((chances.max(1).values > 0.9).double().mean())
+        assert (sure < 0.1) if spread == 1 else (sure > 0.5)
