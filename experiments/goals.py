@@ -7,7 +7,6 @@ measurements of several policies can share.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -292,9 +291,3 @@ def _numbers(value: Interval | None) -> dict[str, float | None] | None:
     ends = {"low": value.low, "high": value.high}
     known = {name: end if np.isfinite(end) else None for name, end in ends.items()}
     return {"estimate": value.estimate, **known}
-
-
-if __name__ == "__main__":
-    from pacesetter.experiments.cli.main import main
-
-    sys.exit(main(["goals", *sys.argv[1:]]))
