@@ -31,11 +31,8 @@ from pacesetter.experiments.runs.progress import Clock, Progress
 from pacesetter.experiments.runs.task_work import slug
 from pacesetter.experiments.tasks import named_task, task_names
 from pacesetter.experiments.tuning import TUNING_SEEDS
-from pacesetter.inner_models.registry import HELD_OUT, META_TRAIN, VALIDATION, make_family
+from pacesetter.inner_models.registry import META_TRAIN, SETS, make_family
 from pacesetter.inner_models.task import SplitName, Task, TaskFamily
-
-SETS = {"validation": VALIDATION, "held-out": HELD_OUT}
-"""Names that stand for the families of a set."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from pacesetter.inner_models.families.real.image_sources import (
     data_sets_in,
     what_is_missing,
 )
-from pacesetter.inner_models.registry import FROM_FILES, VALIDATION, fixed_task
+from pacesetter.inner_models.registry import FROM_FILES, SETS, VALIDATION, fixed_task
 from pacesetter.inner_models.task import Task
 
 TASKS_PER_FAMILY = 8
@@ -26,7 +26,8 @@ def task_names(
     """Names of single tasks from names of tasks and families.
 
     Args:
-        names: each a task, such as ``"digits-mlp/0"``, or a family.
+        names: each a task, such as ``"digits-mlp/0"``, a family, or a set of families, such as
+            ``"held-out"``.
         per_family: tasks that a family stands for.
 
     >>> task_names(["digits-mlp/5", "teacher-mlp"], per_family=2)
@@ -34,7 +35,10 @@ def task_names(
     """
     single: list[str] = []
     for name in names:
-        single += [name] if "/" in name else [f"{name}/{i}" for i in range(per_family)]
+        if "/" in name:
+            single.append(name)
+        else:
+            single += [f"{f}/{i}" for f in SETS.get(name, (name,)) for i in range(per_family)]
     return tuple(dict.fromkeys(single))
 
 

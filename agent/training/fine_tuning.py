@@ -17,15 +17,17 @@ from torch import nn
 
 from pacesetter.agent.policy.policy import Policy
 from pacesetter.agent.training.config import TrainConfig
-from pacesetter.inner_models.lookup import check_name
-from pacesetter.inner_models.own_families import is_own
-from pacesetter.inner_models.registry import FROM_FILES, META_TRAIN, VALIDATION, family_names
+from pacesetter.inner_models.registry import (
+    FROM_FILES,
+    VALIDATION,
+    family_names,
+    is_own,
+)
 
 LOG_STD = -1.0
 """Log of the actions' standard deviation at the start, at most: 0.37; from nothing it is 0.50."""
 LEARNING_RATE = 5e-4
 """Of PPO, at most; from nothing it is 7e-4."""
-SETS = {"meta-train": META_TRAIN, "validation": VALIDATION}
 """Names that stand for several families."""
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
@@ -112,22 +114,6 @@ def meter_families(config: TrainConfig, policy: Policy) -> tuple[str, ...]:
     here = set(family_names()) - set(FROM_FILES)
     earlier = [name for name in policy.info.families if name in here]
     return tuple(dict.fromkeys((*config.families, *earlier)))
-
-
-def named_families(names: Sequence[str]) -> tuple[str, ...]:
-    """Single families from names of families and of sets of them, in their order.
-
-    Raises:
-        ValueError: a name is neither (the message has the nearest ones).
-
-    >>> named_families(["my_module:Spirals", "validation"])
-    ('my_module:Spirals', 'digits-mlp', 'tabular-mlp', 'photo-denoiser')
-    """
-    for name in names:
-        if not is_own(name):
-            check_name(name, (*SETS, *family_names()), kind="task family")
-    single = [part for name in names for part in SETS.get(name, (name,))]
-    return tuple(dict.fromkeys(single))
 
 
 def validation_families(

@@ -63,16 +63,15 @@ def run_completion(parser: argparse.ArgumentParser, shell: str) -> Answer:
 
 def _words() -> dict[str, Sequence[str]]:
     """Names to complete, by the option that takes them."""
-    from pacesetter.agent.training.fine_tuning import SETS
     from pacesetter.experiments.presets import PRESETS
     from pacesetter.experiments.rivals.baselines import arm_names
-    from pacesetter.inner_models.registry import family_names
+    from pacesetter.inner_models.registry import SETS, family_names
 
     return {
         "preset": tuple(PRESETS),
         "families": (*SETS, *family_names()),
-        "validation_families": ("validation", *family_names()),
-        "tasks": family_names(),
+        "validation_families": (*SETS, *family_names()),
+        "tasks": (*SETS, *family_names()),
         "arms": arm_names(),
         "device": ("cpu", "cuda"),
     }

@@ -175,10 +175,10 @@ def config_of(args: argparse.Namespace, init: Policy | None) -> TrainConfig:
     """
     from pacesetter.agent.training.fine_tuning import (
         fine_tuning_config,
-        named_families,
         validation_families,
     )
     from pacesetter.experiments.presets import get_preset, weights_by_cost
+    from pacesetter.inner_models.registry import family_names
 
     config = get_preset(preset_of(args))
     changes: dict[str, Any] = {}
@@ -187,12 +187,12 @@ def config_of(args: argparse.Namespace, init: Policy | None) -> TrainConfig:
     if args.groups is not None:
         changes["num_groups"] = args.groups
     if args.families:
-        families = named_families(split_names(args.families))
+        families = family_names(*split_names(args.families))
         changes["families"] = families
         changes["family_weights"] = weights_by_cost(families) if config.family_weights else ()
         changes["validation_families"] = validation_families(families, config.validation_families)
     if args.validation_families:
-        changes["validation_families"] = named_families(split_names(args.validation_families))
+        changes["validation_families"] = family_names(*split_names(args.validation_families))
     config = replace(config, **changes)
     return config if init is None else fine_tuning_config(config, init)
 
@@ -204,8 +204,7 @@ def remarks(args: argparse.Namespace, config: TrainConfig) -> list[str]:
         args: as parsed.
         config: the settings that they stand for.
     """
-    from pacesetter.inner_models.own_families import is_own
-    from pacesetter.inner_models.registry import HELD_OUT
+    from pacesetter.inner_models.registry import HELD_OUT, is_own
 
     found = []
     own = [name for name in config.validation_families if is_own(name)]
@@ -260,7 +259,7 @@ def _scores(path: Path) -> list[float]:
 
 def _next_command(path: Path, config: TrainConfig) -> str:
     """A comparison, on tasks that the policy was not chosen by where those are of one's own."""
-    from pacesetter.inner_models.own_families import is_own
+    from pacesetter.inner_models.registry import is_own
 
     own = [name for name in (*config.families, *config.validation_families) if is_own(name)]
     tasks: Sequence[str] = [

@@ -18,7 +18,6 @@ from pacesetter.agent.training.config import TrainConfig
 from pacesetter.agent.training.fine_tuning import (
     fine_tuning_config,
     meter_families,
-    named_families,
     validation_families,
 )
 from pacesetter.agent.training.train import make_learner, train
@@ -30,7 +29,7 @@ from pacesetter.experiments.cli import main as cli
 from pacesetter.experiments.cli import train as cli_train
 from pacesetter.experiments.presets import PRESETS
 from pacesetter.inner_models import ModuleTask, Splits, TaskFamily, registry
-from pacesetter.inner_models.registry import META_TRAIN
+from pacesetter.inner_models.registry import META_TRAIN, family_names
 from pacesetter.inner_models.registry import VALIDATION as VALIDATION_FAMILIES
 
 
@@ -264,9 +263,9 @@ def test_the_meter_knows_all_families_that_are_there(own):
 
 
 def test_names_that_stand_for_several_families():
-    assert named_families(["meta-train", "a:b", "teacher-mlp"]) == (*META_TRAIN, "a:b")
+    assert family_names("meta-train", "a:b", "teacher-mlp") == (*META_TRAIN, "a:b")
     with pytest.raises(ValueError, match="did you mean 'meta-train'"):
-        named_families(["meta-trian"])
+        family_names("meta-trian")
     assert validation_families(["a:b", "c:d"]) == ("a:b", "c:d")
     assert validation_families(["a:b", "quadratic"]) == ("a:b", *VALIDATION_FAMILIES)
     assert validation_families(["quadratic"]) == VALIDATION_FAMILIES

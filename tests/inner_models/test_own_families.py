@@ -14,7 +14,6 @@ from pacesetter.envs.vec_env import ScheduleVecEnv
 from pacesetter.experiments.task_checks import check_task
 from pacesetter.experiments.tasks import named_task, task_names
 from pacesetter.inner_models import registry
-from pacesetter.inner_models.own_families import own_family
 from pacesetter.inner_models.task import TaskFamily
 
 MODULE = """
@@ -87,9 +86,9 @@ def test_classes_values_and_functions_are_families(own, attribute):
 
 def test_what_a_function_draws_is_the_same_everywhere(own):
     torch.manual_seed(1)
-    one = own_family(f"{own}:drawn").slope
+    one = registry.make_family(f"{own}:drawn").slope
     torch.manual_seed(2)
-    two = own_family(f"{own}:drawn").slope
+    two = registry.make_family(f"{own}:drawn").slope
     assert torch.equal(one, two)
     assert torch.initial_seed() == 2
 
