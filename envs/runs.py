@@ -1,7 +1,7 @@
-"""Inner runs under control of an agent: trainer, codec and encoder joined.
+"""Inner runs under control of an agent: trainer and decision core joined.
 
 Both environments, the evaluation of policies and the policy's arm in the comparison go through
-`ScheduledRuns`, so that there is one definition of what a decision sees and does.
+`ScheduledRuns`.
 """
 
 from __future__ import annotations
@@ -10,16 +10,15 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from pacesetter.envs.actions import NUM_ACTIONS, ActionCodec, ControlConfig
-from pacesetter.envs.features import FeatureEncoder
+from pacesetter.envs.actions import ActionCodec, ControlConfig
+from pacesetter.envs.decision import DecisionCore
+from pacesetter.envs.features import FloatArray
 from pacesetter.inner_models.engine.trainer import InnerTrainer
 from pacesetter.inner_models.task import Task
-from pacesetter.inner_models.watch.guard import DivergenceGuard, Verdict, is_lost
+from pacesetter.inner_models.watch.guard import is_lost
 from pacesetter.inner_models.watch.signals import IntervalStatistics
-
-FloatArray = NDArray[np.float64]
 
 
 class ScheduledRuns:
@@ -46,7 +45,6 @@ class ScheduledRuns:
         self.tasks = self.trainer.tasks
         self.siblings = siblings
         kind = tasks[0].optimizer.name
-        adaptive = kind != "sgd"
         self.codec = ActionCodec(
             control or ControlConfig(),
             total_steps=self.trainer.horizon,
@@ -54,9 +52,7 @@ class ScheduledRuns:
             # Their momentum buffer is a plain sum.
             momentum_scales_lr=kind in ("sgd", "rmsprop"),
         )
-        self.encoder = FeatureEncoder(self.trainer.num_runs, adaptive=adaptive)
-        self._guard = DivergenceGuard(self.trainer.num_runs)
-        self._verdict: Verdict | None = None
+        self.core = DecisionCore(self.codec, adaptive=kind != "sgd")
         self._start_lr = np.repeat([t.optimizer.lr for t in tasks], siblings)
         self._valid_every = np.repeat([t.valid_every for t in tasks], siblings)
         self.interval = 0
@@ -86,25 +82,15 @@ class ScheduledRuns:
     def decide(self, actions: ArrayLike) -> FloatArray:
         """Takes one decision for every run and trains the next interval.
 
-        Where validation losses say that a run overfits, its learning rate falls as fast as it may,
-        whatever the action. The guard has the last word: it cuts learning rates, and leaves actions
-        aside.
-
         Args:
             actions: (num_runs, 3) in [-1, 1].
 
         Returns:
             (num_runs, NUM_FEATURES), the features after the interval.
         """
-        verdict = self._verdict
-        if verdict is None or self.done:
+        if self.interval == 0 or self.done:
             raise RuntimeError("decide() needs a run that has begun and is not over: call begin()")
-        wanted = np.asarray(actions, dtype=np.float64)
-        if wanted.shape == (self.num_runs, NUM_ACTIONS):
-            wanted = wanted.copy()
-            wanted[self.encoder.overfitting, 0] = -1.0
-            wanted = np.where(verdict.plain[:, None], 0.0, wanted)
-        self.codec.apply(wanted, lr_cut=verdict.lr_cut, headroom=verdict.headroom)
+        self.core.decide(actions)
         return self._next_interval()
 
     @property
@@ -124,18 +110,16 @@ class ScheduledRuns:
         due = (self._valid_every > 0) & (self.interval % np.maximum(self._valid_every, 1) == 0)
         if due.any() and not self.done:
             losses = self.trainer.evaluate("inner_valid")
-            self.encoder.observe_validation(np.where(due, losses, np.nan))
-        verdict = self._verdict = self._guard.judge(self.stats)
-        # At the horizon a cut would come too late.
-        back = verdict.alarm if self.done else verdict.roll_back
+            self.core.observe_validation(np.where(due, losses, np.nan))
+        features, verdict = self.core.encode(self.stats), self.core.judge(self.stats)
         snapshot, device = self.trainer.snapshot, self.trainer.device
         if verdict.alarm.any():
             snapshot.distrust(torch.as_tensor(verdict.alarm, device=device))
-        if back.any():
-            snapshot.restore(torch.as_tensor(back, device=device))
+        if verdict.roll_back.any():
+            snapshot.restore(torch.as_tensor(verdict.roll_back, device=device))
         if verdict.good.any() and not self.done:
             snapshot.keep(torch.as_tensor(verdict.good, device=device))
-        return self.encoder.encode(self.stats, self.codec, interval=self.interval)
+        return features
 
     def final_losses(self) -> FloatArray:
         """Outer-valid losses, shape (num_tasks, siblings); NaN where a run diverged."""

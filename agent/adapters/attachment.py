@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pacesetter.agent.plugin.scheduler import LearnedScheduler
-
-CONTROLS = ("lr", "momentum", "clip")
+from pacesetter.envs.decision import CONTROLS
 
 
 def controls(options: Mapping[str, Any], name: str) -> bool:

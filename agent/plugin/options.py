@@ -11,7 +11,7 @@ from torch import nn
 
 from pacesetter.agent.plugin.callbacks import ScheduleCallback
 from pacesetter.agent.plugin.checks import count, positive_integer
-from pacesetter.agent.plugin.pilot import CONTROLS
+from pacesetter.envs.decision import CONTROLS
 
 
 @dataclass(frozen=True, kw_only=True)

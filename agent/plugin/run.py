@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -17,13 +16,15 @@ from pacesetter.agent.plugin.distributed import Group
 from pacesetter.agent.plugin.history import Decision, Intervention
 from pacesetter.agent.plugin.optimizer_state import GroupHyperparameters, Setting
 from pacesetter.agent.plugin.options import Options
-from pacesetter.agent.plugin.pilot import Outcome, Pilot, RunStart
+from pacesetter.agent.plugin.pilot import Pilot
 from pacesetter.agent.plugin.recorded_schedule import RecordedSchedule
 from pacesetter.agent.plugin.snapshot import KEPT_BY_DEFAULT, JobSnapshot, snapshot_bytes
 from pacesetter.agent.plugin.stopping import EarlyStopping
 from pacesetter.agent.plugin.updates import UpdateMonitor
 from pacesetter.agent.policy.policy import Policy
-from pacesetter.inner_models.watch.signals import IntervalStatistics
+from pacesetter.envs.actions import ActionCodec
+from pacesetter.envs.decision import DecisionCore
+from pacesetter.envs.features import FloatArray
 
 
 class ControlledRun:
@@ -103,21 +104,23 @@ class ControlledRun:
         bounds, start_lr = self._options.lr_bounds, self.groups.lr_start
         factors = (bounds[0] / start_lr, bounds[1] / start_lr) if bounds and start_lr else None
         self._momentum_start = self.groups.momentum_start
-        start = RunStart(
+        codec = ActionCodec(
+            self._policy.control,
             total_steps=self.total_steps - self._options.warmup_steps,
-            momentum=self._momentum_start,
+            momentum_start=self._momentum_start,
             momentum_scales_lr=momentum_scales_lr(self._optimizer),
-            adaptive=is_adaptive(self._optimizer),
             lr_bounds=factors,
             ramp=not self._options.warmup_steps,
         )
+        control = self._options.control
+        core = DecisionCore(codec, adaptive=is_adaptive(self._optimizer), control=control)
         self.pilot = Pilot(
             self._policy,
-            start,
-            control=self._options.control,
+            core,
+            sets_lr="lr" in control,
             can_roll_back=self.snapshot is not None,
         )
-        self.clock = Clock(self.pilot.codec)
+        self.clock = Clock(self.pilot.core.codec)
 
     @property
     def over(self) -> bool:
@@ -140,7 +143,9 @@ class ControlledRun:
 
     def _clip_ratio(self) -> float:
         return (
-            float(self.pilot.codec.clip_ratio[0]) if "clip" in self._options.control else math.inf
+            float(self.pilot.core.codec.clip_ratio[0])
+            if "clip" in self._options.control
+            else math.inf
         )
 
     # -- at every update ----------------------------------------------------------------------
@@ -217,34 +222,26 @@ class ControlledRun:
 
     def observe_validation(self, valid_loss: float) -> None:
         """Takes in a validation loss, for the next decision."""
-        self.pilot.encoder.observe_validation(np.array([self._sign * valid_loss]))
+        self.pilot.core.observe_validation(np.array([self._sign * valid_loss]))
         self.stopping.observe(self._sign * valid_loss)
         self._valid_loss = valid_loss
 
     def _decide(self) -> Decision:
         stats = self.monitor.fetch(reduce=self._ranks.reduce)
         self.stopping.interval_over()
-        outcome = self.pilot.decide(
-            stats, interval=self.clock.interval, step=self.steps, agree=self._agree
+        features, action, interventions = self.pilot.decide(
+            stats, step=self.steps, broadcast=self._broadcast
         )
-        if self.snapshot is not None:
-            if outcome.roll_back:
+        verdict = self.pilot.core.verdict
+        if self.snapshot is not None and verdict is not None:
+            if verdict.roll_back[0]:
                 self.snapshot.restore()
-            elif outcome.good:
+            elif verdict.good[0]:
                 self.snapshot.keep()
-            elif outcome.alarm:
-                self.snapshot.distrust()
+            elif verdict.alarm[0]:
+                self.snapshot.discard_candidate()
         self.monitor.set_clip_ratio(self._clip_ratio())
         self.write()
-        return self._describe(outcome, stats)
-
-    def _agree(self, answers: NDArray[np.float64]) -> NDArray[np.float64]:
-        """What the first rank says, on every rank; whether to stop goes along."""
-        agreed = self._ranks.broadcast(np.append(answers, float(self.stopping.should_stop)))
-        self.should_stop = bool(agreed[-1])
-        return agreed[:-1]
-
-    def _describe(self, outcome: Outcome, stats: IntervalStatistics) -> Decision:
         settings, valid_loss = self.settings, self._valid_loss
         self._valid_loss = None
         running, ratio = float(stats.norm_running[0]), self._clip_ratio()
@@ -252,20 +249,26 @@ class ControlledRun:
         return Decision(
             step=self.steps,
             loss=self._sign * float(stats.loss_mean[0]),
-            features=outcome.features,
-            action=outcome.action,
+            features=tuple(features.tolist()),
+            action=tuple(action.tolist()),
             lr=settings[0].lr,
             lr_factor=self.clock.lr_factor(),
             momentum=next((s.momentum for s in settings if s.momentum is not None), None),
             clip_threshold=self._threshold,
             valid_loss=valid_loss,
-            interventions=outcome.interventions,
+            interventions=interventions,
         )
+
+    def _broadcast(self, array: FloatArray) -> FloatArray:
+        """The array of the first rank, on every rank; whether to stop goes along."""
+        told = self._ranks.broadcast(np.append(array, float(self.stopping.should_stop)))
+        self.should_stop = bool(told[-1])
+        return told[:-1].reshape(array.shape)
 
     def finish(self) -> list[Intervention]:
         """Looks at the last interval, after which there is no decision; returns what was done."""
         stats = self.monitor.fetch(reduce=self._ranks.reduce)
-        notes = self.pilot.judge_end(stats, step=self.steps, agree=self._agree)
+        notes = self.pilot.judge_end(stats, step=self.steps, broadcast=self._broadcast)
         if notes and self.snapshot is not None:
             self.snapshot.restore()
         return notes
@@ -277,12 +280,12 @@ class ControlledRun:
             self.start()
             return
         own = total_steps - self._options.warmup_steps
-        self.pilot.codec.extend(own, step=self.clock.step)
+        self.pilot.core.codec.extend(own, step=self.clock.step)
         self.clock.realign()
         self.write()
 
     def _momentum_change(self) -> float:
-        moved = self.pilot.codec.log_one_minus_momentum[0] - np.log1p(-self._momentum_start)
+        moved = self.pilot.core.codec.log_one_minus_momentum[0] - np.log1p(-self._momentum_start)
         return float(moved)
 
     def state_dict(self) -> dict[str, Any]:

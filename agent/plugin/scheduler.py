@@ -24,11 +24,11 @@ from pacesetter.agent.plugin.history import History, Intervention
 from pacesetter.agent.plugin.hooks import attach
 from pacesetter.agent.plugin.job_state import job_state, load_job_state
 from pacesetter.agent.plugin.options import Options
-from pacesetter.agent.plugin.pilot import CONTROLS
 from pacesetter.agent.plugin.recorded_schedule import RecordedSchedule
 from pacesetter.agent.plugin.run import ControlledRun
 from pacesetter.agent.policy.explanation import Explanation, explain
 from pacesetter.agent.policy.policy import DEFAULT_POLICY, Policy, load_policy
+from pacesetter.envs.decision import CONTROLS
 
 _MISSING: Any = object()
 

@@ -45,14 +45,14 @@ class JobSnapshot:
             self._good, self._candidate = self._candidate, self._good
         self._candidate.take()
 
-    def distrust(self) -> None:
+    def discard_candidate(self) -> None:
         """Drops the candidate: what came after it was not good."""
         self._candidate.taken = False
 
     def restore(self) -> None:
         """Puts the job back. Parameters that have joined since `keep` stay as they are."""
         self._good.put_back()
-        self.distrust()
+        self.discard_candidate()
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of what is kept: tensors in lists and dictionaries."""

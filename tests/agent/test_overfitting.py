@@ -78,7 +78,7 @@ def test_in_the_environment_the_rate_falls_whatever_the_action():
     runs.begin()
     braked = []
     while not runs.done:
-        over = runs.encoder.overfitting.copy()
+        over = runs.core.overfitting.copy()
         runs.decide(np.array([[1.0, 0.3, -0.2], [1.0, 0.3, -0.2]]))
         braked += over.tolist()
         wanted = np.where(over, -1.0, 1.0)

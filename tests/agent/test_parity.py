@@ -74,7 +74,7 @@ def environment(task, policy, dtype):
     features, records = runs.begin(), []
     while not runs.done:
         action = policy.act(features)
-        overfits = runs.encoder.overfitting[0]
+        overfits = runs.core.overfitting[0]
         seen = features[0]
         features = runs.decide(action)
         if overfits:
@@ -113,7 +113,7 @@ def plain_job(task, policy, dtype):
     valid = [column.to(dtype) for column in task.splits.inner_valid]
     rates = []
     boundaries = [
-        h for i, h in enumerate(scheduler._run.pilot.codec.ends, 1) if not i % task.valid_every
+        h for i, h in enumerate(scheduler._run.pilot.core.codec.ends, 1) if not i % task.valid_every
     ]
     for step, rows in enumerate(batch_stream(task).take(task.horizon), 1):
         loss = loss_fn(model, [column[rows] for column in train])
@@ -144,7 +144,7 @@ def test_job_meets_what_the_environment_showed(optimizer, dtype, tolerance, brok
             assert a == pytest.approx(b, abs=tolerance), f"{name} at step {seen.step}"
         np.testing.assert_allclose(seen.action, wanted["action"], atol=tolerance)
         assert seen.momentum == pytest.approx(wanted["momentum"], rel=tolerance)
-    assert scheduler._run.pilot.codec.clip_ratio == pytest.approx(
+    assert scheduler._run.pilot.core.codec.clip_ratio == pytest.approx(
         runs.codec.clip_ratio, rel=tolerance
     )
     for name, p in model.named_parameters():
