@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from pacesetter.inner_models.engine.trainer import InnerTrainer
-from pacesetter.inner_models.families.generated import GeneratedFamily
+from pacesetter.inner_models.families.base import GeneratedFamily
 from pacesetter.inner_models.registry import META_TRAIN, make_family
 from pacesetter.inner_models.task import OPTIMIZERS, OptimizerName, Task
 

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from pacesetter.experiments.task_checks import same_batches
 from pacesetter.inner_models.lookup import short
-from pacesetter.inner_models.metrics import ACCURACY
+from pacesetter.inner_models.losses import ACCURACY
 from pacesetter.inner_models.task import Batch, LossFn, ModuleTask, Splits, Task
 
 EPOCHS = 10

@@ -29,8 +29,7 @@ __all__ = [
 if TYPE_CHECKING:
     from pacesetter.inner_models.draw import Draw
     from pacesetter.inner_models.engine.trainer import InnerTrainer
-    from pacesetter.inner_models.families.generated import GeneratedFamily, Problem, Shape
-    from pacesetter.inner_models.families.job import JobRanges
+    from pacesetter.inner_models.families.base import GeneratedFamily, JobRanges, Problem, Shape
     from pacesetter.inner_models.registry import family_names, make_family
     from pacesetter.inner_models.task import ModuleTask, OptimizerConfig, Splits, Task, TaskFamily
 else:
@@ -38,13 +37,13 @@ else:
         __name__,
         {
             "Draw": "draw",
-            "GeneratedFamily": "families.generated",
+            "GeneratedFamily": "families.base",
             "InnerTrainer": "engine.trainer",
-            "JobRanges": "families.job",
+            "JobRanges": "families.base",
             "ModuleTask": "task",
             "OptimizerConfig": "task",
-            "Problem": "families.generated",
-            "Shape": "families.generated",
+            "Problem": "families.base",
+            "Shape": "families.base",
             "Splits": "task",
             "Task": "task",
             "TaskFamily": "task",

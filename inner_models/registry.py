@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 _META_TRAIN = {
     "teacher-mlp": "teachers.regression:TeacherMLP",
-    "quadratic": "quadratic:Quadratic",
-    "logistic": "logistic:LogisticRegression",
+    "quadratic": "convex:Quadratic",
+    "logistic": "convex:LogisticRegression",
     "ratings": "ratings:Ratings",
     "autoencoder": "autoencoder:Autoencoders",
     "multitask": "teachers.multitask:Multitask",

@@ -11,14 +11,13 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
+from itertools import combinations
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-
-from pacesetter.inner_models.overlap import check_disjoint
 
 Batch = tuple[Tensor, ...]
 """Tensors that share their first dimension, one row per example."""
@@ -37,6 +36,8 @@ SPLITS: tuple[SplitName, ...] = ("train", "inner_valid", "outer_valid", "test")
 
 OptimizerName = Literal["adamw", "adam", "sgd", "rmsprop"]
 OPTIMIZERS: tuple[OptimizerName, ...] = ("adamw", "adam", "sgd", "rmsprop")
+
+_CHUNK = 2**20  # numbers that the search for equal rows holds in double precision at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +129,6 @@ class Splits:
         return total.hexdigest()
 
     def num_rows(self, split: SplitName) -> int:
-        """Number of examples in a split."""
         batch: Batch = getattr(self, split)
         return len(batch[0])
 
@@ -152,7 +152,6 @@ class Metric:
     higher_is_better: bool = True
 
     def value(self, mean: float) -> float:
-        """What is reported of a mean over a split."""
         return mean if self.finish is None else self.finish(mean)
 
 
@@ -175,7 +174,7 @@ class ModuleTask:
             split is then only for evaluation. None: batches are drawn from the train split.
         optimum: least possible expected loss on new data, where it is known; excess losses are
             measured from it.
-        metric: what is reported beside the loss. None: what `metrics.metric_of` knows of its loss.
+        metric: what is reported beside the loss. None: what `losses.metric_of` knows of its loss.
 
     Raises:
         ValueError: a setting is out of its range.
@@ -230,14 +229,8 @@ def check_shapes(tasks: Sequence[Task]) -> None:
     def shape(task: Task) -> tuple[object, ...]:
         rows = tuple(task.splits.num_rows(name) for name in SPLITS)
         o = task.optimizer
-        endless = task.fresh_rows is not None
-        return (
-            task.horizon,
-            task.batch_size,
-            rows,
-            (o.name, o.beta2, o.eps, o.weight_decay),
-            endless,
-        )
+        settings = (o.name, o.beta2, o.eps, o.weight_decay)
+        return task.horizon, task.batch_size, rows, settings, task.fresh_rows is not None
 
     first = shape(tasks[0])
     for task in tasks[1:]:
@@ -274,3 +267,56 @@ class TaskFamily(ABC):
         """Draws `num_tasks` tasks of one shape, which one `InnerTrainer` can train together."""
         shape = self.sample_shape(generator)
         return [self.build(shape, generator) for _ in range(num_tasks)]
+
+
+def check_disjoint(splits: Mapping[str, Batch]) -> None:
+    """Checks that no row is in two splits: a test loss on training rows would be worth nothing.
+
+    Splits that share memory overlap, whatever they hold. Equal rows are looked for where the data
+    have real numbers in them; rows of integers alone (text, say) recur by nature.
+
+    Args:
+        splits: tensors with one row per example, by the split's name.
+
+    Raises:
+        ValueError: two splits overlap; the message says by how many rows.
+    """
+    sums = {name: _fingerprints(batch) for name, batch in splits.items()}
+    for (first, left), (second, right) in combinations(splits.items(), 2):
+        shared = _shared_memory(left[0], right[0])
+        own, other = sums[first], sums[second]
+        if not shared and own is not None and other is not None:
+            shared = int(torch.isin(own, other).sum())
+        if shared:
+            raise ValueError(
+                f"splits must not overlap, but {first!r} and {second!r} share {shared} rows; where "
+                "rows recur by nature, say so with Splits(..., allow_overlap=True)"
+            )
+
+
+def _shared_memory(left: Tensor, right: Tensor) -> int:
+    """Rows of `left` that begin where a row of `right` does."""
+    if left.device != right.device:
+        return 0
+    return int(torch.isin(_row_addresses(left), _row_addresses(right)).sum())
+
+
+def _row_addresses(tensor: Tensor) -> Tensor:
+    stride = tensor.stride(0) * tensor.element_size() if tensor.ndim else 0
+    return tensor.data_ptr() + stride * torch.arange(len(tensor))
+
+
+def _fingerprints(batch: Batch) -> Tensor | None:
+    """One number per row, equal for equal rows; None where no tensor holds real numbers."""
+    if not any(t.is_floating_point() for t in batch):
+        return None
+    total = torch.zeros(len(batch[0]), dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    for tensor in batch:
+        rows = tensor.detach().flatten(1) if tensor.ndim > 1 else tensor.detach()[:, None]
+        weights = torch.randn(rows.shape[1], generator=generator, dtype=torch.float64)
+        step = max(1, _CHUNK // max(1, rows.shape[1]))
+        for part, sums in zip(rows.split(step), total.split(step), strict=True):
+            # Not a matrix product: its rounding may depend on how many rows there are.
+            sums += (part.to("cpu", torch.float64) * weights).sum(1)
+    return total

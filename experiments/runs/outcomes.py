@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from pacesetter.inner_models.metrics import metric_of
+from pacesetter.inner_models.losses import metric_of
 from pacesetter.inner_models.task import SplitName, Task
 from pacesetter.inner_models.engine.trainer import InnerTrainer
 

@@ -18,7 +18,7 @@ from pacesetter.experiments.runs.batched import check_points, finite_mean, segme
 from pacesetter.experiments.runs.outcomes import RunOutcome, Stopwatch, valid_points
 from pacesetter.experiments.rivals.schedules import number
 from pacesetter.inner_models.engine.batching import build_model, task_seeds
-from pacesetter.inner_models.metrics import metric_of
+from pacesetter.inner_models.losses import metric_of
 from pacesetter.inner_models.engine.plain_data import PlainData
 from pacesetter.inner_models.task import LossFn, SplitName, Task
 

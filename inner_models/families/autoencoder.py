@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pacesetter.inner_models.draw import Draw
-from pacesetter.inner_models.families.generated import GeneratedFamily, Problem, Shape
-from pacesetter.inner_models.families.job import JobRanges
+from pacesetter.inner_models.families.base import GeneratedFamily, JobRanges, Problem, Shape
 from pacesetter.inner_models.losses import mean_squared_error
 from pacesetter.inner_models.networks.mlp import ACTIVATIONS, Activation
 from pacesetter.inner_models.task import Batch, RowsFn

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from pacesetter.inner_models.draw import Draw
-from pacesetter.inner_models.families.generated import GeneratedFamily, Problem, Shape
-from pacesetter.inner_models.families.job import JobRanges
+from pacesetter.inner_models.families.base import GeneratedFamily, JobRanges, Problem, Shape
 from pacesetter.inner_models.losses import cross_entropy, with_label_noise
 from pacesetter.inner_models.networks.convnet import ConvShape, build_convnet, draw_convnet
 from pacesetter.inner_models.task import Batch, RowsFn

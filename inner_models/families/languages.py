@@ -13,14 +13,10 @@ import torch
 from torch import Tensor
 
 from pacesetter.inner_models.draw import Draw
-from pacesetter.inner_models.families.generated import GeneratedFamily, Problem, Shape
-from pacesetter.inner_models.families.job import JobRanges
+from pacesetter.inner_models.families.base import GeneratedFamily, JobRanges, Problem, Shape
+from pacesetter.inner_models.losses import next_token_loss
 from pacesetter.inner_models.networks.mlp import ACTIVATIONS
-from pacesetter.inner_models.networks.transformer import (
-    TransformerShape,
-    build_language_model,
-    next_token_loss,
-)
+from pacesetter.inner_models.networks.transformer import TransformerShape, build_language_model
 from pacesetter.inner_models.task import Batch
 
 _CLOSE, _FILL, _OPEN = 0, 1, 2  # the depth changes by this, less 1

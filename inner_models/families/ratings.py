@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pacesetter.inner_models.draw import Draw
-from pacesetter.inner_models.families.generated import GeneratedFamily, Problem, Shape
-from pacesetter.inner_models.families.job import JobRanges
+from pacesetter.inner_models.families.base import GeneratedFamily, JobRanges, Problem, Shape
 from pacesetter.inner_models.task import Batch
 
 

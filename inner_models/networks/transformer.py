@@ -14,9 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pacesetter.inner_models.losses import cross_entropy_of
 from pacesetter.inner_models.networks.mlp import ACTIVATIONS, Activation
-from pacesetter.inner_models.task import Batch
 
 _EMBEDDING_STD = 0.1
 _KINDS = ("language model", "image classifier")
@@ -262,12 +260,6 @@ def to_patches(images: Tensor, patch: int) -> Tensor:
     rows, channels, height, width = images.shape
     cut = images.reshape(rows, channels, height // patch, patch, width // patch, patch)
     return cut.permute(0, 2, 4, 1, 3, 5).reshape(rows, -1, channels * patch * patch)
-
-
-def next_token_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Mean cross-entropy of every token but the first, in nats; batch is (tokens,), int64."""
-    (tokens,) = batch
-    return cross_entropy_of(model(tokens[:, :-1]), tokens[:, 1:])
 
 
 def _positions(shape: TransformerShape) -> nn.Parameter:

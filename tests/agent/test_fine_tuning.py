@@ -295,7 +295,7 @@ def test_settings_from_arguments():
 def test_from_the_command_line(tmp_path, capsys, monkeypatch):
     """The whole way, with a family from a file in the working directory."""
     code = (
-        "from pacesetter.inner_models.families.quadratic import Quadratic, QuadraticRanges\n"
+        "from pacesetter.inner_models.families.convex import Quadratic, QuadraticRanges\n"
         "short = Quadratic(QuadraticRanges(horizon=(20, 24)))\n"
     )
     (tmp_path / "fine_tuned_family.py").write_text(code)

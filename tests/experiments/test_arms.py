@@ -44,7 +44,7 @@ from pacesetter.experiments.runs.records import (
 from pacesetter.experiments.tasks import named_task
 from pacesetter.inner_models.engine.batching import batch_stream, build_model
 from pacesetter.inner_models.engine.trainer import InnerTrainer
-from pacesetter.inner_models.metrics import metric_of
+from pacesetter.inner_models.losses import metric_of
 from pacesetter.inner_models.registry import fixed_task
 from pacesetter.inner_models.task import Metric, ModuleTask, Splits
 

@@ -32,7 +32,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from pacesetter.inner_models.families.quadratic import Quadratic, QuadraticRanges
+from pacesetter.inner_models.families.convex import Quadratic, QuadraticRanges
 
 short = Quadratic(QuadraticRanges(horizon=(20, 24)))
 

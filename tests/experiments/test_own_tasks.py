@@ -18,7 +18,7 @@ from pacesetter.experiments.plain_tasks import BATCH_SIZE, EPOCHS, plain_task
 from pacesetter.experiments.task_checks import check_task
 from pacesetter.inner_models.engine.batching import build_model
 from pacesetter.inner_models.engine.trainer import InnerTrainer
-from pacesetter.inner_models.metrics import metric_of
+from pacesetter.inner_models.losses import metric_of
 from pacesetter.inner_models.registry import fixed_task
 from pacesetter.inner_models.task import ModuleTask, Splits
 

@@ -1,11 +1,13 @@
 """Every registered task family passes the same suite; a new one is a new row of the registry."""
 
-from dataclasses import replace
+import re
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pacesetter.envs.runs import ScheduledRuns
 from pacesetter.inner_models import registry
@@ -91,11 +93,19 @@ def test_siblings_at_zero_action_are_identical(name):
     assert not all(torch.equal(weights[0][n], weights[3][n]) for n in weights[0])
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_the_docstring_has_a_table_of_ranges(name):
-    family = registry.make_family(name)
-    assert "| drawn" in type(family).__doc__
-    assert "|---|" in type(family).__doc__
+def test_ranges_are_described_and_a_bad_one_is_refused_with_what_came():
+    for name in registry.META_TRAIN:
+        ranges = type(registry.make_family(name).ranges)
+        for field in fields(ranges):
+            value = field.default
+            parents = [base.__doc__ for base in ranges.__mro__ if is_dataclass(base)]
+            assert any(f"        {field.name}: " in doc for doc in parents), (name, field.name)
+            bad = (value[1] + 1, value[0]) if isinstance(value, tuple) else -1.5
+            with pytest.raises(ValueError, match=f"{field.name}.*{re.escape(str(bad))}"):
+                ranges(**{field.name: bad})
+        for optimizer in ("adamw", "sgd", "rmsprop"):
+            low, high = ranges().sensible_lr(optimizer)
+            assert 3 <= high / low <= 30, (name, optimizer)
 
 
 @pytest.mark.parametrize("name", registry.META_TRAIN)
@@ -237,6 +247,30 @@ def test_splits_that_overlap_are_refused():
     assert Splits(*words).num_rows("train") == 5
 
 
+class LargestDouble(TorchDispatchMode):
+    """Keeps the size of the largest tensor in double precision that an operation makes."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor) and made.dtype == torch.float64:
+            self.numbers = max(self.numbers, made.numel())
+        return made
+
+
+@pytest.mark.parametrize("shape", [(100, 30), (100, 3, 10)])
+def test_the_search_for_equal_rows_holds_few_numbers_at_a_time(monkeypatch, shape):
+    monkeypatch.setattr("pacesetter.inner_models.task._CHUNK", 120)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    parts = list(zip(x.split(25), torch.arange(100).split(25), strict=True))
+    with LargestDouble() as largest:
+        Splits(*parts)
+    assert 100 <= largest.numbers <= 120
+    with pytest.raises(ValueError, match="'inner_valid' and 'test' share 2 rows"):
+        Splits(*parts[:3], (torch.cat([x[48:50], x[75:]]), torch.tensor([48, 49, *range(75, 100)])))
+
+
 def test_bad_input_is_refused_with_what_came():
     rows = (torch.zeros(4, 2), torch.zeros(4))
     splits = Splits(rows, rows, rows, rows, allow_overlap=True)
@@ -278,5 +312,5 @@ def test_bad_input_is_refused_with_what_came():
 
 
 def test_the_page_on_families_has_every_name():
-    page = (Path(__file__).parent.parent / "docs" / "families.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "families.md").read_text(encoding="utf-8")
     assert [name for name in registry.family_names() if f"`{name}`" not in page] == []

@@ -25,11 +25,11 @@ from pacesetter.inner_models.families.sequences import (
     SequenceRNN,
     build_recurrent,
 )
+from pacesetter.inner_models.losses import next_token_loss
 from pacesetter.inner_models.networks.transformer import (
     TransformerShape,
     build_language_model,
     build_vit,
-    next_token_loss,
     to_patches,
 )
 from pacesetter.inner_models.task import SPLITS

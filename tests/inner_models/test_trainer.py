@@ -9,8 +9,7 @@ from torch import nn
 
 from pacesetter.inner_models.engine.plain import ReferenceRun
 from pacesetter.inner_models.engine.trainer import InnerTrainer
-from pacesetter.inner_models.families.generated import Shape
-from pacesetter.inner_models.families.job import Job
+from pacesetter.inner_models.families.base import Job, Shape
 from pacesetter.inner_models.families.teachers.regression import TeacherMLP, TeacherRanges
 from pacesetter.inner_models.networks.mlp import MLPShape
 from pacesetter.inner_models.task import OPTIMIZERS, ModuleTask, OptimizerConfig, Splits

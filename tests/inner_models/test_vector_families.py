@@ -1,7 +1,6 @@
 """Families whose data are vectors or tables: each keeps what it says of its optimum and data."""
 
 import math
-from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -16,19 +15,16 @@ from pacesetter.inner_models.families.autoencoder import (
     Autoencoders,
     AutoencoderShape,
 )
-from pacesetter.inner_models.families.generated import Shape
-from pacesetter.inner_models.families.job import Job, JobRanges
-from pacesetter.inner_models.families.logistic import (
+from pacesetter.inner_models.families.base import Job, Shape
+from pacesetter.inner_models.families.convex import (
     LogisticRanges,
     LogisticRegression,
     LogisticShape,
-    expected_entropy,
-)
-from pacesetter.inner_models.families.quadratic import (
     Quadratic,
     QuadraticRanges,
     QuadraticShape,
     draw_spectrum,
+    expected_entropy,
 )
 from pacesetter.inner_models.families.ratings import (
     MatrixFactorisation,
@@ -37,20 +33,16 @@ from pacesetter.inner_models.families.ratings import (
     RatingsShape,
 )
 from pacesetter.inner_models.families.teachers import multitask
-from pacesetter.inner_models.families.teachers.distillation import (
-    DistillationRanges,
-    DistilledMLP,
-    soft_cross_entropy,
-)
+from pacesetter.inner_models.families.teachers.distillation import DistillationRanges, DistilledMLP
 from pacesetter.inner_models.families.teachers.multitask import (
     Multitask,
     MultitaskRanges,
     TwoHeadedShape,
 )
+from pacesetter.inner_models.losses import soft_cross_entropy
 from pacesetter.inner_models.networks.mlp import MLPShape
 from pacesetter.inner_models.task import SPLITS
 
-FAMILIES = [Quadratic, LogisticRegression, Ratings, Autoencoders, Multitask, DistilledMLP]
 JOB = Job(num_train=256, batch_size=32, horizon=100)
 
 
@@ -71,45 +63,6 @@ def problem_of(family, model, seed=0):
 def mean_and_error(values):
     """Mean of independent values, and its standard error."""
     return float(values.mean()), float(values.std()) / math.sqrt(len(values))
-
-
-# -- ranges ------------------------------------------------------------------------------------
-
-OWN = [
-    (family, field.name, field.default)
-    for family in FAMILIES
-    for field in fields(type(family().ranges))
-    if field.name not in {f.name for f in fields(JobRanges)}
-]
-
-
-@pytest.mark.parametrize(("family", "name", "default"), OWN)
-def test_bad_ranges_are_refused_with_what_came(family, name, default):
-    ranges = type(family().ranges)
-    bad = default[::-1] if isinstance(default, tuple) else 1.5
-    with pytest.raises(ValueError, match=name) as refusal:
-        ranges(**{name: bad})
-    assert str(bad) in str(refusal.value)
-
-
-@pytest.mark.parametrize(("family", "name", "default"), OWN)
-def test_the_table_has_the_range_that_is_drawn_from(family, name, default):
-    def spelt(number):
-        return {f"{number:g}", f"{number:,.10g}"} | {f"{number:.0e}".replace("e-0", "e-")}
-
-    if isinstance(default, tuple):
-        wanted = {f"{low} to {high}" for low in spelt(default[0]) for high in spelt(default[1])}
-    else:
-        wanted = {f"{100 * default:g} %"} | ({"half"} if default == 0.5 else set())
-    table = [line for line in family.__doc__.splitlines() if line.strip().startswith("|")]
-    assert any(words in line for line in table for words in wanted), wanted
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_sensible_rates_span_a_factor_of_three_to_thirty(family):
-    for optimizer in ("adamw", "sgd", "rmsprop"):
-        low, high = family().ranges.sensible_lr(optimizer)
-        assert 3 <= high / low <= 30
 
 
 # -- quadratics --------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from pacesetter.experiments.compare_config import CompareConfig
 from pacesetter.experiments.presets import PRESETS
 from pacesetter.experiments.rivals.baselines import AGENT_ARMS, BASELINES
 from pacesetter.experiments.rivals.space import Choice, Dimension
-from pacesetter.inner_models.families.job import JobRanges
+from pacesetter.inner_models.families.base import JobRanges
 
 _PLACE = re.compile(r"^<!-- from the code: (.*) -->$", re.MULTILINE)
 

@@ -13,15 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from pacesetter.inner_models.draw import Draw
-from pacesetter.inner_models.families.generated import Shape
-from pacesetter.inner_models.families.job import Job
+from pacesetter.inner_models.families.base import Job, Shape
 from pacesetter.inner_models.families.real.digits import digits_splits, digits_task, draw_digits_job
 from pacesetter.inner_models.families.teachers.compressed import (
     QuantisedMLPShape,
     build_quantised_mlp,
 )
-from pacesetter.inner_models.families.teachers.distillation import Student, soft_cross_entropy
-from pacesetter.inner_models.losses import cross_entropy
+from pacesetter.inner_models.families.teachers.distillation import Student
+from pacesetter.inner_models.losses import cross_entropy, soft_cross_entropy
 from pacesetter.inner_models.networks.convnet import ConvShape, build_convnet, draw_convnet
 from pacesetter.inner_models.networks.mlp import ACTIVATIONS, MLPShape, build_mlp, draw_mlp
 from pacesetter.inner_models.networks.transformer import TransformerShape, build_vit

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from pacesetter.inner_models.draw import Draw
-from pacesetter.inner_models.families.generated import Shape
-from pacesetter.inner_models.families.job import Job
+from pacesetter.inner_models.families.base import Job, Shape
 from pacesetter.inner_models.families.real.image_files import CLASSES, Bytes, read_images
 from pacesetter.inner_models.families.real.image_sources import SOURCES
 from pacesetter.inner_models.lookup import check_name

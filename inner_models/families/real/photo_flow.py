@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pacesetter.inner_models.draw import Draw
-from pacesetter.inner_models.families.generated import Shape
-from pacesetter.inner_models.families.job import Job
+from pacesetter.inner_models.families.base import Job, Shape
 from pacesetter.inner_models.families.real.photos import photo_patches, pixel_statistics
 from pacesetter.inner_models.networks.mlp import ACTIVATIONS, Activation, MLPShape, build_mlp
 from pacesetter.inner_models.task import Batch, OptimizerConfig, Splits, Task, TaskFamily

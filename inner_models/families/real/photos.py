@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pacesetter.inner_models.draw import Draw
-from pacesetter.inner_models.families.generated import Shape
-from pacesetter.inner_models.families.job import Job
+from pacesetter.inner_models.families.base import Job, Shape
 from pacesetter.inner_models.lookup import require
 from pacesetter.inner_models.losses import mean_squared_error
 from pacesetter.inner_models.networks.mlp import ACTIVATIONS, Activation

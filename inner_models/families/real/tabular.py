@@ -14,8 +14,7 @@ import numpy as np
 import torch
 
 from pacesetter.inner_models.draw import Draw
-from pacesetter.inner_models.families.generated import Shape
-from pacesetter.inner_models.families.job import Job
+from pacesetter.inner_models.families.base import Job, Shape
 from pacesetter.inner_models.lookup import check_name, require
 from pacesetter.inner_models.losses import cross_entropy, mean_squared_error
 from pacesetter.inner_models.networks.mlp import MLPShape, build_mlp, draw_mlp

@@ -20,16 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from pacesetter.inner_models.draw import Draw
-from pacesetter.inner_models.families.generated import Shape
-from pacesetter.inner_models.families.job import Job
+from pacesetter.inner_models.families.base import Job, Shape
 from pacesetter.inner_models.families.sequences import RecurrentShape, build_recurrent
 from pacesetter.inner_models.lookup import check_name
+from pacesetter.inner_models.losses import next_token_loss
 from pacesetter.inner_models.networks.mlp import ACTIVATIONS
-from pacesetter.inner_models.networks.transformer import (
-    TransformerShape,
-    build_language_model,
-    next_token_loss,
-)
+from pacesetter.inner_models.networks.transformer import TransformerShape, build_language_model
 from pacesetter.inner_models.task import OptimizerConfig, Splits, Task, TaskFamily
 
 VOCABULARY = 80

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pacesetter.inner_models.draw import Draw
-from pacesetter.inner_models.families.generated import GeneratedFamily, Problem, Shape
+from pacesetter.inner_models.families.base import GeneratedFamily, Problem, Shape
 from pacesetter.inner_models.families.teachers.regression import TeacherMLP, TeacherRanges
 from pacesetter.inner_models.networks.mlp import MLPShape, build_mlp
 

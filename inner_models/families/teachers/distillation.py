@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from pacesetter.inner_models.draw import Draw
-from pacesetter.inner_models.families.generated import GeneratedFamily, Problem, Shape
-from pacesetter.inner_models.families.job import JobRanges
+from pacesetter.inner_models.families.base import GeneratedFamily, JobRanges, Problem, Shape
 from pacesetter.inner_models.families.teachers.regression import Inputs, draw_inputs
+from pacesetter.inner_models.losses import soft_cross_entropy
 from pacesetter.inner_models.networks.mlp import MLPShape, build_mlp, draw_mlp
 from pacesetter.inner_models.task import Batch
 
@@ -79,15 +79,6 @@ class Student(nn.Module):
         """Logits at the temperature: (rows, width) -> (rows, classes)."""
         logits: Tensor = self.net(inputs) / self.temperature
         return logits
-
-
-def soft_cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
-    """Mean cross-entropy to class probabilities; batch is (inputs, (rows, classes) of them)."""
-    inputs, chances = batch
-    logits: Tensor = model(inputs)
-    shifted = logits - logits.detach().amax(-1, keepdim=True)
-    # The plain formula: torch's log_softmax over few classes is slow where runs are batched.
-    return (shifted.exp().sum(-1).log() - (chances * shifted).sum(-1)).mean()
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pacesetter.inner_models.draw import Draw
-from pacesetter.inner_models.families.generated import GeneratedFamily, Problem, Shape
-from pacesetter.inner_models.families.job import JobRanges
+from pacesetter.inner_models.families.base import GeneratedFamily, JobRanges, Problem, Shape
 from pacesetter.inner_models.families.teachers.regression import Inputs, draw_inputs
 from pacesetter.inner_models.losses import cross_entropy_of, with_label_noise
 from pacesetter.inner_models.networks.mlp import ACTIVATIONS, MLPShape, build_mlp, draw_mlp

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from pacesetter.inner_models.draw import Draw
-from pacesetter.inner_models.families.generated import GeneratedFamily, Problem, Shape
-from pacesetter.inner_models.families.job import JobRanges
+from pacesetter.inner_models.families.base import GeneratedFamily, JobRanges, Problem, Shape
 from pacesetter.inner_models.losses import cross_entropy, mean_squared_error, with_label_noise
 from pacesetter.inner_models.networks.mlp import MLPShape, build_mlp, draw_mlp
 from pacesetter.inner_models.task import Batch, RowsFn
