@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from pacesetter.agent.plugin.scheduler import LearnedScheduler
 from pacesetter.agent.policy.policy import Policy, load_policy
 from pacesetter.agent.runs.folder import RUN_FILE, claim_folder, write_text
-from pacesetter.agent.runs.progress import ProgressMeter
+from pacesetter.agent.runs.progress import progress_bar
 from pacesetter.envs.actions import ControlConfig, interval_ends
 from pacesetter.experiments.analysis.summary import summarise
 from pacesetter.experiments.comparison import Comparison
@@ -165,7 +165,7 @@ def digits_records(
     tuning_runs = len(config.lrs) * len(TUNING_SEEDS)
     total = tuning_runs + (len(policies) + 2) * config.num_seeds
     records: list[RunRecord] = []
-    with ProgressMeter("digits", total=total, unit="runs", shown=progress) as bar:
+    with progress_bar("digits", total=total, unit="runs", shown=progress) as bar:
 
         def run(control: Control, lr: float, seed: int) -> Job:
             job = train_digits(control, lr=lr, seed=seed, steps=config.steps)

@@ -1,4 +1,4 @@
-"""How far a long loop is: a bar in a terminal; elsewhere, now and then a line.
+"""How far a long loop is: a bar in a terminal; elsewhere a line a minute.
 
 A bar that is drawn anew ten times a second makes a log file of pages that nobody can read.
 """
@@ -6,18 +6,28 @@ A bar that is drawn anew ten times a second makes a log file of pages that nobod
 from __future__ import annotations
 
 import sys
-import time
-from types import TracebackType
 from typing import Any, TextIO
 
 from pacesetter.inner_models.lookup import require
 
 SECONDS_BETWEEN_LINES = 60.0
 """Where there is no terminal."""
+LINE = "{desc}: {n_fmt} of {total_fmt} {unit} ({percentage:.0f}%), {elapsed}, {remaining} to go"
 
 
-class ProgressMeter:
-    """Counts units of work; a context manager.
+def progress_bar(
+    what: str,
+    *,
+    total: int,
+    unit: str,
+    shown: bool,
+    done: int = 0,
+    stream: TextIO | None = None,
+) -> Any:
+    """A `tqdm.tqdm` that counts units of work; a context manager.
+
+    Its `update(n)` counts, `set_description(text)` says what is being done, and
+    `set_postfix_str(text)` says something beside the count.
 
     Args:
         what: is being done, such as ``"meta-training"``.
@@ -27,78 +37,39 @@ class ProgressMeter:
         done: units that an earlier process did.
         stream: where to; default: standard error.
     """
+    stream = sys.stderr if stream is None else stream
+    looks: dict[str, Any] = {"file": stream, "unit": f" {unit}", "mininterval": 0.5}
+    if not stream.isatty():
+        looks = {
+            "file": _Lines(stream),
+            "unit": unit,
+            "bar_format": LINE + "{postfix}",
+            "mininterval": SECONDS_BETWEEN_LINES,
+            "miniters": 1,
+            "delay": 1e-9,  # says nothing before there is something to say
+        }
+    tqdm = require("tqdm", extra="train").tqdm
+    return tqdm(
+        total=total,
+        initial=done,
+        desc=what,
+        unit_scale=total >= 10_000,
+        disable=not shown,
+        **looks,
+    )
 
-    def __init__(
-        self,
-        what: str,
-        *,
-        total: int,
-        unit: str,
-        shown: bool,
-        done: int = 0,
-        stream: TextIO | None = None,
-    ) -> None:
-        self._what, self._total, self._unit, self._shown = what, total, unit, shown
-        self._first = self._done = done
-        self._note = ""
-        self._stream = sys.stderr if stream is None else stream
-        self._begun = self._last = time.monotonic()
-        self._bar: Any = None
-        if shown and self._stream.isatty():
-            self._bar = require("tqdm", extra="train").tqdm(
-                total=total,
-                initial=done,
-                unit=f" {unit}",
-                unit_scale=total >= 10_000,
-                desc=what,
-                file=self._stream,
-                mininterval=0.5,
-            )
 
-    def __enter__(self) -> ProgressMeter:
-        return self
+class _Lines:
+    """A stream on which each state of a bar is a line of its own."""
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._last = stream, ""
 
-    def update(self, count: int = 1) -> None:
-        """Counts units as done."""
-        self._done += count
-        if self._bar is not None:
-            self._bar.update(count)
-        elif self._shown and (
-            time.monotonic() - self._last >= SECONDS_BETWEEN_LINES or self._done >= self._total
-        ):
-            self._write_line()
+    def write(self, text: str) -> None:
+        line = text.strip()
+        if line and line != self._last:
+            self._stream.write(f"{line}\n")
+            self._last = line
 
-    def note(self, text: str) -> None:
-        """Says something beside the count, until the next note."""
-        self._note = text
-        if self._bar is not None:
-            self._bar.set_postfix_str(text)
-
-    def close(self) -> None:
-        """Leaves the bar as it stands."""
-        if self._bar is not None:
-            self._bar.close()
-
-    def _write_line(self) -> None:
-        self._last = time.monotonic()
-        minutes = (self._last - self._begun) / 60
-        share = self._done / max(1, self._total)
-        parts = [
-            f"{self._what}: {self._done:,} of {self._total:,} {self._unit} ({share:.0%})",
-            f"{minutes:.1f} minutes",
-        ]
-        if self._first < self._done < self._total:
-            left = minutes * (self._total - self._done) / (self._done - self._first)
-            parts.append(f"about {left:.1f} to go")
-        if self._note:
-            parts.append(self._note)
-        self._stream.write(", ".join(parts) + "\n")
+    def flush(self) -> None:
         self._stream.flush()

@@ -22,7 +22,7 @@ from torch import Tensor
 from pacesetter.agent.policy.policy import Policy, parse_policy, save_policy
 from pacesetter.agent.runs.folder import write_text
 from pacesetter.agent.runs.interruption import safe_point, stop_requested
-from pacesetter.agent.runs.progress import ProgressMeter
+from pacesetter.agent.runs.progress import progress_bar
 from pacesetter.agent.training.checkpoint import save_checkpoint
 from pacesetter.agent.training.config import TrainConfig
 from pacesetter.agent.training.validation import ValidationSuite
@@ -72,7 +72,7 @@ class MetaTraining(BaseCallback):
         self._due = _validation_points(config)
         self._finished = int(extra.get("rollout", 0))
         self._average: dict[str, Tensor] = extra.get("average", {})
-        self._bar: ProgressMeter | None = None
+        self._bar: Any = None
         self._idle: list[NDArray[np.bool_]] = []
 
     @property
@@ -81,7 +81,7 @@ class MetaTraining(BaseCallback):
         return self.model
 
     def _on_training_start(self) -> None:
-        self._bar = ProgressMeter(
+        self._bar = progress_bar(
             "meta-training",
             total=self._config.rollouts * self._config.rollout,
             unit="decisions",
@@ -95,7 +95,6 @@ class MetaTraining(BaseCallback):
             self._validate(0)
 
     def _on_step(self) -> bool:
-        assert self._bar is not None
         self._bar.update(self._config.num_envs)
         self._idle.append(self._env.idle)
         return True
@@ -178,7 +177,9 @@ class MetaTraining(BaseCallback):
     def _show(self) -> None:
         if self.history and self._bar is not None:
             last = self.history[-1][2]
-            self._bar.note(f"validation {last:+.3f}, best {self._best_score:+.3f}")
+            self._bar.set_postfix_str(
+                f"validation {last:+.3f}, best {self._best_score:+.3f}", refresh=False
+            )
 
 
 def _as_tensor(data: bytes) -> Tensor:

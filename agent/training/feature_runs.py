@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pacesetter.agent.policy.policy import Policy
 from pacesetter.agent.runs.interruption import safe_point
-from pacesetter.agent.runs.progress import ProgressMeter
+from pacesetter.agent.runs.progress import progress_bar
 from pacesetter.envs.actions import NUM_ACTIONS, ControlConfig
 from pacesetter.envs.runs import ScheduledRuns
 from pacesetter.inner_models.registry import make_family
@@ -76,7 +76,7 @@ def collect_features(
     generator = torch.Generator().manual_seed(seed)
     found: list[FloatArray] = []
     groups = -(-num_runs // RUNS_PER_GROUP)
-    with ProgressMeter("meter", total=groups, unit="groups", shown=progress) as bar:
+    with progress_bar("meter", total=groups, unit="groups", shown=progress) as bar:
         for group in range(groups):
             safe_point()  # a resumed training fits its meter anew
             tasks = known[group % len(known)].sample_group(RUNS_PER_GROUP, generator)

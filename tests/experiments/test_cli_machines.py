@@ -13,7 +13,7 @@ import pytest
 from pacesetter.agent.policy import policy as policies
 from pacesetter.agent.policy.policy import Policy, save_policy
 from pacesetter.agent.runs import progress
-from pacesetter.agent.runs.progress import ProgressMeter
+from pacesetter.agent.runs.progress import progress_bar
 from pacesetter.agent.training import train as ppo
 from pacesetter.envs.actions import ControlConfig
 from pacesetter.envs.features import NUM_FEATURES
@@ -126,24 +126,22 @@ def test_a_reader_that_has_seen_enough(policy_file):
 
 
 def test_progress_is_lines_now_and_then_where_there_is_no_terminal(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    said = io.StringIO()
-    with ProgressMeter(
-        "learning", total=1000, unit="steps", shown=True, done=200, stream=said
-    ) as bar:
-        bar.note("all is well")
-        for _ in range(800):
-            now[0] += 0.2
-            bar.update()
-    lines = said.getvalue().splitlines()
-    assert lines == [
-        "learning: 500 of 1,000 steps (50%), 1.0 minutes, about 1.7 to go, all is well",
-        "learning: 800 of 1,000 steps (80%), 2.0 minutes, about 0.7 to go, all is well",
-        "learning: 1,000 of 1,000 steps (100%), 2.7 minutes, all is well",
-    ]
+    for seconds, lines in ((0.0, 4), (3600.0, 1)):
+        monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", seconds)
+        said = io.StringIO()
+        with progress_bar(
+            "learning", total=1000, unit="steps", shown=True, done=200, stream=said
+        ) as bar:
+            bar.set_postfix_str("all is well", refresh=False)
+            for _ in range(4):
+                bar.update(200)
+        assert "\r" not in said.getvalue()
+        found = said.getvalue().splitlines()
+        assert len(found) == lines
+        assert found[-1].startswith("learning: 1000 of 1000 steps (100%)")
+        assert found[-1].endswith("all is well")
     quiet = io.StringIO()
-    with ProgressMeter("learning", total=1, unit="steps", shown=False, stream=quiet) as bar:
+    with progress_bar("learning", total=1, unit="steps", shown=False, stream=quiet) as bar:
         bar.update()
     assert quiet.getvalue() == ""
 
@@ -154,8 +152,8 @@ def test_progress_is_a_bar_in_a_terminal():
             return True
 
     said = Terminal()
-    with ProgressMeter("learning", total=2, unit="steps", shown=True, stream=said) as bar:
-        bar.note("all is well")
+    with progress_bar("learning", total=2, unit="steps", shown=True, stream=said) as bar:
+        bar.set_postfix_str("all is well")
         bar.update(2)
     assert "\r" in said.getvalue()
     assert "2/2" in said.getvalue()
