@@ -40,7 +40,6 @@ class DecisionCore:
     Attributes:
         codec: where the hyperparameters stand.
         encoder: what the agent sees, and remembers.
-        verdict: on the latest interval; None before there was one.
     """
 
     def __init__(
@@ -48,7 +47,7 @@ class DecisionCore:
     ) -> None:
         self.codec = codec
         self.encoder = FeatureEncoder(codec.num_runs, adaptive=adaptive)
-        self.verdict: Verdict | None = None
+        self._verdict: Verdict | None = None
         self._guard = DivergenceGuard(codec.num_runs)
         self._mask = np.array([float(name in control) for name in CONTROLS])
 
@@ -56,6 +55,13 @@ class DecisionCore:
     def interval(self) -> int:
         """Number of the interval that is under way or has just ended, from 1."""
         return self.codec.decisions + 1
+
+    @property
+    def verdict(self) -> Verdict:
+        """That on the latest interval; after a decision, that of the first process."""
+        if self._verdict is None:
+            raise RuntimeError("there is no verdict before judge()")
+        return self._verdict
 
     @property
     def overfitting(self) -> BoolArray:
@@ -79,7 +85,7 @@ class DecisionCore:
         verdict = self._guard.judge(stats)
         if self.interval >= len(self.codec.ends):
             verdict = replace(verdict, roll_back=verdict.alarm)
-        self.verdict = verdict
+        self._verdict = verdict
         return verdict
 
     def decide(
@@ -105,12 +111,10 @@ class DecisionCore:
             (num_runs, 3), the actions taken.
 
         Raises:
-            RuntimeError: there is no verdict yet.
+            RuntimeError: no interval was judged yet.
             ValueError: the actions have another shape or are not finite.
         """
         verdict = self.verdict
-        if verdict is None:
-            raise RuntimeError("decide() follows judge(), but no interval was judged yet")
         taken = np.array(actions, dtype=np.float64)
         if taken.shape == (self.codec.num_runs, NUM_ACTIONS):  # else the codec refuses them
             taken[self.overfitting, 0] = -1.0
@@ -119,7 +123,7 @@ class DecisionCore:
             taken = np.where(plain[:, None], 0.0, taken)
             if broadcast is not None:
                 taken, verdict = _agreed(taken, verdict, broadcast)
-                self.verdict = verdict
+                self._verdict = verdict
         self.codec.apply(taken, lr_cut=verdict.lr_cut * self._mask[0], headroom=verdict.headroom)
         return taken
 

@@ -18,12 +18,13 @@ from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer, RAdam, RMSprop
 
 from pacesetter.agent.plugin.distributed import Layout, across_shards, layout_of, local_part
-from pacesetter.agent.plugin.gradients import SHORT
 from pacesetter.agent.plugin.optimizer_state import Setting
 
 SUPPORTED: tuple[type[Optimizer], ...] = (AdamW, Adam, SGD, RMSprop, NAdam, RAdam)
 """Optimizers whose state is known; subclasses count."""
 
+SHORT = (torch.float16, torch.bfloat16)
+"""Types too short to add up in."""
 _AT_ONCE = 2**16
 """So many numbers are read at once on a host: few enough to stay in its cache."""
 _AT_ONCE_ON_DEVICE = 2**22

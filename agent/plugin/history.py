@@ -1,14 +1,25 @@
-"""What a scheduler decided, decision by decision: to look at, to keep, to draw."""
+"""The record of a run: its decisions, and its schedule update by update.
+
+A `History` is for people and tables. A `RecordedSchedule` can be replayed without the agent: as
+torch's `LambdaLR`, or from a CSV file in whatever framework.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from pacesetter.agent.runs.folder import write_text
 from pacesetter.envs.actions import ACTION_NAMES
@@ -23,8 +34,8 @@ class Intervention:
     Attributes:
         step: updates done when it was taken.
         kind: ``"lr_cut"``, ``"rollback"``, ``"handover"`` (to the plain decay, for good),
-            ``"unfamiliar"`` (features unlike those of meta-training), ``"overfitting"`` (the
-            validation loss rose) or ``"skipped"`` (updates).
+            ``"unfamiliar"`` (features unlike those of meta-training) or ``"overfitting"`` (the
+            validation loss rose).
         detail: what was seen and what was done, for people to read.
     """
 
@@ -78,6 +89,23 @@ _ACTIONS = tuple(f"action_{name}" for name in ACTION_NAMES)
 COLUMNS = (*_NUMBERS, *_ACTIONS, "interventions", *FEATURE_NAMES)
 """Columns of the table of a history, in order."""
 
+PANELS: dict[str, tuple[str, ...]] = {
+    "loss": ("loss", "valid_loss"),
+    "lr": ("lr",),
+    "momentum": ("momentum",),
+    "clip threshold": ("clip_threshold",),
+}
+"""Label of each panel and the curves in it, from top to bottom."""
+LOGARITHMIC = ("lr", "clip threshold")
+COLOURS = {
+    "lr_cut": "#f0803c",
+    "rollback": "#d1495b",
+    "handover": "#8f2d56",
+    "unfamiliar": "#7a5195",
+    "overfitting": "#2f6f73",
+}
+OTHER_COLOUR = "#444444"
+
 
 class History(Sequence[Decision]):
     """The decisions of one run, oldest first; reads like a list, prints as a table.
@@ -112,8 +140,13 @@ class History(Sequence[Decision]):
         return "\n".join(_aligned([_HEADINGS, *map(_cells, self._told())])) if self else repr(self)
 
     def append(self, decision: Decision) -> None:
-        """Adds the latest decision."""
-        self._decisions.append(decision)
+        """Adds the latest decision.
+
+        What the guard did at a horizon that has moved since joins the first decision after it.
+        """
+        told = (*self.interventions_at_end, *decision.interventions)
+        self._decisions.append(replace(decision, interventions=told))
+        self.interventions_at_end = []
 
     @property
     def interventions(self) -> list[Intervention]:
@@ -136,17 +169,9 @@ class History(Sequence[Decision]):
         return [d.row() for d in self._told()]
 
     def to_csv(self, path: str | PathLike[str]) -> Path:
-        """Writes `table` with one line per decision, whole or not at all.
-
-        Args:
-            path: of the file; folders on the way are made.
-
-        Returns:
-            The path.
-        """
-        path = Path(path)
-        write_text(path, csv_text(self.table()))
-        return path
+        """Writes `table` with one line per decision, whole or not at all; makes folders."""
+        write_text(Path(path), csv_text(self.table()))
+        return Path(path)
 
     def curves(self) -> dict[str, tuple[list[int], list[float]]]:
         """What `plot` draws: steps and values of the losses, lr, momentum and clip threshold.
@@ -161,21 +186,49 @@ class History(Sequence[Decision]):
         return curves
 
     def plot(self, path: str | PathLike[str]) -> Path:
-        """Draws losses, learning rate, momentum and clip threshold against steps.
+        """Draws losses, learning rate, momentum and clip threshold against updates.
 
-        Interventions are vertical lines; a legend tells their kinds apart.
+        Interventions are vertical lines through all panels; a legend tells their kinds apart.
 
         Args:
-            path: of the image; its ending says which kind.
-
-        Returns:
-            The path.
+            path: of the image, its ending says which kind; folders on the way are made.
 
         Raises:
             ImportError: matplotlib is not installed.
         """
         # Imported when asked for: most jobs never draw.
-        return draw_history(self.curves(), interventions=self.interventions, path=Path(path))
+        figure = require("matplotlib.figure", extra="compare").Figure(
+            figsize=(7, 2 * len(PANELS)), layout="constrained"
+        )
+        panels = figure.subplots(len(PANELS), 1, sharex=True)
+        curves = self.curves()
+        for panel, (label, names) in zip(panels, PANELS.items(), strict=True):
+            shown = {name: curves[name] for name in names if curves[name][0]}
+            for name, (steps, values) in shown.items():
+                panel.plot(steps, values, marker=".", label=name.replace("_", " "))
+            values = [value for _, column in shown.values() for value in column]
+            if label in LOGARITHMIC and values and min(values) > 0:
+                panel.set_yscale("log")
+            panel.set_ylabel(label)
+            panel.grid(alpha=0.3)
+            named: set[str] = set()
+            for i in self.interventions:
+                unnamed = panel is panels[0] and i.kind not in named
+                named.add(i.kind)
+                panel.axvline(
+                    i.step,
+                    color=COLOURS.get(i.kind, OTHER_COLOUR),
+                    linewidth=1,
+                    linestyle="--",
+                    label=i.kind.replace("_", " ") if unnamed else None,
+                )
+        if len(curves["valid_loss"][0]) or self.interventions:
+            panels[0].legend(fontsize="small")
+        panels[-1].set_xlabel("update")
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path)
+        return path
 
     def state_dict(self) -> dict[str, Any]:
         """All of it as JSON types: a round trip through JSON changes nothing."""
@@ -190,10 +243,7 @@ class History(Sequence[Decision]):
         ]
         return {"decisions": decisions, "at_end": [asdict(i) for i in self.interventions_at_end]}
 
-    def load_state_dict(self, state: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
-        """Restores what `state_dict` returned; in its first version, the decisions alone."""
-        if not isinstance(state, Mapping):
-            state = {"decisions": state, "at_end": ()}
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.interventions_at_end = [Intervention(**i) for i in state["at_end"]]
         self._decisions = [
             Decision(
@@ -201,7 +251,7 @@ class History(Sequence[Decision]):
                     **d,
                     "features": tuple(d["features"]),
                     "action": tuple(d["action"]),
-                    "interventions": tuple(Intervention(**i) for i in d.get("interventions", ())),
+                    "interventions": tuple(Intervention(**i) for i in d["interventions"]),
                 }
             )
             for d in state["decisions"]
@@ -242,71 +292,139 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     return lines
 
 
-PANELS: dict[str, tuple[str, ...]] = {
-    "loss": ("loss", "valid_loss"),
-    "lr": ("lr",),
-    "momentum": ("momentum",),
-    "clip threshold": ("clip_threshold",),
-}
-"""Label of each panel and the curves in it, from top to bottom."""
-LOGARITHMIC = ("lr", "clip threshold")
-COLOURS = {
-    "lr_cut": "#f0803c",
-    "rollback": "#d1495b",
-    "handover": "#8f2d56",
-    "unfamiliar": "#7a5195",
-    "overfitting": "#2f6f73",
-    "skipped": "#b8a100",
-}
-OTHER_COLOUR = "#444444"
+SCHEDULE_COLUMNS = ("step", "lr_factor", "lr", "momentum", "clip_threshold")
+_SCHEDULE = ("lr_factors", "momenta", "clip_thresholds")
 
 
-def draw_history(
-    curves: Mapping[str, tuple[Sequence[int], Sequence[float]]],
-    *,
-    interventions: Sequence[Intervention],
-    path: Path,
-) -> Path:
-    """Draws the curves of a history, one panel above the other, against updates.
+class RecordedSchedule:
+    """Learning rate, momentum and clip threshold of every update, in three packed arrays.
 
-    Args:
-        curves: steps and values by name, from `History.curves`.
-        interventions: drawn as vertical lines through all panels.
-        path: of the image; its ending says which kind. Folders on the way are made.
+    Attributes:
+        lr_factors: learning rate over its start.
+        momenta: NaN where there was none to control.
+        clip_thresholds: of the gradient norm; infinite where nothing would have been clipped.
 
-    Returns:
-        The path.
-
-    Raises:
-        ImportError: matplotlib is not installed.
+    >>> schedule = RecordedSchedule()
+    >>> schedule.append(0.5, momentum=0.9)
+    >>> schedule.append(0.25, momentum=0.8, clip_threshold=2.0)
+    >>> [schedule.lr_lambda()(step) for step in range(4)]
+    [0.5, 0.25, 0.25, 0.25]
     """
-    figure = require("matplotlib.figure", extra="compare").Figure(
-        figsize=(7, 2 * len(PANELS)), layout="constrained"
-    )
-    panels = figure.subplots(len(PANELS), 1, sharex=True)
-    for panel, (label, names) in zip(panels, PANELS.items(), strict=True):
-        shown = {name: curves[name] for name in names if curves[name][0]}
-        for name, (steps, values) in shown.items():
-            panel.plot(steps, values, marker=".", label=name.replace("_", " "))
-        values = [value for _, column in shown.values() for value in column]
-        if label in LOGARITHMIC and values and min(values) > 0:
-            panel.set_yscale("log")
-        panel.set_ylabel(label)
-        panel.grid(alpha=0.3)
-        _mark(panel, interventions, named=panel is panels[0])
-    if len(curves["valid_loss"][0]) or interventions:
-        panels[0].legend(fontsize="small")
-    panels[-1].set_xlabel("update")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
-    return path
+
+    def __init__(self) -> None:
+        self.lr_factors = array("d")
+        self.momenta = array("d")
+        self.clip_thresholds = array("d")
+
+    def __len__(self) -> int:
+        return len(self.lr_factors)
+
+    def __repr__(self) -> str:
+        return f"<RecordedSchedule of {len(self)} updates>"
+
+    def append(
+        self, lr_factor: float, *, momentum: float | None, clip_threshold: float = math.inf
+    ) -> None:
+        """Records what one update was done with."""
+        self.lr_factors.append(lr_factor)
+        self.momenta.append(math.nan if momentum is None else momentum)
+        self.clip_thresholds.append(clip_threshold)
+
+    def lr_lambda(self) -> Callable[[int], float]:
+        """A function from the number of updates done to the learning rate over its start.
+
+        It holds a copy; beyond the end the last value holds. Made for torch's `LambdaLR`.
+
+        Raises:
+            ValueError: nothing was recorded.
+        """
+        if not self:
+            raise ValueError("the schedule is empty: there was no update to record yet")
+        factors = array("d", self.lr_factors)
+
+        def lr_factor(step: int) -> float:
+            return factors[min(max(step, 0), len(factors) - 1)]
+
+        return lr_factor
+
+    def to_lambda_lr(self, optimizer: Optimizer) -> LambdaLR:
+        """A scheduler of torch with these learning rates; momentum and clipping are not in it.
+
+        The factors count from the learning rates that the optimizer has.
+        """
+        return LambdaLR(optimizer, self.lr_lambda())
+
+    def to_csv(self, path: str | PathLike[str], *, base_lr: float) -> Path:
+        """Writes one line per update, whole or not at all; numbers are exact.
+
+        Args:
+            path: of the file; folders on the way are made.
+            base_lr: learning rate that the run started from, for the column ``lr``.
+        """
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(SCHEDULE_COLUMNS)
+        rows = zip(self.lr_factors, self.momenta, self.clip_thresholds, strict=True)
+        for step, (factor, momentum, threshold) in enumerate(rows):
+            known = "" if math.isnan(momentum) else momentum
+            writer.writerow((step, factor, factor * base_lr, known, threshold))
+        write_text(Path(path), text.getvalue())
+        return Path(path)
+
+    @classmethod
+    def from_csv(cls, path: str | PathLike[str]) -> RecordedSchedule:
+        """Reads what `to_csv` wrote; the column ``lr`` may be missing.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: a column is missing, or a line cannot be used; the message names it.
+        """
+        schedule = cls()
+        with Path(path).open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            missing = {"step", "lr_factor", "momentum", "clip_threshold"} - {
+                *(reader.fieldnames or ())
+            }
+            if missing:
+                raise ValueError(
+                    f"{path}, line 1: expected the columns {', '.join(SCHEDULE_COLUMNS)}, but "
+                    f"{', '.join(sorted(missing))} missing"
+                )
+            for row in reader:
+                try:
+                    schedule._append_row(row)
+                except (TypeError, ValueError) as error:
+                    raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
+        return schedule
+
+    def _append_row(self, row: Mapping[str, str | None]) -> None:
+        cells = {name: _cell(row, name) for name in ("step", "lr_factor", "clip_threshold")}
+        momentum = _cell(row, "momentum") if row["momentum"] else None
+        if cells["step"] != len(self):
+            raise ValueError(f"expected step {len(self)}, but got {row['step']}")
+        if not 0 <= cells["lr_factor"] < math.inf:
+            raise ValueError(f"lr_factor must be finite and not negative: {row['lr_factor']}")
+        if momentum is not None and not 0 <= momentum < 1:
+            raise ValueError(f"momentum must lie in [0, 1), but got {momentum}")
+        if not cells["clip_threshold"] > 0:
+            raise ValueError(f"clip_threshold must be positive, but got {row['clip_threshold']}")
+        self.append(cells["lr_factor"], momentum=momentum, clip_threshold=cells["clip_threshold"])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Three float64 tensors of shape (number of updates,)."""
+        return {
+            name: torch.tensor(getattr(self, name).tolist(), dtype=torch.float64)
+            for name in _SCHEDULE
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for name in _SCHEDULE:
+            setattr(self, name, array("d", state[name].tolist()))
 
 
-def _mark(panel: Any, interventions: Sequence[Intervention], *, named: bool) -> None:
-    """A line for each intervention, the kinds named once."""
-    seen: set[str] = set()
-    for i in interventions:
-        label = i.kind.replace("_", " ") if named and i.kind not in seen else None
-        seen.add(i.kind)
-        colour = COLOURS.get(i.kind, OTHER_COLOUR)
-        panel.axvline(i.step, color=colour, linewidth=1, linestyle="--", label=label)
+def _cell(row: Mapping[str, str | None], name: str) -> float:
+    text = row[name]
+    try:
+        return float(text or "")
+    except ValueError:
+        raise ValueError(f"{name} must be a number, but got {text!r}") from None

@@ -1,20 +1,28 @@
-"""Where a scheduler meets its optimizer: hooks before and after every update.
+"""Hooks on an optimizer, and other schedulers on it.
 
-The hooks hold the scheduler weakly, so that neither keeps the other alive; when the scheduler goes,
-its hooks go.
+The hooks hold their scheduler weakly, so that neither keeps the other alive; when the scheduler
+goes, its hooks go.
 """
 
 from __future__ import annotations
 
+import gc
+import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
-StepArguments = tuple[tuple[Any, ...], dict[str, Any]]
+RECIPE = (
+    "step() needs the loss of the update just done: step(loss). SequentialLR, ChainedScheduler and "
+    "the like cannot drive a LearnedScheduler. For a warm-up of your own before it, step your "
+    "warm-up scheduler by itself for N updates and make LearnedScheduler(optimizer, total_steps, "
+    "warmup_steps=N)"
+)
 
 
 class Listener(Protocol):
@@ -34,11 +42,7 @@ _LISTENERS: WeakKeyDictionary[Optimizer, weakref.ref[Listener]] = WeakKeyDiction
 
 
 def attach(optimizer: Optimizer, listener: Listener) -> Callable[[], Any]:
-    """Hangs a listener onto an optimizer.
-
-    Args:
-        optimizer: to listen to.
-        listener: held weakly.
+    """Registers a listener, held weakly.
 
     Returns:
         Takes the hooks off; further calls do nothing. It also runs when the listener goes.
@@ -99,3 +103,19 @@ def _begin(listener: Listener, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     if len(args) > 1:
         return (args[0], with_statistics, *args[2:]), kwargs
     return args, {**kwargs, "closure": with_statistics}
+
+
+def warn_of_others(optimizer: Optimizer, groups: Sequence[int], *, stacklevel: int) -> None:
+    """Warns of whatever else sets the param groups with these numbers."""
+    # Slow, but called once.
+    others = {
+        type(found).__name__
+        for found in gc.get_objects()
+        if issubclass(type(found), LRScheduler) and getattr(found, "optimizer", None) is optimizer
+    }
+    warnings.warn(
+        f"{', '.join(sorted(others)) or 'something else'} changed the learning rate or momentum of "
+        f"param groups {list(groups)}, which LearnedScheduler sets: it overrules such changes. "
+        "Take the other scheduler away, or this one with detach()",
+        stacklevel=stacklevel,
+    )

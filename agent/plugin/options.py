@@ -1,28 +1,30 @@
-"""What users may choose of the plug-in, checked."""
+"""Choices of the plug-in's user, checked: errors say what was expected and what came."""
 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from pacesetter.agent.plugin.callbacks import ScheduleCallback
-from pacesetter.agent.plugin.checks import count, positive_integer
 from pacesetter.envs.decision import CONTROLS
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Choices for one run; see `LearnedScheduler` for their meaning.
+    """Choices for one run; `LearnedScheduler` tells their meaning.
 
     Raises:
         TypeError: the model is no module, or a callback has no ``on_decision``.
-        ValueError: a number or a name is out of range.
+        ValueError: a number or a name is out of range, or the warm-up leaves nothing to schedule.
     """
 
+    total_steps: int
     model: nn.Module | None = None
     warmup_steps: int = 0
     control: Collection[str] = CONTROLS
@@ -34,12 +36,24 @@ class Options:
     process_group: Any = None
 
     def __post_init__(self) -> None:
+        total = positive_integer(self.total_steps, "total_steps")
+        object.__setattr__(self, "total_steps", total)
         if self.model is not None and not isinstance(self.model, nn.Module):
             raise TypeError(
                 "model must be the torch.nn.Module whose buffers are to be kept, "
                 f"but got {type(self.model).__name__}"
             )
-        object.__setattr__(self, "warmup_steps", count(self.warmup_steps, "warmup_steps"))
+        warmup = integer(self.warmup_steps)
+        if warmup is None or warmup < 0:
+            raise ValueError(
+                f"Expected integer warmup_steps of zero or more, but got {self.warmup_steps!r}"
+            )
+        if warmup >= total:
+            raise ValueError(
+                f"warmup_steps must be below total_steps={total}, which counts the warm-up too, "
+                f"but got {warmup}"
+            )
+        object.__setattr__(self, "warmup_steps", warmup)
         names = (self.control,) if isinstance(self.control, str) else tuple(self.control)
         if not names or any(name not in CONTROLS for name in names):
             raise ValueError(f"control must be some of {CONTROLS}, but got {self.control!r}")
@@ -55,18 +69,6 @@ class Options:
                     f"but got {type(callback).__name__}"
                 )
 
-    def check_against(self, total_steps: int) -> None:
-        """Refuses a warm-up that leaves nothing to the scheduler.
-
-        Raises:
-            ValueError: `warmup_steps` is not below `total_steps`.
-        """
-        if self.warmup_steps >= total_steps:
-            raise ValueError(
-                f"warmup_steps must be below total_steps={total_steps}, which counts the warm-up "
-                f"too, but got {self.warmup_steps}"
-            )
-
 
 def _bounds(value: Any) -> tuple[float, float]:
     try:
@@ -79,3 +81,43 @@ def _bounds(value: Any) -> tuple[float, float]:
             f"but got {value!r}"
         )
     return low, high
+
+
+def integer(value: Any) -> int | None:
+    """An integer of whatever type; None for anything else, booleans included."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
+
+
+def positive_integer(value: Any, name: str) -> int:
+    """A positive count, of whatever integer type.
+
+    >>> positive_integer(0, "total_steps")
+    Traceback (most recent call last):
+    ValueError: Expected positive integer total_steps, but got 0
+    """
+    number = integer(value)
+    if number is None or number < 1:
+        raise ValueError(f"Expected positive integer {name}, but got {value!r}")
+    return number
+
+
+def one_number(value: Any, name: str) -> Tensor:
+    """A loss as a tensor of shape (1,), detached, on whatever device it is.
+
+    Raises:
+        TypeError: it is neither a tensor nor a number.
+        ValueError: it is a tensor of another size than 1.
+    """
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ValueError(f"{name} must be one number, but got shape {tuple(value.shape)}")
+        return value.detach().reshape(1)
+    if not isinstance(value, str | bytes):
+        try:
+            return torch.tensor([float(value)], dtype=torch.float64)
+        except (TypeError, ValueError):
+            pass
+    raise TypeError(f"{name} must be a tensor or a number, but got {type(value).__name__}")

@@ -1,8 +1,9 @@
-"""One run under control: all that a scheduler holds of it, and what happens at every update."""
+"""One run under control: statistics, decisions and hyperparameters, update by update."""
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,117 +11,113 @@ import numpy as np
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pacesetter.agent.plugin.clock import Clock
+from pacesetter.agent.plugin.decider import Decider, EarlyStopping
 from pacesetter.agent.plugin.directions import is_adaptive, momentum_scales_lr
 from pacesetter.agent.plugin.distributed import Group
-from pacesetter.agent.plugin.history import Decision, Intervention
+from pacesetter.agent.plugin.history import Decision, Intervention, RecordedSchedule
 from pacesetter.agent.plugin.optimizer_state import GroupHyperparameters, Setting
 from pacesetter.agent.plugin.options import Options
-from pacesetter.agent.plugin.pilot import Pilot
-from pacesetter.agent.plugin.recorded_schedule import RecordedSchedule
 from pacesetter.agent.plugin.snapshot import KEPT_BY_DEFAULT, JobSnapshot, snapshot_bytes
-from pacesetter.agent.plugin.stopping import EarlyStopping
 from pacesetter.agent.plugin.updates import UpdateMonitor
 from pacesetter.agent.policy.policy import Policy
 from pacesetter.envs.actions import ActionCodec
 from pacesetter.envs.decision import DecisionCore
 from pacesetter.envs.features import FloatArray
+from pacesetter.inner_models.watch.signals import window_length
+
+_AHEAD = 1024  # learning rates are worked out for so many steps at once
 
 
 class ControlledRun:
-    """Statistics, decisions and hyperparameters of one run; says nothing to anybody.
+    """All that a scheduler holds of one run; it neither warns nor logs.
 
     Args:
         optimizer: the user's.
-        total_steps: updates of the whole run, warm-up included.
         policy: what decides.
         options: the user's choices.
 
     Attributes:
-        total_steps: updates of the whole run.
+        total_steps: updates of the whole run, warm-up included.
         steps: updates done.
         warmup_left: updates that still belong to the user's own warm-up.
         warming: whether the run is still the user's; it is ours from the update after the warm-up.
         groups: hyperparameters of the param groups.
         clock: where the run stands.
-        pilot: what decides.
+        decider: policy and decision core.
         monitor: statistics, clipping and skipping.
         snapshot: the last good state; None where none is kept.
         stopping: counts intervals without a better validation loss.
         should_stop: what that said at the latest decision, on all ranks alike.
-        recorded: the schedule, update by update.
         warmup_lrs: learning rates of the warm-up, group by group, until it is over.
 
     Raises:
         ValueError: a param group starts outside the bounds of the learning rate.
     """
 
-    def __init__(
-        self, optimizer: Optimizer, total_steps: int, policy: Policy, options: Options
-    ) -> None:
+    def __init__(self, optimizer: Optimizer, policy: Policy, options: Options) -> None:
         self._optimizer = optimizer
         self._policy = policy
         self._options = options
         self._ranks = Group(options.process_group)
-        self.total_steps = total_steps
+        self._momentum_scales_lr = momentum_scales_lr(optimizer)
+        self.total_steps = options.total_steps
         self.steps = 0
         self.warmup_left = options.warmup_steps
         self.warming = self.warmup_left > 0
         self.monitor = UpdateMonitor(math.inf, dry_run=options.dry_run)
         self.stopping = EarlyStopping(options.patience)
         self.should_stop = False
-        self.recorded = RecordedSchedule()
         self.warmup_lrs: list[list[float]] = []
+        self._recorded = RecordedSchedule()
+        self._unrecorded: list[tuple[float, float | None]] = []
         self._valid_loss: float | None = None
-        self._threshold = math.inf
         self._foreign: set[int] = set()
         size = snapshot_bytes(optimizer, options.model)
         wanted = size < KEPT_BY_DEFAULT if options.rollback is None else options.rollback
         wanted = wanted and not options.dry_run
         self.rollback_bytes = size if wanted else 0
         self.snapshot = JobSnapshot(optimizer, options.model) if wanted else None
-        self.start()
+        self._read_groups()
+        codec = self._codec()
+        core = DecisionCore(codec, adaptive=is_adaptive(optimizer), control=options.control)
+        self.decider = Decider(policy, core, sets_lr="lr" in options.control, can_roll_back=wanted)
+        self._start(codec)
 
-    def start(self) -> None:
+    def _read_groups(self) -> None:
         """Takes what the param groups hold as the start of the schedule."""
         self.groups = GroupHyperparameters(
             self._optimizer,
             one_minus_momentum_bounds=self._policy.control.one_minus_momentum_bounds,
-            momentum_scales_lr=momentum_scales_lr(self._optimizer),
+            momentum_scales_lr=self._momentum_scales_lr,
             control=self._options.control,
             lr_bounds=self._lr_bounds,
         )
-        self._start_pilot()
-        if not self.warming:
-            self.monitor.set_clip_ratio(self._clip_ratio())
 
     @property
     def _lr_bounds(self) -> tuple[float, float] | None:
         """A warm-up may begin below the bounds."""
         return None if self.warming else self._options.lr_bounds
 
-    def _start_pilot(self) -> None:
-        """A pilot and a clock at the beginning of the run; `groups` say where that was."""
+    def _codec(self) -> ActionCodec:
+        """At the beginning of the run; `groups` say where that was."""
         bounds, start_lr = self._options.lr_bounds, self.groups.lr_start
         factors = (bounds[0] / start_lr, bounds[1] / start_lr) if bounds and start_lr else None
         self._momentum_start = self.groups.momentum_start
-        codec = ActionCodec(
+        return ActionCodec(
             self._policy.control,
             total_steps=self.total_steps - self._options.warmup_steps,
             momentum_start=self._momentum_start,
-            momentum_scales_lr=momentum_scales_lr(self._optimizer),
+            momentum_scales_lr=self._momentum_scales_lr,
             lr_bounds=factors,
             ramp=not self._options.warmup_steps,
         )
-        control = self._options.control
-        core = DecisionCore(codec, adaptive=is_adaptive(self._optimizer), control=control)
-        self.pilot = Pilot(
-            self._policy,
-            core,
-            sets_lr="lr" in control,
-            can_roll_back=self.snapshot is not None,
-        )
-        self.clock = Clock(self.pilot.core.codec)
+
+    def _start(self, codec: ActionCodec) -> None:
+        """Begins the schedule; validation losses seen before it stay known."""
+        self.decider.core.codec = codec
+        self.clock = Clock(codec)
+        if not self.warming:
+            self.monitor.set_clip_ratio(self._clip_ratio())
 
     @property
     def over(self) -> bool:
@@ -142,11 +139,9 @@ class ControlledRun:
         return self.groups.current if "lr" in self._options.control else self.groups.held()
 
     def _clip_ratio(self) -> float:
-        return (
-            float(self.pilot.core.codec.clip_ratio[0])
-            if "clip" in self._options.control
-            else math.inf
-        )
+        if "clip" not in self._options.control:
+            return math.inf
+        return float(self.decider.core.codec.clip_ratio[0])
 
     # -- at every update ----------------------------------------------------------------------
 
@@ -186,20 +181,27 @@ class ControlledRun:
             self.warmup_lrs.append([s.lr for s in latest])
             self.warmup_left -= 1
             return None
-        self._record()
+        latest = self.groups.latest or self.settings
+        self._unrecorded.append((self._factor([s.lr for s in latest]), _momentum(latest)))
         if self.clock.advance():
             return self._decide()
         self.write()
         return None
 
-    def _record(self) -> None:
-        latest = self.groups.latest or self.settings
-        momentum = next((s.momentum for s in latest if s.momentum is not None), None)
-        self.recorded.append(
-            self._factor([s.lr for s in latest]),
-            momentum=momentum,
-            clip_threshold=self._threshold,
-        )
+    def _record_thresholds(self) -> None:
+        """Completes the recorded schedule. Waits for the device."""
+        if not self._unrecorded:
+            return
+        thresholds = self.monitor.take_thresholds()
+        for (factor, momentum), threshold in zip(self._unrecorded, thresholds, strict=True):
+            self._recorded.append(factor, momentum=momentum, clip_threshold=threshold)
+        self._unrecorded = []
+
+    @property
+    def recorded(self) -> RecordedSchedule:
+        """The schedule so far, update by update. Waits for the device."""
+        self._record_thresholds()
+        return self._recorded
 
     def _factor(self, lrs: Sequence[float]) -> float:
         """Learning rate over its start, given that of every group."""
@@ -211,29 +213,31 @@ class ControlledRun:
         self.warming = False
         # What the warm-up did to the statistics is no measure of what we do.
         self.monitor.fetch(reduce=self._ranks.reduce)
+        self.monitor.take_thresholds()
         latest = self.groups.latest
-        self.start()
+        self._read_groups()
+        self._start(self._codec())
         self.groups.latest = latest
         for lrs in self.warmup_lrs:
-            self.recorded.append(self._factor(lrs), momentum=None)
+            self._recorded.append(self._factor(lrs), momentum=None)
         self.warmup_lrs = []
 
     # -- decisions ----------------------------------------------------------------------------
 
     def observe_validation(self, valid_loss: float) -> None:
         """Takes in a validation loss, for the next decision."""
-        self.pilot.core.observe_validation(np.array([self._sign * valid_loss]))
+        self.decider.core.observe_validation(np.array([self._sign * valid_loss]))
         self.stopping.observe(self._sign * valid_loss)
         self._valid_loss = valid_loss
 
     def _decide(self) -> Decision:
         stats = self.monitor.fetch(reduce=self._ranks.reduce)
         self.stopping.interval_over()
-        features, action, interventions = self.pilot.decide(
+        features, action, interventions = self.decider.decide(
             stats, step=self.steps, broadcast=self._broadcast
         )
-        verdict = self.pilot.core.verdict
-        if self.snapshot is not None and verdict is not None:
+        verdict = self.decider.core.verdict
+        if self.snapshot is not None:
             if verdict.roll_back[0]:
                 self.snapshot.restore()
             elif verdict.good[0]:
@@ -242,10 +246,10 @@ class ControlledRun:
                 self.snapshot.discard_candidate()
         self.monitor.set_clip_ratio(self._clip_ratio())
         self.write()
+        self._record_thresholds()
         settings, valid_loss = self.settings, self._valid_loss
         self._valid_loss = None
-        running, ratio = float(stats.norm_running[0]), self._clip_ratio()
-        self._threshold = running * ratio if running else math.inf
+        running = float(stats.norm_running[0])
         return Decision(
             step=self.steps,
             loss=self._sign * float(stats.loss_mean[0]),
@@ -253,8 +257,8 @@ class ControlledRun:
             action=tuple(action.tolist()),
             lr=settings[0].lr,
             lr_factor=self.clock.lr_factor(),
-            momentum=next((s.momentum for s in settings if s.momentum is not None), None),
-            clip_threshold=self._threshold,
+            momentum=_momentum(settings),
+            clip_threshold=running * self._clip_ratio() if running else math.inf,
             valid_loss=valid_loss,
             interventions=interventions,
         )
@@ -268,7 +272,7 @@ class ControlledRun:
     def finish(self) -> list[Intervention]:
         """Looks at the last interval, after which there is no decision; returns what was done."""
         stats = self.monitor.fetch(reduce=self._ranks.reduce)
-        notes = self.pilot.judge_end(stats, step=self.steps, broadcast=self._broadcast)
+        notes = self.decider.judge_end(stats, step=self.steps, broadcast=self._broadcast)
         if notes and self.snapshot is not None:
             self.snapshot.restore()
         return notes
@@ -277,16 +281,16 @@ class ControlledRun:
         """Moves the horizon to `total_steps`, which lies beyond `steps`."""
         self.total_steps = total_steps
         if self.warming:
-            self.start()
+            self._start(self._codec())
             return
         own = total_steps - self._options.warmup_steps
-        self.pilot.core.codec.extend(own, step=self.clock.step)
+        self.decider.core.codec.extend(own, step=self.clock.step)
         self.clock.realign()
         self.write()
 
     def _momentum_change(self) -> float:
-        moved = self.pilot.core.codec.log_one_minus_momentum[0] - np.log1p(-self._momentum_start)
-        return float(moved)
+        start = np.log1p(-self._momentum_start)
+        return float(self.decider.core.codec.log_one_minus_momentum[0] - start)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything to go on from, but the policy and the history."""
@@ -298,12 +302,11 @@ class ControlledRun:
             "warmup_lrs": list(self.warmup_lrs),
             "clock": self.clock.state_dict(),
             "groups": self.groups.state_dict(),
-            "pilot": self.pilot.state_dict(),
+            "decider": self.decider.state_dict(),
             "monitor": self.monitor.state_dict(),
             "stopping": self.stopping.state_dict(),
             "should_stop": self.should_stop,
             "valid_loss": self._valid_loss,
-            "threshold": self._threshold,
             "recorded": self.recorded.state_dict(),
             "snapshot": self.snapshot.state_dict() if self.snapshot is not None else None,
         }
@@ -319,15 +322,90 @@ class ControlledRun:
         self.warmup_left, self.warming = state["warmup_left"], state["warming"]
         self.warmup_lrs = list(state["warmup_lrs"])
         self.groups.lr_bounds = self._lr_bounds
-        self._start_pilot()
-        self.pilot.load_state_dict(state["pilot"])
+        self._start(self._codec())
+        self.decider.load_state_dict(state["decider"])
         self.clock.load_state_dict(state["clock"])
         self.monitor.load_state_dict(state["monitor"])
+        self._unrecorded = []
         self.stopping.load_state_dict(state["stopping"])
         self.should_stop = state["should_stop"]
         self._valid_loss = state["valid_loss"]
-        self._threshold = state["threshold"]
-        self.recorded.load_state_dict(state["recorded"])
+        self._recorded.load_state_dict(state["recorded"])
         if self.snapshot is not None and state["snapshot"] is not None:
             self.snapshot.load_state_dict(state["snapshot"])
         self.write()
+
+
+def _momentum(settings: Sequence[Setting]) -> float | None:
+    """That of the first group that has any."""
+    return next((s.momentum for s in settings if s.momentum is not None), None)
+
+
+class Clock:
+    """Counts the steps of one run.
+
+    Args:
+        codec: knows where intervals end and what the learning rate is. The clock only reads it.
+
+    Attributes:
+        step: updates done.
+        interval: intervals that are over.
+    """
+
+    def __init__(self, codec: ActionCodec) -> None:
+        self._codec = codec
+        self.step = 0
+        self.interval = 0
+        self._factors: list[float] = []
+        self._first = 0
+        self._turn()
+
+    @property
+    def in_window(self) -> bool:
+        """Whether the next update is one of those in which directions are compared."""
+        return self.step >= self._window_start
+
+    def advance(self) -> bool:
+        """Counts one step; returns whether a decision is due. There is none at the horizon."""
+        self.step += 1
+        if self.step < self._codec.ends[self.interval]:
+            return False
+        self.interval += 1
+        self._turn()
+        return self.interval < len(self._codec.ends)
+
+    def lr_factor(self) -> float:
+        """Learning rate of the next update over its start; beyond the horizon, the last one.
+
+        The codec is asked anew after `advance` has said that a decision is due.
+        """
+        step = min(self.step, self._codec.total_steps - 1)
+        ahead = step - self._first
+        if not 0 <= ahead < len(self._factors):
+            ends = self._codec.ends
+            end = ends[min(self.interval, len(ends) - 1)]
+            count = min(end - step, _AHEAD)
+            self._factors = self._codec.lr_factors(step, count)[:, 0].tolist()
+            self._first, ahead = step, 0
+        return self._factors[ahead]
+
+    def realign(self) -> None:
+        """Finds its place again after the codec's horizon has moved."""
+        self.interval = bisect_right(self._codec.ends, self.step)
+        self._turn()
+
+    def _turn(self) -> None:
+        """Prepares for the interval that begins."""
+        ends, k = self._codec.ends, self.interval
+        # Nothing is decided at the horizon, so the last interval needs no window.
+        self._window_start = math.inf
+        if k < len(ends) - 1:
+            self._window_start = ends[k] - window_length(ends[k] - (ends[k - 1] if k else 0))
+        self._factors, self._first = [], 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.step, "interval": self.interval}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step, self.interval = state["step"], state["interval"]
+        self._turn()

@@ -16,20 +16,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pacesetter.agent.plugin.callbacks import ScheduleCallback
-from pacesetter.agent.plugin.checks import one_number, positive_integer
-from pacesetter.agent.plugin.composition import RECIPE, warn_of_others
 from pacesetter.agent.plugin.directions import check_supported
-from pacesetter.agent.plugin.gradients import finish_update, overflowed
-from pacesetter.agent.plugin.history import History, Intervention
-from pacesetter.agent.plugin.hooks import attach
-from pacesetter.agent.plugin.job_state import job_state, load_job_state
-from pacesetter.agent.plugin.options import Options
-from pacesetter.agent.plugin.recorded_schedule import RecordedSchedule
+from pacesetter.agent.plugin.history import History, Intervention, RecordedSchedule
+from pacesetter.agent.plugin.hooks import RECIPE, attach, warn_of_others
+from pacesetter.agent.plugin.options import Options, one_number, positive_integer
 from pacesetter.agent.plugin.run import ControlledRun
+from pacesetter.agent.plugin.updates import overflowed, restore_found_inf
 from pacesetter.agent.policy.explanation import Explanation, explain
 from pacesetter.agent.policy.policy import DEFAULT_POLICY, Policy, load_policy
 from pacesetter.envs.decision import CONTROLS
 
+STATE_VERSION = 2
 _MISSING: Any = object()
 
 
@@ -100,8 +97,8 @@ class LearnedScheduler:
         process_group: Any = None,
     ) -> None:
         check_supported(optimizer)
-        total_steps = positive_integer(total_steps, "total_steps")
         options = Options(
+            total_steps=total_steps,
             model=model,
             warmup_steps=warmup_steps,
             control=control,
@@ -112,17 +109,15 @@ class LearnedScheduler:
             callbacks=callbacks,
             process_group=process_group,
         )
-        options.check_against(total_steps)
         self.optimizer = optimizer
         self.policy = policy if isinstance(policy, Policy) else load_policy(policy)
         self.history = History()
         self._detach = attach(optimizer, self)
         self._attached = True
-        self._planned = total_steps
-        self._callbacks = tuple(callbacks)
+        self._options = options
         self._warned: set[str] = set()
         try:
-            self._run = ControlledRun(optimizer, total_steps, self.policy, options)
+            self._run = ControlledRun(optimizer, self.policy, options)
         except Exception:
             self.detach()
             raise
@@ -170,11 +165,11 @@ class LearnedScheduler:
         if decision is not None:
             self.history.append(decision)
             self._tell(decision.interventions)
-            for callback in self._callbacks:
-                callback.on_decision(decision)
+            for callback in self._options.callbacks:
+                callback.on_decision(self.history[-1])
         elif run.steps == run.total_steps:
             at_the_end = run.finish()
-            self.history.interventions_at_end = at_the_end
+            self.history.interventions_at_end += at_the_end
             self._tell(at_the_end)
 
     def observe_validation(self, valid_loss: Tensor | float) -> None:
@@ -269,7 +264,10 @@ class LearnedScheduler:
         The policy is not in it, only its digest. The snapshot for rollback is.
         """
         return {
-            **job_state(self._run, digest=self.policy.digest, planned=self._planned),
+            "version": STATE_VERSION,
+            "policy": self.policy.digest,
+            "planned_steps": self._options.total_steps,
+            "run": self._run.state_dict(),
             "history": self.history.state_dict(),
         }
 
@@ -279,15 +277,33 @@ class LearnedScheduler:
         """Goes on where `state_dict` was taken. The optimizer's own state is the user's to load.
 
         Args:
-            state_dict: from this version or an older one.
+            state_dict: from this version of pacesetter.
             allow_other_policy: whether the state may be that of a run under another policy.
 
         Raises:
-            ValueError: the state is of another policy, another `total_steps`, a newer version of
+            ValueError: the state is of another policy, another `total_steps`, another version of
                 pacesetter, or an optimizer with more param groups.
         """
-        digest = None if allow_other_policy else self.policy.digest
-        load_job_state(self._run, state_dict, digest=digest, planned=self._planned)
+        version, digest = state_dict.get("version"), self.policy.digest
+        if version != STATE_VERSION:
+            raise ValueError(
+                f"expected a state of version {STATE_VERSION}, but got {version!r}: load it with "
+                "the version of pacesetter that it was saved with"
+            )
+        if not allow_other_policy and state_dict["policy"] != digest:
+            raise ValueError(
+                f"the state was taken with policy={state_dict['policy']!r}, but this scheduler has "
+                f"{digest!r}: load the policy that it was taken with, or give "
+                "allow_other_policy=True"
+            )
+        planned, ours = state_dict["planned_steps"], self._options.total_steps
+        # A run that was extended since may be resumed with its first or its latest end.
+        if ours not in {planned, state_dict["run"]["total_steps"]}:
+            raise ValueError(
+                f"the state was taken with total_steps={planned}, but this scheduler has {ours}: "
+                "make it with the same number, and call extend() afterwards"
+            )
+        self._run.load_state_dict(state_dict["run"])
         self.history.load_state_dict(state_dict["history"])
 
     # -- called by the hooks, at every update -------------------------------------------------
@@ -303,7 +319,7 @@ class LearnedScheduler:
 
     def after_update(self) -> None:
         """Leaves the optimizer as its user knows it."""
-        finish_update(self.optimizer)
+        restore_found_inf(self.optimizer)
 
     # -- the rest -----------------------------------------------------------------------------
 

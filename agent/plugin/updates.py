@@ -1,28 +1,22 @@
-"""The part of the plug-in that lives where the gradients are: statistics, clipping, skipping.
+"""The gradients of every update: their statistics, their clipping, and updates that are skipped.
 
-The order of operations within an update is that of the environments' trainer, step for step.
+The order of operations within an update is that of the environments' trainer, step for step. The
+parameters of a user's job may lie on several devices, in several dtypes and in shards, and have
+sparse gradients or none. Nothing here waits for a device, but for the cases that say so.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pacesetter.agent.plugin.directions import read_directions
-from pacesetter.agent.plugin.gradients import (
-    drop_gradients,
-    gradients_of,
-    loss_scaling,
-    scale_gradients,
-    skip_unless,
-    total_norm,
-    with_gradients,
-)
+from pacesetter.agent.plugin.directions import SHORT, read_directions
+from pacesetter.agent.plugin.distributed import across_shards, by_layout, local_part
 from pacesetter.agent.plugin.optimizer_state import Setting
 from pacesetter.inner_models.watch.host_signals import HostSignals
 from pacesetter.inner_models.watch.signals import (
@@ -33,6 +27,7 @@ from pacesetter.inner_models.watch.signals import (
 )
 
 _HOST = torch.device("cpu")
+_KEPT_FLAG = "_pacesetter_found_inf"
 
 
 class UpdateMonitor:
@@ -51,6 +46,7 @@ class UpdateMonitor:
         self._clip_ratio = clip_ratio
         self._ratio = torch.tensor([clip_ratio], dtype=self._dtype)
         self._threshold: float | Tensor = math.inf
+        self._thresholds: list[float | Tensor] = []
         self._skipped = 0
         self._skipped_on_device = torch.zeros(1, dtype=torch.int64)
         self._updated = False
@@ -94,99 +90,92 @@ class UpdateMonitor:
         grads = gradients_of(params)
         if grads[0].device != self._device:
             self._move_to(grads[0].device)
+        # A `GradScaler` tells a fused optimizer what factor its gradients still carry, and whether
+        # the update is to be left out. It calls any other with unscaled, finite gradients only.
+        carried, found_inf = (optimizer.__dict__.get(n) for n in ("grad_scale", "found_inf"))
+        norm = total_norm(grads, device=self._device, dtype=self._dtype)
+        if carried is not None:
+            carried = carried.to(self._device, self._dtype)
+            norm = norm / carried
+        left_out = None
+        if found_inf is not None:
+            left_out = found_inf.to(self._device).reshape(1) > 0
+            norm = torch.where(left_out, NO_GRADIENT, norm)
+        directions = size = None
+        if in_window:
+            size = self._param_norm(optimizer)
+            directions = read_directions(optimizer, latest, device=self._device, dtype=self._dtype)
+            if directions is not None and carried is not None:
+                directions[::2] /= carried
         if isinstance(self._signals, HostSignals):
-            self._update_on_host(
-                self._signals, optimizer, params, grads, in_window=in_window, latest=latest
-            )
-        else:
-            self._update_on_device(
-                self._signals, optimizer, params, grads, in_window=in_window, latest=latest
-            )
+            scale, finite = self._record_on_host(self._signals, norm, size, directions)
+            if (left_out is not None and bool(left_out)) or not (finite or self._dry_run):
+                self._skipped += 1
+            if not (finite or self._dry_run):
+                _drop_gradients(params)
+            elif scale != 1.0 and not self._dry_run:
+                scale_gradients(grads, scale)
+            return True
+        scales, all_finite = self._record_on_device(self._signals, norm, size, directions)
+        if left_out is not None:
+            self._skipped_on_device += left_out
+        if not self._dry_run and self._unless_skipped(all_finite, optimizer, params):
+            scale_gradients(grads, scales)
         return True
 
-    def _update_on_host(
-        self,
-        signals: HostSignals,
-        optimizer: Optimizer,
-        params: Sequence[Tensor],
-        grads: Sequence[Tensor],
-        *,
-        in_window: bool,
-        latest: Sequence[Setting],
-    ) -> None:
-        told = loss_scaling(optimizer)
-        left_out = told.found_inf is not None and float(told.found_inf) > 0
-        carried = 1.0 if told.grad_scale is None else float(told.grad_scale)
-        norm = NO_GRADIENT
-        if not left_out:
-            norm = float(total_norm(grads, device=_HOST, dtype=self._dtype)) / carried
-        scale, self._threshold, finite = signals.record_gradient(norm, self._clip_ratio)
-        if in_window:
-            found = self._directions(optimizer, latest, carried)
-            directions = None
+    def _record_on_host(
+        self, signals: HostSignals, norm: Tensor, size: Tensor | None, found: Tensor | None
+    ) -> tuple[float, bool]:
+        """Factor for the gradients, and whether they are finite."""
+        grad_norm = float(norm)
+        scale, self._threshold, finite = signals.record_gradient(grad_norm, self._clip_ratio)
+        if size is not None:
+            param_norm, directions = float(size), None
             if found is not None:
                 numbers = found.tolist()
                 directions = (*numbers, math.sqrt(max(numbers[3], 0.0)))
-            size = float(self._param_norm(optimizer))
-            signals.record_window(param_sq=size * size, grad_sq=norm * norm, directions=directions)
-        if left_out or (not finite and not self._dry_run):
-            self._skipped += 1
-        if self._dry_run:
-            return
-        if not finite:
-            drop_gradients(params)
-        elif scale != 1.0:
-            scale_gradients(grads, scale)
+            signals.record_window(
+                param_sq=param_norm * param_norm,
+                grad_sq=grad_norm * grad_norm,
+                directions=directions,
+            )
+        return scale, finite
 
-    def _update_on_device(
-        self,
-        signals: TrainingSignals,
-        optimizer: Optimizer,
-        params: Sequence[Tensor],
-        grads: Sequence[Tensor],
-        *,
-        in_window: bool,
-        latest: Sequence[Setting],
-    ) -> None:
-        told = loss_scaling(optimizer)
-        carried: float | Tensor = 1.0
-        norm = total_norm(grads, device=self._device, dtype=self._dtype)
-        if told.grad_scale is not None:
-            carried = told.grad_scale.to(self._device, self._dtype)
-            norm = norm / carried
-        if told.found_inf is not None:
-            left_out = told.found_inf.to(self._device).reshape(1) > 0
-            norm = torch.where(left_out, NO_GRADIENT, norm)
-            self._skipped_on_device += left_out
+    def _record_on_device(
+        self, signals: TrainingSignals, norm: Tensor, size: Tensor | None, found: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         scale, self._threshold, finite = signals.record_gradient(norm, self._ratio)
-        if in_window:
-            found = self._directions(optimizer, latest, carried)
+        if size is not None:
             directions = None
             if found is not None:
                 a, b, c, d = found[:, None]
                 directions = a, b, c, d, d.sqrt()
-            size = self._param_norm(optimizer)
             signals.record_window(
                 param_sq=size.square(), grad_sq=norm.square(), directions=directions
             )
-        if self._dry_run:
-            return
-        happens = skip_unless(finite, optimizer, params)
-        if happens is None:
-            self._skipped_on_device += ~finite
-        elif not happens:
-            self._skipped += 1
-        if happens is not False:
-            scale_gradients(grads, scale)
+        return scale, finite
 
-    def _directions(
-        self, optimizer: Optimizer, latest: Sequence[Setting], carried: float | Tensor
-    ) -> Tensor | None:
-        """See `read_directions`; of gradients that carry no factor."""
-        found = read_directions(optimizer, latest, device=self._device, dtype=self._dtype)
-        if found is not None and not (isinstance(carried, float) and carried == 1.0):
-            found[::2] /= carried
-        return found
+    def _unless_skipped(
+        self, finite: Tensor, optimizer: Optimizer, params: Sequence[Tensor]
+    ) -> bool:
+        """Lets an update happen only where `finite` is true; a skipped one advances no step.
+
+        A fused optimizer is handed the flag, which its kernels read themselves. Any other has to be
+        told by the host, so the host waits for the flag at every update: a job on a GPU had better
+        use ``fused=True``.
+
+        Returns:
+            Whether the update happens, as far as the host knows.
+        """
+        if all(group.get("fused") for group in optimizer.param_groups):
+            set_found_inf(optimizer, ~finite[0])
+            self._skipped_on_device += ~finite
+            return True
+        happens = bool(finite.item())
+        if not happens:
+            self._skipped += 1
+            _drop_gradients(params)
+        return happens
 
     def _param_norm(self, optimizer: Optimizer) -> Tensor:
         trained = [p for g in optimizer.param_groups for p in g["params"] if p.requires_grad]
@@ -200,10 +189,18 @@ class UpdateMonitor:
         if not self._updated:
             self._skipped += 1
         self._updated = False
+        self._thresholds.append(self._threshold)
         if isinstance(self._signals, HostSignals):
             self._signals.record_loss(float(loss))
         else:
             self._signals.record_loss(loss.to(self._device, self._dtype, non_blocking=True))
+
+    def take_thresholds(self) -> list[float]:
+        """Clip thresholds of all steps since the last call, in one copy from the device."""
+        kept, self._thresholds = self._thresholds, []
+        on_device = [t for t in kept if isinstance(t, Tensor)]
+        fetched = iter(torch.cat(on_device).tolist() if on_device else ())
+        return [next(fetched) if isinstance(t, Tensor) else t for t in kept]
 
     def fetch(self, reduce: Reduce | None = None) -> IntervalStatistics:
         """The interval's statistics, in one copy from the device; starts a new interval.
@@ -223,6 +220,7 @@ class UpdateMonitor:
         self._signals.load_state_dict(old)
         self._ratio = self._ratio.to(device, self._dtype)
         self._skipped_on_device = self._skipped_on_device.to(device)
+        self._thresholds = [*self.take_thresholds()]
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on in the middle of an interval. Waits for the device."""
@@ -238,7 +236,122 @@ class UpdateMonitor:
         """Restores what `state_dict` returned, onto the device in use."""
         self._signals.load_state_dict(state["signals"])
         self.set_clip_ratio(state["ratio"])
-        self._threshold = state["threshold"]
+        self._threshold, self._thresholds = state["threshold"], []
         self._skipped = state["skipped"]
         self._skipped_on_device.zero_()
         self._updated = state["updated"]
+
+
+def with_gradients(optimizer: Optimizer, *, coalesce: bool = True) -> list[Tensor]:
+    """The optimizer's parameters that have a gradient.
+
+    Args:
+        optimizer: whose parameters.
+        coalesce: whether sparse gradients are replaced by coalesced ones, which can be clipped.
+    """
+    params: list[Tensor] = []
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            grad = param.grad
+            if grad is not None:
+                if coalesce and grad.is_sparse and not grad.is_coalesced():
+                    param.grad = grad.coalesce()
+                params.append(param)
+    return params
+
+
+def gradients_of(params: Sequence[Tensor]) -> list[Tensor]:
+    """The gradients as dense tensors to read or scale; of a sparse one, its values."""
+    grads = [p.grad for p in params if p.grad is not None]
+    return [g.coalesce()._values() if g.is_sparse else g for g in grads]
+
+
+@torch.no_grad()
+def overflowed(optimizer: Optimizer) -> bool:
+    """Whether the gradients are not all finite, as where a `GradScaler` has left out an update.
+
+    Waits for the device.
+    """
+    grads = gradients_of(with_gradients(optimizer, coalesce=False))
+    if not grads:
+        return False
+    norm = total_norm(grads, device=grads[0].device, dtype=torch.float32)
+    return not bool(torch.isfinite(norm))
+
+
+def total_norm(tensors: Iterable[Tensor], *, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Norm of all tensors laid end to end; of sharded ones, over all their parts.
+
+    Args:
+        tensors: at least one, dense, of any devices and dtypes. Gradient tracking has to be off.
+        device: of the result.
+        dtype: of the result; those of 16 bits are added up in float32 before.
+
+    Returns:
+        (1,).
+    """
+    norms: list[Tensor] = []
+    for layout, members in by_layout(tensors).items():
+        parts = members if layout is None else [local_part(t) for t in members]
+        norm = _norm(parts, device=device, dtype=dtype)
+        if layout is not None:
+            norm = across_shards(norm.square(), layout).sqrt()
+        norms.append(norm)
+    norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+    return norm.reshape(1)
+
+
+def _norm(tensors: Iterable[Tensor], *, device: torch.device, dtype: torch.dtype) -> Tensor:
+    norms: list[Tensor] = []
+    for (_, kind), members in _by_kind(tensors).items():
+        found = torch._foreach_norm(members, 2, torch.float32 if kind in SHORT else None)
+        norms.append(torch.stack(found).to(device, dtype))
+    joined = norms[0] if len(norms) == 1 else torch.cat(norms)
+    norm: Tensor = torch.linalg.vector_norm(joined)
+    return norm
+
+
+def scale_gradients(grads: Sequence[Tensor], scale: Tensor | float) -> None:
+    """Multiplies gradients from `gradients_of` in place by a number, or (1,) on any device."""
+    for (device, dtype), members in _by_kind(local_part(g) for g in grads).items():
+        if isinstance(scale, Tensor):
+            torch._foreach_mul_(members, scale[0].to(device, dtype))
+        else:
+            torch._foreach_mul_(members, scale)
+
+
+def _drop_gradients(params: Sequence[Tensor]) -> None:
+    """Takes the gradients away: the optimizer passes over parameters that have none."""
+    for param in params:
+        param.grad = None
+
+
+def set_found_inf(optimizer: Optimizer, broken: Tensor) -> None:
+    """Tells the kernels of a fused optimizer whether to leave out the next update.
+
+    Args:
+        optimizer: fused in all its groups. If a `GradScaler` has told it the same, both count.
+        broken: 0-d, boolean, on the optimizer's device.
+    """
+    own = getattr(optimizer, "found_inf", None)
+    flag = broken.to(torch.float32)
+    optimizer.__dict__[_KEPT_FLAG] = own
+    optimizer.__dict__["found_inf"] = flag if own is None else torch.maximum(flag, own.to(flag))
+
+
+def restore_found_inf(optimizer: Optimizer) -> None:
+    """Undoes `set_found_inf` after the update."""
+    if _KEPT_FLAG not in optimizer.__dict__:
+        return
+    own = optimizer.__dict__.pop(_KEPT_FLAG)
+    if own is None:
+        del optimizer.__dict__["found_inf"]
+    else:
+        optimizer.__dict__["found_inf"] = own
+
+
+def _by_kind(tensors: Iterable[Tensor]) -> dict[tuple[torch.device, torch.dtype], list[Tensor]]:
+    kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for tensor in tensors:
+        kinds.setdefault((tensor.device, tensor.dtype), []).append(tensor)
+    return kinds

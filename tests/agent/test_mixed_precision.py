@@ -10,8 +10,8 @@ from torch import nn
 from torch.amp import GradScaler
 from torch.optim import SGD, Adam, AdamW
 
-from pacesetter.agent.plugin.gradients import overflowed
 from pacesetter.agent.plugin.scheduler import LearnedScheduler
+from pacesetter.agent.plugin.updates import overflowed
 from pacesetter.agent.policy.policy import Policy
 from pacesetter.envs.actions import ControlConfig
 from pacesetter.envs.features import FEATURE_NAMES, NUM_FEATURES

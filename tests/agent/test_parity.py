@@ -112,9 +112,8 @@ def plain_job(task, policy, dtype):
     train = [column.to(dtype) for column in task.splits.train]
     valid = [column.to(dtype) for column in task.splits.inner_valid]
     rates = []
-    boundaries = [
-        h for i, h in enumerate(scheduler._run.pilot.core.codec.ends, 1) if not i % task.valid_every
-    ]
+    ends = scheduler._run.decider.core.codec.ends
+    boundaries = [h for i, h in enumerate(ends, 1) if not i % task.valid_every]
     for step, rows in enumerate(batch_stream(task).take(task.horizon), 1):
         loss = loss_fn(model, [column[rows] for column in train])
         loss.backward()
@@ -144,7 +143,7 @@ def test_job_meets_what_the_environment_showed(optimizer, dtype, tolerance, brok
             assert a == pytest.approx(b, abs=tolerance), f"{name} at step {seen.step}"
         np.testing.assert_allclose(seen.action, wanted["action"], atol=tolerance)
         assert seen.momentum == pytest.approx(wanted["momentum"], rel=tolerance)
-    assert scheduler._run.pilot.core.codec.clip_ratio == pytest.approx(
+    assert scheduler._run.decider.core.codec.clip_ratio == pytest.approx(
         runs.codec.clip_ratio, rel=tolerance
     )
     for name, p in model.named_parameters():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from pacesetter.agent.plugin.recorded_schedule import RecordedSchedule
+from pacesetter.agent.plugin.history import RecordedSchedule
 from pacesetter.agent.plugin.scheduler import LearnedScheduler
 from pacesetter.agent.policy.policy import Policy
 from pacesetter.envs.features import NUM_FEATURES

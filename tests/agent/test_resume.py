@@ -3,7 +3,6 @@
 import copy
 import io
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -165,34 +164,9 @@ def test_states_that_do_not_belong_are_refused():
         Job(total=200).attach().scheduler.load_state_dict(state)
     with pytest.raises(ValueError, match=r"2 param groups, .* has 1"):
         Job(groups=1).attach().scheduler.load_state_dict(state)
-    for version in (99, None, "1"):
-        with pytest.raises(ValueError, match=f"or older, but got {version!r}: upgrade"):
+    for version in (1, 99, None, "2"):
+        with pytest.raises(ValueError, match=f"version 2, but got {version!r}: load it with"):
             Job().attach().scheduler.load_state_dict({**state, "version": version})
-
-
-def test_a_state_of_version_1_goes_on():
-    data = Path(__file__).parent / "data"
-    saved = torch.load(data / "state-v1.pt", weights_only=True)
-    assert saved["scheduler"]["version"] == 1
-    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
-    model.load_state_dict(saved["model"])
-    optimizer = AdamW(model.parameters(), 1e-2)
-    optimizer.load_state_dict(saved["optimizer"])
-    scheduler = LearnedScheduler(optimizer, 100, policy=data / "state-v1-policy.safetensors")
-    scheduler.load_state_dict(saved["scheduler"])
-    assert scheduler.get_last_lr() == [pytest.approx(0.015868256744665795, rel=1e-12)]
-    losses = []
-    for _ in range(67):
-        loss = (model(saved["inputs"]) - saved["targets"]).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        scheduler.step(loss)
-        losses.append(loss.item())
-    assert losses[0] == pytest.approx(0.3, abs=0.05)
-    assert losses[-1] < 0.7 * losses[0]
-    # Version 1 knew only even intervals.
-    assert [d.step for d in scheduler.history] == list(interval_ends(100, 40)[:-1])
 
 
 def test_a_refused_state_changes_nothing():

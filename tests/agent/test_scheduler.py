@@ -506,7 +506,7 @@ def test_a_broken_loss_is_answered_and_raises_nothing():
 @pytest.mark.parametrize("name", ["AdamW-fused", "SGD-fused"])
 def test_fused_kernels_leave_out_an_update_when_told_to(name):
     """The way of a GPU, where the host does not know; CPU kernels obey the same flag."""
-    from pacesetter.agent.plugin.gradients import finish_update, lend_flag
+    from pacesetter.agent.plugin.updates import restore_found_inf, set_found_inf
 
     job = Job(name, dtype=torch.float32)
     job.update()
@@ -516,16 +516,16 @@ def test_fused_kernels_leave_out_an_update_when_told_to(name):
             job.optimizer.found_inf = own
         job.loss().backward()
         job.model[0].weight.grad.fill_(math.nan)
-        lend_flag(job.optimizer, torch.tensor(True))
+        set_found_inf(job.optimizer, torch.tensor(True))
         job.optimizer.step()
-        finish_update(job.optimizer)
+        restore_found_inf(job.optimizer)
         assert getattr(job.optimizer, "found_inf", None) is own
         job.optimizer.zero_grad()
     assert torch.equal(job.weights(), before)
     after = job.optimizer.state_dict()["state"]
     assert all(torch.equal(after[i][k], v) for i, s in state.items() for k, v in s.items())
     del job.optimizer.found_inf
-    finish_update(job.optimizer)  # nothing lent, nothing to take back
+    restore_found_inf(job.optimizer)  # nothing lent, nothing to take back
     job.update()
     assert not torch.equal(job.weights(), before)
 

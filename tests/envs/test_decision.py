@@ -172,7 +172,7 @@ def test_state_goes_on_exactly():
 
 def test_misuse_is_refused():
     core = make_core(num_runs=2)
-    with pytest.raises(RuntimeError, match="follows judge"):
+    with pytest.raises(RuntimeError, match="no verdict before judge"):
         core.decide(np.zeros((2, 3)))
     core.judge(repeated(next(recording("adamw"))["stats"], 2))
     with pytest.raises(ValueError, match=r"shape \(2, 3\), but got \(3,\)"):
