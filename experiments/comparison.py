@@ -18,7 +18,6 @@ from pacesetter.agent.policy.policy import Policy, load_policy
 from pacesetter.agent.runs.folder import claim_folder, write_json, write_text
 from pacesetter.agent.training.engines import RayEngine
 from pacesetter.experiments.analysis.summary import Summary, summarise
-from pacesetter.experiments.calibration import calibrated_lrs
 from pacesetter.experiments.compare_config import CompareConfig
 from pacesetter.experiments.own_job import own_task
 from pacesetter.experiments.report.report import Report, write_report
@@ -127,7 +126,6 @@ def compare(
         "arms": sorted(plan.arms),
         "tasks": [task.name for task in tasks],
         "policy": plan.policy.digest,
-        "fixed_lrs": dict(plan.fixed_lrs),
         "spaces": {b.name: repr(dict(b.space.dimensions)) for b in plan.baselines},
         "data": {name: digest[:12] for name, digest in digests.items()},
     }
@@ -186,23 +184,12 @@ def _tasks(config: CompareConfig) -> list[Task]:
 
 def _plan(config: CompareConfig, policy: Policy, baselines: Sequence[Baseline]) -> Plan:
     chosen = tuple(b for b in baselines if b.name in config.arms or b.name == REFERENCE)
-    fixed: dict[str, float] = {}
-    if any(b.calibrated for b in chosen):
-        stored = calibrated_lrs()
-        missing = [b.name for b in chosen if b.calibrated and b.name not in stored]
-        if missing:
-            raise ValueError(
-                f"no calibrated learning rate is stored for {', '.join(missing)}; make it with: "
-                "python -m pacesetter.experiments.calibration"
-            )
-        fixed = {b.name: stored[b.name] for b in chosen if b.calibrated}
     arms = dict.fromkeys((*config.arms, REFERENCE))
     if STRICT.name in arms:
         arms.setdefault(POLICY.name)  # what is replayed has to be run
     return Plan(
         arms=tuple(arms),
         baselines=chosen,
-        fixed_lrs=fixed,
         policy=policy,
         start_lrs=config.start_lrs,
         seeds=tuple(range(config.num_seeds)),

@@ -253,7 +253,8 @@ def listing() -> str:
 
     rows = [["arm", "tuned", "what it is"]]
     for arm in all_arms():
-        dimensions = arm.space.dimensions if isinstance(arm, Baseline) else ()
+        tunable = isinstance(arm, Baseline) and not arm.calibrated
+        dimensions = arm.space.dimensions if tunable else ()
         rows.append([arm.name, ", ".join(dimensions) or "-", arm.source])
     families = [["tasks (family/0, family/1, ...)", "for"]]
     for names, purpose in (

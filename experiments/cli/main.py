@@ -1,4 +1,4 @@
-"""The command line: `pacesetter train | compare | goals | inspect | export | demo | completion`.
+"""The command line: `pacesetter train | compare | inspect | export | demo | completion`.
 
 What a command needs is imported when it runs, so that help and errors are quick and a missing
 extra is named by the command that misses it. Results go to standard output, all else to standard
@@ -20,7 +20,6 @@ from typing import Any
 
 from pacesetter.experiments.cli import compare as cli_compare
 from pacesetter.experiments.cli import completion as cli_completion
-from pacesetter.experiments.cli import goals as cli_goals
 from pacesetter.experiments.cli import policy as cli_policy
 from pacesetter.experiments.cli import train as cli_train
 from pacesetter.experiments.cli.answer import Answer, to_json
@@ -67,11 +66,10 @@ environment:
 _EXAMPLES = {
     **cli_train.EXAMPLES,
     "compare": cli_compare.EXAMPLE,
-    "goals": cli_goals.EXAMPLE,
     **cli_policy.EXAMPLES,
     "completion": cli_completion.EXAMPLE,
 }
-_LONG = {"train", "compare", "goals"}
+_LONG = {"train", "compare"}
 """Commands that stop where nothing is lost, and go on."""
 
 
@@ -97,7 +95,6 @@ def make_parser() -> argparse.ArgumentParser:
 
     cli_train.add_parsers(command, add_run_options)
     cli_compare.add_parser(command, add_run_options)
-    cli_goals.add_parser(command, add_run_options)
     cli_policy.add_parsers(command)
     cli_completion.add_parser(command)
     return parser
@@ -195,7 +192,6 @@ def _completion(args: argparse.Namespace, line: str) -> Answer:
 _COMMANDS: dict[str, Callable[[argparse.Namespace, str], Any]] = {
     "train": cli_train.run_train,
     "compare": cli_compare.run_compare,
-    "goals": cli_goals.run_goals,
     "inspect": cli_policy.run_inspect,
     "export": cli_policy.run_export,
     "demo": cli_train.run_demo,

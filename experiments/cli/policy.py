@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import csv
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pacesetter.experiments.cli.answer import Answer
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from pacesetter.agent.policy.policy import Policy
 
 POLICY_FILE = "policy.safetensors"
 """What a training run calls its policy."""
@@ -80,22 +90,15 @@ def add_parsers(command: Callable[[str, str], argparse.ArgumentParser]) -> None:
 def run_inspect(args: argparse.Namespace, line: str) -> Answer:
     """`pacesetter inspect`; as JSON, the whole header and the response curves."""
     from pacesetter.agent.policy.policy import load_policy
-    from pacesetter.experiments.response_curves import (
-        curve_json,
-        curve_table,
-        plot_curves,
-        response_curves,
-        write_curves_csv,
-    )
 
     policy = load_policy(args.policy)
     header = policy.header
     sizes = [policy.layers[0][0].shape[1], *(len(bias) for _, bias in policy.layers)]
     curves = response_curves(policy)
     if args.csv:
-        write_curves_csv(curves, args.csv)
+        _write_csv(curves, args.csv)
     if args.plot:
-        plot_curves(curves, args.plot)
+        _plot(curves, args.plot)
     info, meter = policy.info, policy.familiarity
     weights = sum(w.size + b.size for w, b in policy.layers)
     rows: dict[str, Any] = {
@@ -118,8 +121,8 @@ def run_inspect(args: argparse.Namespace, line: str) -> Answer:
     lines = [f"{name:<{width}}  {value}" for name, value in rows.items()]
     others = "zero" if meter is None else "their mean in meta-training"
     lines += ["", f"response curves, strongest first; the other features stand at {others}", ""]
-    data = {**header, "layer_sizes": sizes, "response_curves": curve_json(curves)}
-    return Answer("\n".join([*lines, curve_table(curves)]), data)
+    data = {**header, "layer_sizes": sizes, "response_curves": _json(curves)}
+    return Answer("\n".join([*lines, _table(curves)]), data)
 
 
 def run_export(args: argparse.Namespace, line: str) -> Answer:
@@ -161,3 +164,132 @@ def _policy_file(source: Path) -> Path:
             "validates. Go on with it by `pacesetter train --resume`"
         )
     return source / POLICY_FILE
+
+
+NUM_POINTS = 41
+_COLOURS = ("#d1495b", "#00798c", "#b8a100")
+_RANGES: dict[str, tuple[float, float]] = {
+    "progress": (0.0, 1.0),
+    "log_one_minus_momentum": (-math.inf, 0.0),
+    **dict.fromkeys(("last_lr_action", "lr_trend", "loss_drop_share"), (-1.0, 1.0)),
+    **dict.fromkeys(
+        ("cos_momentum", "cos_momentum_slow", "cos_update", "cos_update_slow"), (-1, 1)
+    ),
+    **dict.fromkeys(("clipped_share", "nonfinite_share", "loss_regret_share"), (0.0, 1.0)),
+    **dict.fromkeys(("adaptive", "valid_known"), (0.0, 1.0)),
+    **dict.fromkeys(("valid_age", "valid_above_best", "loss_above_best"), (0.0, math.inf)),
+}
+"""Possible raw values, where they are fewer than the bounds of the features allow."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResponseCurve:
+    """The actions as a function of one feature, the others held at their usual values.
+
+    Attributes:
+        feature: its name.
+        values: (NUM_POINTS,), its raw values, ascending.
+        typical: the raw value at which it is held while another one varies.
+        actions: (NUM_POINTS, 3), in [-1, 1].
+    """
+
+    feature: str
+    values: NDArray[np.float64]
+    typical: float
+    actions: NDArray[np.float64]
+
+
+def response_curves(policy: Policy) -> list[ResponseCurve]:
+    """The curves of all features, the strongest first.
+
+    The usual value of a feature is its mean in meta-training, if the policy's meter knows it, and
+    otherwise the centre of its scale.
+    """
+    import numpy as np
+
+    from pacesetter.envs.features import FEATURE_BOUND, FEATURES, HORIZON_RANGE
+
+    ranges = {**_RANGES, "log_horizon": tuple(map(math.log, HORIZON_RANGE))}
+    meter = policy.familiarity
+    typical = np.zeros(len(FEATURES)) if meter is None else meter.mean.astype(np.float64)
+    curves = []
+    for i, feature in enumerate(FEATURES):
+        ends = np.array(ranges.get(feature.name, (-np.inf, np.inf)))
+        scaled = (ends - feature.centre) / feature.scale
+        swept = np.linspace(*np.clip(scaled, -FEATURE_BOUND, FEATURE_BOUND).tolist(), NUM_POINTS)
+        rows = np.tile(typical, (NUM_POINTS, 1))
+        rows[:, i] = swept
+        curves.append(
+            ResponseCurve(
+                feature=feature.name,
+                values=swept * feature.scale + feature.centre,
+                typical=float(typical[i] * feature.scale + feature.centre),
+                actions=policy.act(rows),
+            )
+        )
+    return sorted(curves, key=lambda curve: -float(np.ptp(curve.actions, axis=0).max()))
+
+
+def _table(curves: Sequence[ResponseCurve]) -> str:
+    heads = ("log lr", "log (1 - momentum)", "log clip ratio")
+    lines = [("feature", "from", "to", *(f"{head}: ends, range" for head in heads))]
+    for curve in curves:
+        cells = [f"{a[0]:+.2f} {a[-1]:+.2f}  {a.max() - a.min():.2f}" for a in curve.actions.T]
+        lines.append((curve.feature, f"{curve.values[0]:.3g}", f"{curve.values[-1]:.3g}", *cells))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def _json(curves: Sequence[ResponseCurve]) -> dict[str, Any]:
+    from pacesetter.envs.actions import ACTION_NAMES
+
+    return {
+        curve.feature: {
+            "typical": curve.typical,
+            "values": curve.values.tolist(),
+            **{name: curve.actions[:, j].tolist() for j, name in enumerate(ACTION_NAMES)},
+        }
+        for curve in curves
+    }
+
+
+def _write_csv(curves: Sequence[ResponseCurve], path: Path) -> None:
+    from pacesetter.agent.runs.folder import write_text
+    from pacesetter.envs.actions import ACTION_NAMES
+
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(("feature", "value", *ACTION_NAMES))
+    for curve in curves:
+        for value, actions in zip(curve.values.tolist(), curve.actions.tolist(), strict=True):
+            writer.writerow((curve.feature, value, *actions))
+    write_text(path, table.getvalue())
+
+
+def _plot(curves: Sequence[ResponseCurve], path: Path) -> None:
+    """Draws a panel per feature as PNG."""
+    from pacesetter.agent.runs.folder import write_bytes
+    from pacesetter.envs.actions import ACTION_NAMES
+    from pacesetter.inner_models.lookup import require
+
+    columns, rows = 4, -(-len(curves) // 4)
+    figure = require("matplotlib.figure", extra="compare").Figure(
+        figsize=(2.6 * columns, 1.7 * rows + 0.5), layout="constrained"
+    )
+    panels = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    for axes, curve in zip(panels.flat, curves, strict=False):
+        for j, name in enumerate(ACTION_NAMES):
+            axes.plot(curve.values, curve.actions[:, j], color=_COLOURS[j], label=name, lw=1.3)
+        axes.axvline(curve.typical, color="#a8a8a8", linewidth=0.8, linestyle="--")
+        axes.set_title(curve.feature, fontsize=8)
+        axes.set_ylim(-1.05, 1.05)
+    for axes in panels.flat[len(curves) :]:
+        axes.set_visible(False)
+    handles = panels[0, 0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside upper center", ncols=len(ACTION_NAMES))
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=110)
+    write_bytes(path, picture.getvalue())

@@ -48,7 +48,8 @@ class Baseline:
         space: what may be chosen. Empty: nothing is tuned.
         fixed: hyperparameters that all settings share; a setting may override them.
         source: where it comes from.
-        calibrated: the learning rate is the one that `calibration` found once for this name.
+        calibrated: the default of the space is used on every task. It was found once on the
+            meta-train families (`benchmarks/calibration.py`).
         population: the runs of one budget train together and learn from each other.
 
     Raises:
@@ -72,7 +73,7 @@ class Baseline:
                 f"optimizer of {self.name!r} must be one of {', '.join(OPTIMIZERS)} or a factory, "
                 f"but got {self.optimizer!r}"
             )
-        if "lr" not in {*self.space.dimensions, *self.fixed} and not self.calibrated:
+        if "lr" not in {*self.space.dimensions, *self.fixed}:
             raise ValueError(f"{self.name!r} needs 'lr', in its space or among what is fixed")
         if self.population and (callable(self.optimizer) or self.feedback is not None):
             raise ValueError(f"{self.name!r}: a population needs a batched optimizer, no feedback")
@@ -85,7 +86,7 @@ class Baseline:
     @property
     def tuned(self) -> bool:
         """Whether a setting is chosen per task, by running some and taking the best."""
-        return bool(self.space.dimensions) and not self.population
+        return bool(self.space.dimensions) and not (self.population or self.calibrated)
 
     def hyperparameters(self, setting: Setting, task: Task) -> dict[str, float | str]:
         """All hyperparameters of a run: the setting, what is fixed, and the task's own.

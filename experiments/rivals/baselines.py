@@ -215,6 +215,7 @@ BASELINES: tuple[Baseline, ...] = (
         label="calibrated AdamW cosine",
         optimizer="adamw",
         schedule=cosine,
+        space=Space({"lr": replace(LR, default=0.0562)}),
         source="one learning rate for all jobs, calibrated once on the meta-train families",
         calibrated=True,
     ),

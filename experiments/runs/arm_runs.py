@@ -43,7 +43,6 @@ class Plan:
     Attributes:
         arms: names of arms.
         baselines: those of them that are baselines, and the reference.
-        fixed_lrs: learning rates of calibrated baselines, by name.
         policy: the agent.
         start_lrs: learning rates from which it starts.
         seeds: of the report.
@@ -54,7 +53,6 @@ class Plan:
 
     arms: tuple[str, ...]
     baselines: tuple[Baseline, ...]
-    fixed_lrs: Mapping[str, float]
     policy: Policy
     start_lrs: tuple[float, ...]
     seeds: tuple[int, ...]
@@ -187,7 +185,7 @@ def _baseline_records(
         (baseline, choice)
         for baseline in plan.baselines
         if not baseline.population
-        for choice in chosen.get(baseline.name, (_untuned(baseline, plan),))
+        for choice in chosen.get(baseline.name, (Chosen(setting=baseline.space.default),))
     ]
     # The budgets of a search often end at one setting: it is run once, and counts for each.
     unique: dict[tuple[str, str], Configured] = {}
@@ -208,12 +206,6 @@ def _baseline_records(
         for baseline, choice in wanted
         for i in range(len(plan.seeds))
     ]
-
-
-def _untuned(baseline: Baseline, plan: Plan) -> Chosen:
-    if baseline.calibrated:
-        return Chosen(setting={"lr": plan.fixed_lrs[baseline.name]})
-    return Chosen(setting=baseline.space.default)
 
 
 def _key(baseline: Baseline, choice: Chosen) -> tuple[str, str]:

@@ -471,7 +471,6 @@ def a_plan(**changes):
     options = {
         "arms": ("policy", "random-policy", "do-nothing", *names),
         "baselines": tuple(ROWS[name] for name in names),
-        "fixed_lrs": {"adamw-cosine-calibrated": 0.02},
         "policy": Policy([layer], control=ControlConfig(num_intervals=6)),
         "start_lrs": (1e-3,),
         "seeds": (0, 1),
@@ -531,7 +530,7 @@ def test_each_budget_has_its_line_and_equal_winners_run_once(records):
     moved = by[Entry("adamw-cosine", 0.3, 20), 0]
     assert moved.lr == 0.3
     assert moved.setting == {"lr": 0.3, "weight_decay": 0.1}
-    assert by[Entry("adamw-cosine-calibrated"), 0].lr == 0.02
+    assert by[Entry("adamw-cosine-calibrated"), 0].lr == 0.0562
     assert by[Entry("population", None, 5), 0].inner_steps == 11 * 40
     assert by[Entry("policy", 1e-3), 0].trajectory is not None
     random = by[Entry("random-policy", 1e-3), 0]

@@ -1,7 +1,6 @@
 """Baselines are what they say: the schedules and optimizers of torch, from the space they name."""
 
 import copy
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +9,6 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler as torch_schedules
 
-from pacesetter.experiments.calibration import calibrate, calibrated_lrs, main
 from pacesetter.experiments.rivals import baselines, schedules
 from pacesetter.experiments.rivals.arms import Baseline, Configured
 from pacesetter.experiments.rivals.baselines import (
@@ -340,44 +338,6 @@ def test_samples_cover_the_space_evenly_on_its_own_scale():
     assert logs.min() >= -4
     assert logs.max() <= 0
     assert 150 < sum(s["c"] == "a" for s in found) < 250
-
-
-def test_calibration_takes_the_least_mean_log_loss():
-    row = ROWS["adamw-cosine-calibrated"]
-    lrs = (1e-3, 1e-2, 1e-1)
-    family = SmallFamily()
-    found = calibrate(
-        row, [family], num_tasks=4, generator=torch.Generator().manual_seed(1), lrs=lrs
-    )
-    generator = torch.Generator().manual_seed(1)
-    means = []
-    tasks = family.sample_group(4, generator)
-    for lr in lrs:
-        losses = [
-            run_settings(t, row, [{"lr": lr}], seeds=[t.seed])[0].losses["outer_valid"]
-            for t in tasks
-        ]
-        means.append(np.log(losses).mean())
-    assert found.lr == lrs[int(np.argmin(means))]
-    assert list(found.means.values()) == pytest.approx(np.array(means) - min(means), abs=1e-4)
-
-
-def test_calibration_is_stored_with_its_command(tmp_path, capsys, monkeypatch):
-    assert set(calibrated_lrs()) == {b.name for b in BASELINES if b.calibrated}
-    with pytest.raises(FileNotFoundError, match=r"python -m pacesetter\.experiments\.calibration"):
-        calibrated_lrs(tmp_path / "none.json")
-    monkeypatch.setattr(
-        "pacesetter.experiments.calibration.make_family", lambda name: SmallFamily()
-    )
-    out = tmp_path / "calibration.json"
-    main(["--num-tasks", "4", "--out", str(out)])
-    stored = json.loads(out.read_text())
-    assert "--num-tasks 4 --seed 0" in stored["command"]
-    (name,) = calibrated_lrs(out)
-    assert f"{name}: {calibrated_lrs(out)[name]:g}" in capsys.readouterr().out
-    out.write_text("[]")
-    with pytest.raises(ValueError, match="does not hold"):
-        calibrated_lrs(out)
 
 
 def test_a_baseline_of_ones_own_is_ten_lines():

@@ -20,7 +20,7 @@ from pacesetter.experiments.cli import policy as cli_policy
 from pacesetter.experiments.demo import DemoConfig, digits_records, run_demo
 from pacesetter.experiments.runs.records import Entry
 
-COMMANDS = ("train", "compare", "goals", "inspect", "export", "demo", "completion")
+COMMANDS = ("train", "compare", "inspect", "export", "demo", "completion")
 
 
 def a_policy():
