@@ -253,8 +253,9 @@ def listing() -> str:
 
     rows = [["arm", "tuned", "what it is"]]
     for arm in all_arms():
-        tunable = isinstance(arm, Baseline) and not arm.calibrated
-        dimensions = arm.space.dimensions if tunable else ()
+        dimensions = (
+            arm.space.dimensions if isinstance(arm, Baseline) and not arm.calibrated else ()
+        )
         rows.append([arm.name, ", ".join(dimensions) or "-", arm.source])
     families = [["tasks (family/0, family/1, ...)", "for"]]
     for names, purpose in (

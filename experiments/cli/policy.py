@@ -216,7 +216,8 @@ def response_curves(policy: Policy) -> list[ResponseCurve]:
     for i, feature in enumerate(FEATURES):
         ends = np.array(ranges.get(feature.name, (-np.inf, np.inf)))
         scaled = (ends - feature.centre) / feature.scale
-        swept = np.linspace(*np.clip(scaled, -FEATURE_BOUND, FEATURE_BOUND).tolist(), NUM_POINTS)
+        first, last = np.clip(scaled, -FEATURE_BOUND, FEATURE_BOUND).tolist()
+        swept = np.linspace(first, last, NUM_POINTS)
         rows = np.tile(typical, (NUM_POINTS, 1))
         rows[:, i] = swept
         curves.append(
