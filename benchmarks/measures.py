@@ -22,7 +22,7 @@ from pacesetter.inner_models.engine.trainer import InnerTrainer
 from pacesetter.inner_models.losses import cross_entropy
 from pacesetter.inner_models.networks.convnet import ConvShape, build_convnet
 from pacesetter.inner_models.networks.mlp import MLPShape, build_mlp
-from pacesetter.inner_models.networks.transformer import TransformerShape, build_language_model
+from pacesetter.inner_models.networks.transformer import LanguageModel, TransformerShape
 from pacesetter.inner_models.task import Splits, Task
 
 INTERVAL = 10
@@ -59,7 +59,7 @@ def model_task(name: str, seed: int) -> Task:
         data = images, torch.randint(10, (ROWS + 96,), generator=g)
     elif name == "transformer":
         build = partial(
-            build_language_model,
+            LanguageModel,
             TransformerShape(vocabulary=16, width=32, heads=2, layers=2, context=16),
         )
         tokens = torch.randint(16, (ROWS + 96, 17), generator=g)

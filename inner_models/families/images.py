@@ -1,6 +1,6 @@
-"""Convolutional nets on generated images: what is to be told apart moves about in the picture.
+"""Convolutional nets on generated images: textures, patterns in clutter, and shifted prototypes.
 
-Three kinds of images, drawn task by task, so that one network meets what filters solve at once
+The kind of image is drawn task by task, so that one network meets what filters solve at once
 (textures), what has to be found in clutter (patterns), and what a linear map nearly solves
 (prototypes that hardly move).
 """
@@ -72,30 +72,12 @@ class ImageRanges(JobRanges):
 
 @dataclass(frozen=True)
 class ImageConvnet(GeneratedFamily[ConvShape]):
-    """Convolutional nets that classify generated images.
-
-    | drawn | range |
-    |---|---|
-    | side, channels of the images | 6 to 12, 1 to 3 |
-    | convolutions, channels of the first | 1 to 3, 4 to 16; half double them by layer |
-    | halving | max-pooling 50 %, stride 35 %, none 15 % |
-    | norm | none 40 %, BatchNorm 40 %, GroupNorm 20 % |
-    | activation, head | relu, tanh, gelu, silu; mean over positions or all of them |
-    | multiply-adds of an image | at most 16,000, or a single layer of 4 channels |
-    | classes | 2 to 10 |
-    | textures of 1 to 3 waves | 35 % |
-    | patterns of side 3 to 5 among 0 to 2 others, half as strong | 30 % |
-    | prototypes, blurred by 0.5 to 1.5 pixels, shifted by up to 0 to half a side | 35 % |
-    | noise of the pixels over their spread, scale of both | 0.1 to 1, 0.5 to 2 |
-    | label noise | 0.005 to 0.3 |
-    | rows of the train split, batch size | 128 to 4,096, 8 to 256 |
-    """
+    """Convolutional nets that classify generated images."""
 
     ranges: ImageRanges = field(default_factory=ImageRanges)
     name: str = "image-convnet"
 
     def draw_model(self, draw: Draw) -> ConvShape:
-        """See `GeneratedFamily.draw_model`."""
         r = self.ranges
         return draw_convnet(
             draw,
@@ -107,11 +89,9 @@ class ImageConvnet(GeneratedFamily[ConvShape]):
         )
 
     def cost(self, model: ConvShape) -> float:
-        """See `GeneratedFamily.cost`."""
         return model.cost
 
     def draw_problem(self, shape: Shape[ConvShape], draw: Draw) -> Problem:
-        """See `GeneratedFamily.draw_problem`."""
         model = shape.model
         return Problem(
             build_model=partial(build_convnet, model),

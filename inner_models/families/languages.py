@@ -1,13 +1,14 @@
 """Small transformers on generated languages, whose entropy, and so the least loss, is known.
 
 Markov chains ask for tables of transitions, learned early or by heart; bracket languages for a
-count and a memory of what is open, learned late.
+memory of what is open, learned late.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from pacesetter.inner_models.draw import Draw
 from pacesetter.inner_models.families.base import GeneratedFamily, JobRanges, Problem, Shape
 from pacesetter.inner_models.losses import next_token_loss
 from pacesetter.inner_models.networks.mlp import ACTIVATIONS
-from pacesetter.inner_models.networks.transformer import TransformerShape, build_language_model
+from pacesetter.inner_models.networks.transformer import LanguageModel, TransformerShape
 from pacesetter.inner_models.task import Batch
 
 _CLOSE, _FILL, _OPEN = 0, 1, 2  # the depth changes by this, less 1
@@ -167,39 +168,21 @@ class LanguageRanges(JobRanges):
     rmsprop_lr: tuple[float, float] = (1.8e-4, 5.6e-4)
     work: float = 8e8
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    LEAST: ClassVar[dict[str, int]] = {
+        **JobRanges.LEAST,
         # A bracket language has a pair of brackets and a letter; four heads need a width of four.
-        least = {"vocabulary": 3, "context": 1, "width": 4, "layers": 1, "kinds": 1, "depth": 1}
-        for name, size in least.items():
-            if getattr(self, name)[0] < size:
-                raise ValueError(
-                    f"{name} must start at {size} or more, but got {getattr(self, name)}"
-                )
+        **{"vocabulary": 3, "context": 1, "width": 4, "layers": 1, "kinds": 1, "depth": 1},
+    }
 
 
 @dataclass(frozen=True)
 class LanguageTransformer(GeneratedFamily[TransformerShape]):
-    """Causal transformers that predict the next symbol of a generated language.
-
-    | drawn | range |
-    |---|---|
-    | symbols | 4 to 24 |
-    | context | 6 to 20 tokens |
-    | layers, width | 1 or 2, 8 to 24 |
-    | heads, expansion | 1, 2 or 4; 2 or 4 |
-    | activation, LayerNorm | relu, tanh, gelu, silu; before the parts, on 30 % after the sums |
-    | brackets instead of a Markov chain | 40 % |
-    | chain: order, sharpness, noise | 1 or 2, 0.7 to 5, 0.01 to 0.2 |
-    | brackets: kinds, depth, weight of letters | 1 to 4, 2 to 6, 0.1 to 1 |
-    | batch size | 8 to 256 rows |
-    """
+    """Causal transformers that predict the next symbol of a generated language."""
 
     ranges: LanguageRanges = field(default_factory=LanguageRanges)
     name: str = "language-transformer"
 
     def draw_model(self, draw: Draw) -> TransformerShape:
-        """See `GeneratedFamily.draw_model`."""
         r = self.ranges
         return TransformerShape(
             vocabulary=draw.log_integer(*r.vocabulary),
@@ -213,16 +196,14 @@ class LanguageTransformer(GeneratedFamily[TransformerShape]):
         )
 
     def cost(self, model: TransformerShape) -> float:
-        """See `GeneratedFamily.cost`."""
         return model.cost
 
     def draw_problem(self, shape: Shape[TransformerShape], draw: Draw) -> Problem:
-        """See `GeneratedFamily.draw_problem`."""
         model, length = shape.model, shape.model.context + 1
         draw_source = draw_brackets if draw.chance(self.ranges.bracket_share) else draw_chain
         source = draw_source(draw, model.vocabulary, self.ranges)
         return Problem(
-            build_model=partial(build_language_model, model),
+            build_model=partial(LanguageModel, model),
             loss=next_token_loss,
             rows=partial(source.rows, length=length),
             optimum=source.entropy(length=length),

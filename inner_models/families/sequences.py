@@ -1,90 +1,175 @@
-"""Recurrent nets on generated sequences: what stands out is to be kept until it is asked for.
+"""Recurrent nets on generated sequences, in which something has to be remembered.
 
 Their losses stay flat for long and then fall at once, when the net has found what to keep: a curve
-that no MLP on independent rows shows.
+that no MLP on independent rows shows. Each source of sequences knows its least possible loss.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pacesetter.inner_models.draw import Draw
 from pacesetter.inner_models.families.base import GeneratedFamily, JobRanges, Problem, Shape
-from pacesetter.inner_models.families.sequence_sources import Adding, Copying, Recall, Series
-from pacesetter.inner_models.losses import cross_entropy, mean_squared_error
+from pacesetter.inner_models.losses import cross_entropy, mean_squared_error, with_label_noise
+from pacesetter.inner_models.networks.recurrent import RecurrentNet, RecurrentShape
+from pacesetter.inner_models.task import Batch
 
-Cell = Literal["gru", "lstm"]
-CELLS: dict[Cell, type[nn.GRU] | type[nn.LSTM]] = {"gru": nn.GRU, "lstm": nn.LSTM}
-_GATES: dict[Cell, int] = {"gru": 3, "lstm": 4}
 Kind = Literal["adding", "copying", "recall", "series"]
 _KINDS: tuple[Kind, ...] = ("adding", "copying", "recall", "series")
 _REGRESSION: tuple[Kind, ...] = ("adding", "series")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecurrentShape:
-    """Sizes and code paths of a recurrent net with a linear readout.
+class Adding:
+    """Rows of random numbers, two of them marked: what is their sum?
 
     Attributes:
-        cell: GRU (Cho et al. 2014) or LSTM (Hochreiter & Schmidhuber 1997).
-        inputs: numbers per step, or, for tokens, width of their embedding.
-        vocabulary: symbols of the tokens; 0: the inputs are numbers.
-        hidden: width of the state.
-        outputs: of the readout.
-        length: steps of a row.
-        last: the readout sees so many of the last steps; 0: the last one only, and there is no
-            dimension of steps in what comes out.
+        length: steps of a row; one mark lies in the first half and one in the second.
+        noise: standard deviation of what is added to the sum, whose own is 1.
     """
 
-    cell: Cell
-    inputs: int
-    hidden: int
-    outputs: int
     length: int
-    vocabulary: int = 0
-    last: int = 0
+    noise: float
+
+    def rows(self, count: int, generator: torch.Generator) -> Batch:
+        """(count, length, 2), value and mark, and (count, 1), the noisy sum."""
+        values = torch.rand(count, self.length, generator=generator).sub(0.5).mul(math.sqrt(12))
+        half = self.length // 2
+        places = torch.stack(
+            (
+                torch.randint(half, (count,), generator=generator),
+                torch.randint(half, self.length, (count,), generator=generator),
+            ),
+            dim=1,
+        )
+        marks = torch.zeros_like(values).scatter_(1, places, 1.0)
+        noise = self.noise * torch.randn(count, 1, generator=generator)
+        total = (values * marks).sum(1, keepdim=True) / math.sqrt(2)
+        return torch.stack((values, marks), dim=2), total + noise
 
     @property
-    def cost(self) -> float:
-        """Multiply-adds of the forward pass of one row."""
-        step = _GATES[self.cell] * self.hidden * (self.hidden + self.inputs)
-        return float(self.length * step + max(self.last, 1) * self.hidden * self.outputs)
+    def optimum(self) -> float:
+        """Least mean squared error: the variance of the noise."""
+        return self.noise**2
 
 
-class RecurrentNet(nn.Module):
-    """A GRU or LSTM with a linear readout.
+@dataclass(frozen=True, kw_only=True)
+class Copying:
+    """Some symbols, a wait, a cue: what were the symbols?
 
-    Args:
-        shape: sizes.
+    Attributes:
+        length: steps of a row; the symbols are asked for at the last `items`, from the cue on.
+        symbols: that there are; the next two tokens are the blank and the cue.
+        items: symbols of a row.
+        noise: share of the symbols asked for that are replaced by random ones.
     """
 
-    def __init__(self, shape: RecurrentShape) -> None:
-        super().__init__()
-        self.embed: nn.Module = nn.Identity()
-        if shape.vocabulary:
-            self.embed = nn.Embedding(shape.vocabulary, shape.inputs)
-        self.core = CELLS[shape.cell](shape.inputs, shape.hidden, batch_first=True)
-        self.readout = nn.Linear(shape.hidden, shape.outputs)
-        self.last = shape.last
+    length: int
+    symbols: int
+    items: int
+    noise: float
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Numbers (rows, length, inputs) or tokens (rows, length) -> (rows, last, outputs).
+    def rows(self, count: int, generator: torch.Generator) -> Batch:
+        """Tokens (count, length) and symbols (count, items), both int64."""
+        symbols = torch.randint(self.symbols, (count, self.items), generator=generator)
+        tokens = torch.full((count, self.length), self.symbols)
+        tokens[:, : self.items] = symbols
+        tokens[:, -self.items] = self.symbols + 1
+        return tokens, with_label_noise(symbols, self.symbols, self.noise, generator)
 
-        With ``last = 0`` the result is (rows, outputs).
-        """
-        states = self.core(self.embed(x))[0]
-        out: Tensor = self.readout(states[:, -self.last :] if self.last else states[:, -1])
-        return out
+    @property
+    def optimum(self) -> float:
+        """Least cross-entropy, in nats."""
+        return label_noise_entropy(self.symbols, self.noise)
 
 
-def build_recurrent(shape: RecurrentShape) -> RecurrentNet:
-    """A recurrent net with torch's default initialisation."""
-    return RecurrentNet(shape)
+@dataclass(frozen=True, kw_only=True)
+class Recall:
+    """Pairs of a key and a value, a wait, and a key: what was its value?
+
+    Attributes:
+        length: steps of a row; the last is the key in question.
+        symbols: keys that there are, and as many values; tokens are keys, values and the blank.
+        pairs: in a row, no two with the same key.
+        noise: share of the values asked for that are replaced by random ones.
+    """
+
+    length: int
+    symbols: int
+    pairs: int
+    noise: float
+
+    def rows(self, count: int, generator: torch.Generator) -> Batch:
+        """Tokens (count, length) and values (count,), both int64."""
+        order = torch.rand(count, self.symbols, generator=generator).argsort(1)
+        keys = order[:, : self.pairs]
+        values = torch.randint(self.symbols, keys.shape, generator=generator)
+        asked = torch.randint(self.pairs, (count, 1), generator=generator)
+        tokens = torch.full((count, self.length), 2 * self.symbols)
+        tokens[:, 0 : 2 * self.pairs : 2] = keys
+        tokens[:, 1 : 2 * self.pairs : 2] = values + self.symbols
+        tokens[:, -1:] = keys.gather(1, asked)
+        answers = values.gather(1, asked)[:, 0]
+        return tokens, with_label_noise(answers, self.symbols, self.noise, generator)
+
+    @property
+    def optimum(self) -> float:
+        """Least cross-entropy, in nats."""
+        return label_noise_entropy(self.symbols, self.noise)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """Sums of sinusoids with random phases and heights, in noise: what comes next?
+
+    Every sinusoid is a Gaussian process, so that the best prediction is known.
+
+    Attributes:
+        length: steps of a row; at each of them the next value is predicted.
+        waves: (number of sinusoids, 2), period in steps and variance; the variances sum to 1.
+        noise: standard deviation of the noise.
+    """
+
+    length: int
+    waves: Tensor
+    noise: float
+
+    def rows(self, count: int, generator: torch.Generator) -> Batch:
+        """Values (count, length, 1) and those one step later (count, length, 1)."""
+        period, variance = self.waves.T
+        angle = 2 * math.pi * torch.arange(self.length + 1) / period[:, None]
+        basis = torch.cat((angle.cos(), angle.sin())) * variance.sqrt().repeat(2)[:, None]
+        values = torch.randn(count, len(basis), generator=generator) @ basis
+        values += self.noise * torch.randn(values.shape, generator=generator)
+        return values[:, :-1, None], values[:, 1:, None]
+
+    @property
+    def optimum(self) -> float:
+        """Least mean squared error: the mean variance of a value given all before it."""
+        period, variance = self.waves.double().T
+        steps = torch.arange(self.length + 1, dtype=torch.float64)
+        lags = (steps[:, None] - steps) / period[:, None, None]
+        covariance = (variance[:, None, None] * (2 * math.pi * lags).cos()).sum(0)
+        covariance += self.noise**2 * torch.eye(len(steps), dtype=torch.float64)
+        return float(torch.linalg.cholesky(covariance).diagonal()[1:].square().mean())
+
+
+def label_noise_entropy(symbols: int, noise: float) -> float:
+    """Entropy, in nats, of a known symbol of which a share is replaced by random ones.
+
+    >>> round(label_noise_entropy(2, 1.0), 4)
+    0.6931
+    """
+    other = noise / symbols
+    right = 1 - (symbols - 1) * other
+    wrong = (symbols - 1) * other * math.log(other) if other else 0.0
+    return -right * math.log(right) - wrong
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,13 +220,10 @@ class SequenceRanges(JobRanges):
     rmsprop_lr: tuple[float, float] = (6e-4, 1.8e-3)
     work: float = 8e8
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, size in {"hidden": 1, "length": 2, "symbols": 2, "items": 1, "waves": 1}.items():
-            if getattr(self, name)[0] < size:
-                raise ValueError(
-                    f"{name} must start at {size} or more, but got {getattr(self, name)}"
-                )
+    LEAST: ClassVar[dict[str, int]] = {
+        **JobRanges.LEAST,
+        **{"hidden": 1, "length": 2, "symbols": 2, "items": 1, "waves": 1},
+    }
 
 
 @dataclass(frozen=True)
@@ -151,24 +233,12 @@ class SequenceRNN(GeneratedFamily[SequenceShape]):
     Adding: the sum of the two numbers of a row that are marked (Hochreiter & Schmidhuber 1997).
     Copying: the first symbols once more after a wait (Arjovsky et al. 2016). Recall: the value that
     stood after a key (Ba et al. 2016). Series: the next value of a sum of sinusoids in noise.
-
-    | drawn | range |
-    |---|---|
-    | kind | adding, copying, recall, series |
-    | cell, width of its state | GRU, 40 % LSTM; 8 to 32 |
-    | length | 6 to 24 steps |
-    | copying: symbols, how many of them | 2 to 8, 1 to 4 |
-    | recall: keys and values, pairs | 2 to 8, 1 to 4 |
-    | series: sinusoids, period | 1 to 3, 2.5 to 24 steps |
-    | noise of sums and series, of symbols | 0.05 to 0.5, 0.01 to 0.2 |
-    | batch size | 8 to 256 rows |
     """
 
     ranges: SequenceRanges = field(default_factory=SequenceRanges)
     name: str = "sequence-rnn"
 
     def draw_model(self, draw: Draw) -> SequenceShape:
-        """See `GeneratedFamily.draw_model`."""
         r = self.ranges
         kind = draw.choice(_KINDS)
         symbols, items = draw.log_integer(*r.symbols), draw.integer(*r.items)
@@ -195,15 +265,13 @@ class SequenceRNN(GeneratedFamily[SequenceShape]):
         return SequenceShape(kind=kind, net=net, symbols=symbols, items=items)
 
     def cost(self, model: SequenceShape) -> float:
-        """See `GeneratedFamily.cost`."""
         return model.net.cost
 
     def draw_problem(self, shape: Shape[SequenceShape], draw: Draw) -> Problem:
-        """See `GeneratedFamily.draw_problem`."""
         model = shape.model
         source = self.draw_source(model, draw)
         return Problem(
-            build_model=partial(build_recurrent, model.net),
+            build_model=partial(RecurrentNet, model.net),
             loss=mean_squared_error if model.kind in _REGRESSION else cross_entropy,
             rows=source.rows,
             optimum=source.optimum,

@@ -1,4 +1,4 @@
-"""Small transformers, as a user would write them: a causal decoder over tokens, a ViT over images.
+"""Small transformers, as a user would write them: a causal decoder and a vision transformer.
 
 Attention is two explicit matrix products around a softmax. That is what `torch.func.vmap` turns
 into one batched product for all runs, while its rule for the fused kernel goes run by run. Query,
@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from pacesetter.inner_models.networks.mlp import ACTIVATIONS, Activation
 
 _EMBEDDING_STD = 0.1
-_KINDS = ("language model", "image classifier")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,12 +177,19 @@ class Block(nn.Module):
 class LanguageModel(nn.Module):
     """A causal decoder: logits of the next token at every position (Radford et al. 2019).
 
+    Initial weights are torch's, but for smaller embeddings.
+
     Args:
         shape: sizes of a language model.
+
+    Raises:
+        ValueError: the shape is that of an image classifier.
     """
 
     def __init__(self, shape: TransformerShape) -> None:
         super().__init__()
+        if shape.image is not None:
+            raise ValueError(f"expected the shape of a language model, but got {shape}")
         self.tokens = nn.Embedding(shape.vocabulary, shape.width)
         nn.init.normal_(self.tokens.weight, std=_EMBEDDING_STD)
         self.positions = _positions(shape)
@@ -202,15 +208,19 @@ class VisionTransformer(nn.Module):
 
     Args:
         shape: sizes of an image classifier.
+
+    Raises:
+        ValueError: the shape is that of a language model.
     """
 
     class_token: nn.Parameter | None
 
     def __init__(self, shape: TransformerShape) -> None:
         super().__init__()
-        channels = shape.image[0] if shape.image else 0
+        if shape.image is None:
+            raise ValueError(f"expected the shape of an image classifier, but got {shape}")
         self.patch = shape.patch
-        self.embed = nn.Linear(channels * shape.patch**2, shape.width)
+        self.embed = nn.Linear(shape.image[0] * shape.patch**2, shape.width)
         self.positions = _positions(shape)
         token = nn.Parameter(torch.zeros(1, 1, shape.width))
         self.register_parameter("class_token", token if shape.class_token else None)
@@ -225,26 +235,6 @@ class VisionTransformer(nn.Module):
         x = self.blocks(x + self.positions)
         logits: Tensor = self.head(x.mean(1) if self.class_token is None else x[:, 0])
         return logits
-
-
-def build_language_model(shape: TransformerShape) -> LanguageModel:
-    """A causal language model; initial weights are torch's, but for smaller embeddings.
-
-    Raises:
-        ValueError: the shape is that of an image classifier.
-    """
-    _check_kind(shape, image=False)
-    return LanguageModel(shape)
-
-
-def build_vit(shape: TransformerShape) -> VisionTransformer:
-    """A vision transformer, for images of (channels, height, width) as the shape says.
-
-    Raises:
-        ValueError: the shape is that of a language model.
-    """
-    _check_kind(shape, image=True)
-    return VisionTransformer(shape)
 
 
 def to_patches(images: Tensor, patch: int) -> Tensor:
@@ -269,8 +259,3 @@ def _positions(shape: TransformerShape) -> nn.Parameter:
 def _blocks(shape: TransformerShape) -> nn.Sequential:
     blocks: list[nn.Module] = [Block(shape) for _ in range(shape.layers)]
     return nn.Sequential(*blocks, *([nn.LayerNorm(shape.width)] if shape.pre_norm else []))
-
-
-def _check_kind(shape: TransformerShape, *, image: bool) -> None:
-    if (shape.image is not None) != image:
-        raise ValueError(f"expected the shape of {_KINDS[image]}, but got {shape}")

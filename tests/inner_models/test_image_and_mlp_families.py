@@ -28,7 +28,7 @@ from pacesetter.inner_models.families.teachers.hard_labels import (
     unequal_shares,
     uniform_flips,
 )
-from pacesetter.inner_models.families.teachers.pretrained import (
+from pacesetter.inner_models.families.teachers.transfer import (
     FineTunedMLP,
     FineTuningRanges,
     FineTuningShape,

@@ -18,18 +18,20 @@ from pacesetter.inner_models.families.languages import (
     draw_chain,
 )
 from pacesetter.inner_models.families.real import text
-from pacesetter.inner_models.families.sequence_sources import Adding, Copying, Recall, Series
 from pacesetter.inner_models.families.sequences import (
-    RecurrentShape,
+    Adding,
+    Copying,
+    Recall,
     SequenceRanges,
     SequenceRNN,
-    build_recurrent,
+    Series,
 )
 from pacesetter.inner_models.losses import next_token_loss
+from pacesetter.inner_models.networks.recurrent import RecurrentNet, RecurrentShape
 from pacesetter.inner_models.networks.transformer import (
+    LanguageModel,
     TransformerShape,
-    build_language_model,
-    build_vit,
+    VisionTransformer,
     to_patches,
 )
 from pacesetter.inner_models.task import SPLITS
@@ -46,7 +48,7 @@ def generator(seed=0):
 def test_a_future_token_changes_no_earlier_output(pre_norm):
     shape = TransformerShape(vocabulary=11, context=9, width=12, heads=3, pre_norm=pre_norm)
     torch.manual_seed(0)
-    model = build_language_model(shape).double()
+    model = LanguageModel(shape).double()
     tokens = torch.randint(11, (4, 9), generator=generator())
     before = model(tokens)
     for place in range(9):
@@ -61,7 +63,7 @@ def test_a_future_token_changes_no_earlier_output(pre_norm):
 def test_attention_is_that_of_torch():
     """Our blocks against `nn.TransformerEncoderLayer` with the same weights."""
     torch.manual_seed(0)
-    ours = build_language_model(TransformerShape(vocabulary=5, context=7, width=8, heads=2))
+    ours = LanguageModel(TransformerShape(vocabulary=5, context=7, width=8, heads=2))
     block = ours.blocks[0].double()
     theirs = torch.nn.TransformerEncoderLayer(
         8, 2, 32, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
@@ -87,7 +89,7 @@ def test_a_vit_sees_every_patch_and_where_it_lies(class_token):
         image=(2, 4, 6), patch=2, classes=3, class_token=class_token, width=8, layers=1
     )
     torch.manual_seed(0)
-    model = build_vit(shape)
+    model = VisionTransformer(shape)
     assert shape.positions == 6 + class_token
     images = torch.randn(5, 2, 4, 6, generator=generator())
     logits = model(images)
@@ -135,10 +137,10 @@ def test_sizes_that_do_not_fit_together_are_refused(changes, message):
 def test_the_two_kinds_of_transformer_are_not_mixed_up():
     language = TransformerShape(vocabulary=4, context=8)
     image = TransformerShape(image=(1, 4, 4), patch=2, classes=2)
-    with pytest.raises(ValueError, match="expected the shape of image classifier"):
-        build_vit(language)
-    with pytest.raises(ValueError, match="expected the shape of language model"):
-        build_language_model(image)
+    with pytest.raises(ValueError, match="expected the shape of an image classifier"):
+        VisionTransformer(language)
+    with pytest.raises(ValueError, match="expected the shape of a language model"):
+        LanguageModel(image)
 
 
 # -- languages ------------------------------------------------------------------------------------
@@ -426,7 +428,7 @@ def test_sequence_tasks_differ_in_what_the_docstring_says():
 def test_a_recurrent_net_reads_out_its_last_states(cell):
     shape = RecurrentShape(cell=cell, inputs=3, hidden=5, outputs=2, length=7, last=4)
     torch.manual_seed(0)
-    net = build_recurrent(shape)
+    net = RecurrentNet(shape)
     x = torch.randn(6, 7, 3, generator=generator())
     states = net.core(x)[0]
     assert torch.equal(net(x), net.readout(states)[:, 3:])

@@ -9,12 +9,6 @@ from torch.nn import functional as F
 
 from pacesetter.inner_models.draw import Draw
 from pacesetter.inner_models.engine.trainer import InnerTrainer
-from pacesetter.inner_models.families.autoencoder import (
-    Autoencoder,
-    AutoencoderRanges,
-    Autoencoders,
-    AutoencoderShape,
-)
 from pacesetter.inner_models.families.base import Job, Shape
 from pacesetter.inner_models.families.convex import (
     LogisticRanges,
@@ -26,19 +20,23 @@ from pacesetter.inner_models.families.convex import (
     draw_spectrum,
     expected_entropy,
 )
-from pacesetter.inner_models.families.ratings import (
+from pacesetter.inner_models.families.latent import (
+    Autoencoder,
+    AutoencoderRanges,
+    Autoencoders,
+    AutoencoderShape,
     MatrixFactorisation,
     Ratings,
     RatingsRanges,
     RatingsShape,
 )
 from pacesetter.inner_models.families.teachers import multitask
-from pacesetter.inner_models.families.teachers.distillation import DistillationRanges, DistilledMLP
 from pacesetter.inner_models.families.teachers.multitask import (
     Multitask,
     MultitaskRanges,
     TwoHeadedShape,
 )
+from pacesetter.inner_models.families.teachers.transfer import DistillationRanges, DistilledMLP
 from pacesetter.inner_models.losses import soft_cross_entropy
 from pacesetter.inner_models.networks.mlp import MLPShape
 from pacesetter.inner_models.task import SPLITS

@@ -19,11 +19,11 @@ from pacesetter.inner_models.families.teachers.compressed import (
     QuantisedMLPShape,
     build_quantised_mlp,
 )
-from pacesetter.inner_models.families.teachers.distillation import Student
+from pacesetter.inner_models.families.teachers.transfer import Student
 from pacesetter.inner_models.losses import cross_entropy, soft_cross_entropy
 from pacesetter.inner_models.networks.convnet import ConvShape, build_convnet, draw_convnet
 from pacesetter.inner_models.networks.mlp import ACTIVATIONS, MLPShape, build_mlp, draw_mlp
-from pacesetter.inner_models.networks.transformer import TransformerShape, build_vit
+from pacesetter.inner_models.networks.transformer import TransformerShape, VisionTransformer
 from pacesetter.inner_models.task import SPLITS, Batch, Splits, Task, TaskFamily
 
 LONG_HORIZON = 20_000
@@ -97,7 +97,7 @@ class DigitsViT(TaskFamily):
         """Builds one task; tasks of a shape differ in initial weights and batch order."""
         return digits_task(
             shape.job,
-            build_model=partial(build_vit, shape.model),
+            build_model=partial(VisionTransformer, shape.model),
             name=self.name,
             seed=Draw(generator).seed(),
             splits=digit_images(shape.job.num_train),

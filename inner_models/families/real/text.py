@@ -21,11 +21,11 @@ from torch import Tensor, nn
 
 from pacesetter.inner_models.draw import Draw
 from pacesetter.inner_models.families.base import Job, Shape
-from pacesetter.inner_models.families.sequences import RecurrentShape, build_recurrent
 from pacesetter.inner_models.lookup import check_name
 from pacesetter.inner_models.losses import next_token_loss
 from pacesetter.inner_models.networks.mlp import ACTIVATIONS
-from pacesetter.inner_models.networks.transformer import TransformerShape, build_language_model
+from pacesetter.inner_models.networks.recurrent import RecurrentNet, RecurrentShape
+from pacesetter.inner_models.networks.transformer import LanguageModel, TransformerShape
 from pacesetter.inner_models.task import OptimizerConfig, Splits, Task, TaskFamily
 
 VOCABULARY = 80
@@ -218,9 +218,7 @@ class TextFamily(TaskFamily):
 
 
 def _build_model(shape: TransformerShape | RecurrentShape) -> nn.Module:
-    if isinstance(shape, TransformerShape):
-        return build_language_model(shape)
-    return build_recurrent(shape)
+    return LanguageModel(shape) if isinstance(shape, TransformerShape) else RecurrentNet(shape)
 
 
 class TextTransformer(TextFamily):

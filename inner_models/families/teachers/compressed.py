@@ -1,8 +1,9 @@
-"""MLPs of few bits and of few weights: gradients that lie, and layers that starve.
+"""MLPs with quantised or pruned weights.
 
 A fake-quantised network rounds its weights in the forward pass and is trained as if it had not
-(the straight-through estimator of Bengio et al. 2013): it is noisy where steps are smaller than a
-level. A pruned network has a fixed mask on each layer's weights, and so signals of odd sizes.
+(the straight-through estimator of Bengio et al. 2013): its gradients are noisy where steps are
+smaller than a level. A pruned network has a fixed mask on each layer's weights, which changes the
+size of its layers' outputs.
 """
 
 from __future__ import annotations
@@ -196,23 +197,12 @@ class QuantisedRanges(TeacherRanges):
 
 @dataclass(frozen=True)
 class QuantisedMLP(GeneratedFamily[QuantisedMLPShape]):
-    """Fake-quantised MLPs on the data of `TeacherMLP`, with straight-through gradients.
-
-    | drawn | range |
-    |---|---|
-    | data, widths, activation, LayerNorm | as in `TeacherMLP`, without its clusters |
-    | hidden layers | 1 to 3 |
-    | bits of the weights | 2 to 8 |
-    | bits of the activations | 3 to 8 on 40 %, else not quantised |
-    | scales | one per output on 50 %, else one per layer |
-    | first and last layer | quantised on 60 %, and where no layer lies between them |
-    """
+    """Fake-quantised MLPs on the data of `TeacherMLP`, with straight-through gradients."""
 
     ranges: QuantisedRanges = field(default_factory=QuantisedRanges)
     name: str = "quantised-mlp"
 
     def draw_model(self, draw: Draw) -> QuantisedMLPShape:
-        """See `GeneratedFamily.draw_model`."""
         r = self.ranges
         mlp = TeacherMLP(r).draw_model(draw)
         return QuantisedMLPShape(
@@ -225,11 +215,9 @@ class QuantisedMLP(GeneratedFamily[QuantisedMLPShape]):
         )
 
     def cost(self, model: QuantisedMLPShape) -> float:
-        """See `GeneratedFamily.cost`."""
         return model.mlp.num_params
 
     def draw_problem(self, shape: Shape[QuantisedMLPShape], draw: Draw) -> Problem:
-        """See `GeneratedFamily.draw_problem`."""
         problem = TeacherMLP(self.ranges).draw_problem(Shape(shape.model.mlp, shape.job), draw)
         return replace(problem, build_model=partial(build_quantised_mlp, shape.model))
 
@@ -262,31 +250,18 @@ class PrunedRanges(TeacherRanges):
 
 @dataclass(frozen=True)
 class PrunedMLP(GeneratedFamily[MLPShape]):
-    """Sparse MLPs with fixed masks, on the data of `TeacherMLP`.
-
-    | drawn | range |
-    |---|---|
-    | data, activation, LayerNorm | as in `TeacherMLP`, without its clusters |
-    | hidden layers, width | 1 to 3, 16 to 128 |
-    | sparsity | 0.3 to 0.95 |
-    | mask | the largest initial weights on 50 %, else random |
-    | weights enlarged to make up for those left out | 50 % |
-    | last layer | pruned on 50 % |
-    """
+    """Sparse MLPs with fixed masks, on the data of `TeacherMLP`."""
 
     ranges: PrunedRanges = field(default_factory=PrunedRanges)
     name: str = "pruned-mlp"
 
     def draw_model(self, draw: Draw) -> MLPShape:
-        """See `GeneratedFamily.draw_model`."""
         return TeacherMLP(self.ranges).draw_model(draw)
 
     def cost(self, model: MLPShape) -> float:
-        """See `GeneratedFamily.cost`; weights that are left out cost as much as others."""
         return model.num_params
 
     def draw_problem(self, shape: Shape[MLPShape], draw: Draw) -> Problem:
-        """See `GeneratedFamily.draw_problem`."""
         r = self.ranges
         build = partial(
             build_pruned_mlp,

@@ -1,4 +1,4 @@
-"""MLPs on labels that mislead: wrong on some training rows, or nearly all of one class.
+"""MLPs on hard labels: wrong on some training rows, or nearly all of one class.
 
 A training loss that falls here may be noise learned by heart, or a rare class given up: new rows
 are clean, and sometimes balanced where the training rows are not.
@@ -14,26 +14,25 @@ import torch
 from torch import Tensor
 
 from pacesetter.inner_models.draw import Draw
-from pacesetter.inner_models.families.base import GeneratedFamily, JobRanges, Problem, Shape
-from pacesetter.inner_models.families.teachers.regression import draw_mixing
+from pacesetter.inner_models.families.base import GeneratedFamily, Problem, Shape
+from pacesetter.inner_models.families.teachers.regression import (
+    StudentRanges,
+    draw_mixing,
+    draw_student,
+)
 from pacesetter.inner_models.losses import cross_entropy
-from pacesetter.inner_models.networks.mlp import MLPShape, build_mlp, draw_mlp
+from pacesetter.inner_models.networks.mlp import MLPShape, build_mlp
 from pacesetter.inner_models.task import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
-class HardLabelRanges(JobRanges):
-    """Ranges of the family of hard labels, beside those of every job (`JobRanges`).
+class HardLabelRanges(StudentRanges):
+    """Ranges of the family of hard labels, beside those of its networks (`StudentRanges`).
 
     Attributes:
-        inputs: width of the input.
-        hidden: width of hidden layers.
-        depth: number of hidden layers.
-        classes: number of classes.
         clusters: Gaussian clusters of each class.
         separation: distance of the clusters' centres over their spread.
         condition: condition number of the matrix that mixes the inputs, squared.
-        input_scale: factor on the inputs.
         uniform_noise: share of training labels replaced by any class, the right one included.
         paired_noise: share of training labels that flip to the class's own wrong partner, on
             average over classes; the shares of classes lie between zero and twice that, and at
@@ -49,14 +48,9 @@ class HardLabelRanges(JobRanges):
     adam_lr: tuple[float, float] = (4e-3, 0.05)
     sgd_lr: tuple[float, float] = (0.04, 0.4)
     rmsprop_lr: tuple[float, float] = (6e-5, 5e-4)
-    inputs: tuple[int, int] = (4, 64)
-    hidden: tuple[int, int] = (8, 128)
-    depth: tuple[int, int] = (1, 3)
-    classes: tuple[int, int] = (2, 10)
     clusters: tuple[int, int] = (1, 4)
     separation: tuple[float, float] = (3.0, 8.0)
     condition: tuple[float, float] = (1.0, 100.0)
-    input_scale: tuple[float, float] = (0.5, 2.0)
     uniform_noise: tuple[float, float] = (0.05, 0.5)
     paired_noise: tuple[float, float] = (0.05, 0.4)
     imbalance: tuple[float, float] = (3.0, 100.0)
@@ -70,39 +64,19 @@ class HardLabelRanges(JobRanges):
 class HardLabelsMLP(GeneratedFamily[MLPShape]):
     """MLPs on clusters of points with noisy labels, unequal classes, or both.
 
-    | drawn | range |
-    |---|---|
-    | input width | 4 to 64 |
-    | hidden layers, width | 1 to 3, 8 to 128 |
-    | activation, LayerNorm | relu, tanh, gelu, silu; on 30 % |
-    | classes, clusters of each, their separation | 2 to 10, 1 to 4, 3 to 8 |
-    | condition number, scale of the inputs | 1 to 100, 0.5 to 2 |
-    | training labels replaced by any class | 5 to 50 % on 35 % of the tasks |
-    | training labels that flip to the class's wrong partner | 5 to 40 % on 35 % of the tasks |
-    | commonest class over rarest | 3 to 100 on the 30 % without noise and on 40 % of the others |
-    | new rows | clean; where classes are unequal, balanced on 40 %, else alike |
+    `HardLabelRanges` says what is drawn. Labels of new rows are clean.
     """
 
     ranges: HardLabelRanges = field(default_factory=HardLabelRanges)
     name: str = "hard-labels-mlp"
 
     def draw_model(self, draw: Draw) -> MLPShape:
-        """See `GeneratedFamily.draw_model`."""
-        r = self.ranges
-        return draw_mlp(
-            draw,
-            inputs=draw.log_integer(*r.inputs),
-            hidden=r.hidden,
-            depth=r.depth,
-            outputs=draw.integer(*r.classes),
-        )
+        return draw_student(draw, self.ranges)
 
     def cost(self, model: MLPShape) -> float:
-        """See `GeneratedFamily.cost`."""
         return model.num_params
 
     def draw_problem(self, shape: Shape[MLPShape], draw: Draw) -> Problem:
-        """See `GeneratedFamily.draw_problem`."""
         r, model = self.ranges, shape.model
         width, classes = model.widths[0], model.widths[-1]
         g = draw.generator
@@ -111,7 +85,7 @@ class HardLabelsMLP(GeneratedFamily[MLPShape]):
             _cluster_rows,
             centres=spread * torch.randn(classes, draw.integer(*r.clusters), width, generator=g),
             # Clusters are stretched as much as their distances: the best possible loss stays.
-            mixing=draw_mixing(draw, width=width, condition=r.condition, scale=r.input_scale),
+            mixing=draw_mixing(draw, r, width),
         )
         right, equal = torch.eye(classes), torch.full((classes,), 1 / classes)
         noisy = draw.chance(r.noisy_share)
