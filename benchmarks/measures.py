@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pacesetter.inner_models.engine.batching import build_model
+from pacesetter.inner_models.engine.data import build_model
 from pacesetter.inner_models.engine.plain import ReferenceRun
 from pacesetter.inner_models.engine.trainer import InnerTrainer
 from pacesetter.inner_models.losses import cross_entropy

@@ -114,7 +114,7 @@ class ScheduledRuns:
         features, verdict = self.core.encode(self.stats), self.core.judge(self.stats)
         snapshot, device = self.trainer.snapshot, self.trainer.device
         if verdict.alarm.any():
-            snapshot.distrust(torch.as_tensor(verdict.alarm, device=device))
+            snapshot.discard_candidate(torch.as_tensor(verdict.alarm, device=device))
         if verdict.roll_back.any():
             snapshot.restore(torch.as_tensor(verdict.roll_back, device=device))
         if verdict.good.any() and not self.done:

@@ -42,6 +42,7 @@ from pacesetter.experiments.runs.task_work import slug
 from pacesetter.experiments.task_checks import check_task
 from pacesetter.experiments.tasks import named_task
 from pacesetter.experiments.tuning import TUNING_SEEDS
+from pacesetter.inner_models.engine.host import prepare_process
 from pacesetter.inner_models.lookup import require
 from pacesetter.inner_models.registry import META_TRAIN, family_names, make_family
 from pacesetter.inner_models.task import Task, TaskFamily
@@ -84,6 +85,8 @@ def compare(
 
     The figures of the report are in ``figures``, searches in ``studies.db``, all runs in ``tasks``.
     ``data.json`` has a digest of each task's data: texts that ship with Python vary by version.
+    Two settings of this process are made first, which stay: see
+    `pacesetter.inner_models.engine.host.prepare_process`.
 
     Args:
         config: what to compare.
@@ -107,6 +110,7 @@ def compare(
         ValueError: unknown arms, tasks or device, a damaged image file, a task that cannot be
             compared on, `out` holds another comparison, or all runs of the reference crashed.
     """
+    prepare_process()
     check_arms(config.arms, baselines)
     if engine is None:
         check_device(config.device)

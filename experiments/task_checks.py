@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from pacesetter.inner_models.engine.batching import build_model
+from pacesetter.inner_models.engine.data import build_model
 from pacesetter.inner_models.task import SPLITS, Batch, SplitName, Task
 
 PROBE_SEED = 0

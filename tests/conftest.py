@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from pacesetter.envs.ray import cluster as ray_cluster
-from pacesetter.inner_models.engine.rounding import round_alike
+from pacesetter.inner_models.engine.host import prepare_process
 
-round_alike()  # before any test multiplies matrices: later it would have no effect
+prepare_process()  # before any test multiplies matrices: later it would have no effect
 
 
 def pytest_collection_modifyitems(items):

@@ -32,6 +32,7 @@ from pacesetter.agent.training.fine_tuning import (
 from pacesetter.agent.training.validation import ValidationSuite
 from pacesetter.envs.features import FEATURE_NAMES
 from pacesetter.envs.vec_env import ScheduleVecEnv
+from pacesetter.inner_models.engine.host import prepare_process
 
 METER_RUNS = 560
 """Runs that the meter of a new policy is fitted to, at most."""
@@ -59,6 +60,7 @@ def make_learner(
     Raises:
         ValueError: `init` has another control or other widths than `config`.
     """
+    prepare_process()
     if init is not None:
         check_start(config, init)
     hidden = list(config.hidden)
@@ -134,7 +136,8 @@ def train(
     end with a meter for jobs that are strange to it, see `fit_meter`),
     ``checkpoint.pt``, ``validation.csv``, TensorBoard logs in ``tensorboard/`` and ``run.json``. A
     run that was stopped at any point, resumed, ends in the same policy as one that ran through,
-    bit for bit on the CPU with the same number of threads.
+    bit for bit on the CPU with the same number of threads. Two settings of this process are made
+    first, which stay: see `pacesetter.inner_models.engine.host.prepare_process`.
 
     Args:
         config: what to learn, and for how long.

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from pacesetter.inner_models.engine.host import prepare_process
+
 if TYPE_CHECKING:
     from pacesetter.envs.turns import FloatArray, Group, GroupSource, Turn
 
@@ -36,6 +38,7 @@ class GroupWorker:
         environment: Mapping[str, str] | None = None,
     ) -> None:
         os.environ.update(environment or {})
+        prepare_process()
         if threads is not None:
             # Not at the top: a worker that trains nothing starts without it.
             import torch

@@ -31,6 +31,7 @@ from pacesetter.experiments.cli.parser import (
     add_command,
     add_run_options,
 )
+from pacesetter.inner_models.engine.host import prepare_process
 
 DONE, FAILED, WRONG_INPUT, MISSING_PACKAGE = 0, 1, 2, 3
 STOPPED = 128
@@ -113,6 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # OpenMP's threads otherwise spin while they wait, and another busy process on the same cores
     # slows inner training down several times. It is read when torch is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    prepare_process()
     from pacesetter.agent.runs.interruption import heeding_signals
 
     argv = sys.argv[1:] if argv is None else list(argv)

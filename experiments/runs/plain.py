@@ -17,9 +17,9 @@ from pacesetter.experiments.rivals.arms import Configured
 from pacesetter.experiments.runs.batched import check_points, finite_mean, segments
 from pacesetter.experiments.runs.outcomes import RunOutcome, Stopwatch, valid_points
 from pacesetter.experiments.rivals.schedules import number
-from pacesetter.inner_models.engine.batching import build_model, task_seeds
+from pacesetter.inner_models.engine.data import build_model, task_seeds
 from pacesetter.inner_models.losses import metric_of
-from pacesetter.inner_models.engine.plain_data import PlainData
+from pacesetter.inner_models.engine.data import PlainData
 from pacesetter.inner_models.task import LossFn, SplitName, Task
 
 EVAL_ROWS = 2**14

@@ -17,6 +17,7 @@ import torch
 from pacesetter.agent.runs.interruption import safe_point, stop_requested
 from pacesetter.envs.ray.cluster import rounding_environment
 from pacesetter.envs.ray.groups import Workers
+from pacesetter.inner_models.engine.host import prepare_process
 from pacesetter.inner_models.lookup import require
 
 RETRIES = 3
@@ -142,6 +143,7 @@ def _work(
     """Makes a call in a worker."""
     threads, environment = how
     os.environ.update(environment)
+    prepare_process()
     if threads is not None:
         torch.set_num_threads(threads)
     return function(*args)

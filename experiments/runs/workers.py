@@ -26,6 +26,7 @@ from pacesetter.experiments.rivals.arms import Configured
 from pacesetter.experiments.runs.outcomes import RunOutcome, crashed, why
 from pacesetter.experiments.runs.plain import run_plain
 from pacesetter.experiments.rivals.schedules import number
+from pacesetter.inner_models.engine.host import prepare_process
 from pacesetter.inner_models.task import SplitName, Task
 
 Job = tuple[Configured, int]
@@ -188,6 +189,7 @@ def _submit(workers: int, parcel: tuple[bytes, bytes]) -> Future[RunOutcome | No
 
 
 def _start_worker() -> None:
+    prepare_process()
     torch.set_num_threads(1)
 
 

@@ -12,8 +12,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from pacesetter.inner_models.engine.batching import build_model
-from pacesetter.inner_models.engine.plain_data import PlainData
+from pacesetter.inner_models.engine.data import PlainData, build_model
 from pacesetter.inner_models.task import OptimizerConfig, SplitName, Task
 from pacesetter.inner_models.watch.signals import COUNTED_AT_MOST, NORM_RATE
 

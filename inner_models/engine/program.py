@@ -7,22 +7,50 @@ a form fails, the next is tried, and stays.
 
 from __future__ import annotations
 
+import gc
+import logging
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 
-from pacesetter.inner_models.engine.blame import blame
-from pacesetter.inner_models.engine.functional import LossModule
-from pacesetter.inner_models.engine.memory import is_out_of_memory
+from pacesetter.inner_models.engine.rewrites import simplify
 from pacesetter.inner_models.engine.state import RunStack
-from pacesetter.inner_models.engine.tracing import Program, trace
-from pacesetter.inner_models.task import Batch, Task
+from pacesetter.inner_models.task import Batch, LossFn, Task
 from pacesetter.inner_models.twins.substitution import swap_twins
 
+TRACE_FROM = 200
+"""Shortest horizon for which a trace (about 0.1 to 0.5 seconds) pays."""
+
+Program = Callable[..., Sequence[Tensor]]
+"""From tensors, one by one, to a sequence of tensors."""
+
 Form = Callable[[Batch], Tensor]
+
+_log = logging.getLogger(__name__)
+
+
+class LossModule(nn.Module):
+    """A model and its loss as one module, so that `functional_call` can swap the parameters.
+
+    Args:
+        model: the model; its parameters are found under ``model.``.
+        loss: ``loss(model, batch)``.
+    """
+
+    def __init__(self, model: nn.Module, loss: LossFn) -> None:
+        super().__init__()
+        self.model = model
+        self.loss_fn = loss
+
+    def forward(self, *batch: Tensor) -> Tensor:
+        """The loss on a batch."""
+        return self.loss_fn(self.model, batch)
 
 
 class LossProgram:
@@ -211,3 +239,118 @@ def _random_state(device: torch.device, new: Tensor | None = None) -> Tensor:
     if new is not None:
         torch.set_rng_state(new)
     return torch.get_rng_state()
+
+
+def trace(program: Program, inputs: Sequence[Tensor]) -> Program | None:
+    """Traces a program on inputs like these.
+
+    What a trace cannot see is fixed in it for good: Python numbers that change from call to call,
+    and Python's own random numbers. Tensors, buffers and torch's random numbers are all right.
+
+    Args:
+        program: called with `inputs`; it may write into them and may draw random numbers.
+        inputs: of the shapes, types and devices to come; left as they are.
+
+    Returns:
+        A faster program that does the same, or None if this one cannot be traced.
+    """
+    try:
+        traced = make_fx(program, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
+        simplify(traced.graph)
+        traced.recompile()
+    # Whatever it is that a trace stumbles over, the program itself works without one.
+    except Exception as error:
+        _log.info("the inner step is not traced: %s", error)
+        return None
+    forward: Program = traced.forward
+
+    def run(*tensors: Tensor) -> Sequence[Tensor]:
+        with torch.no_grad():
+            return forward(*tensors)
+
+    return run
+
+
+def blame(model: nn.Module, call: Callable[[], object]) -> str | None:
+    """The innermost module that was at work when a call failed.
+
+    Args:
+        model: whose modules are watched.
+        call: runs the model, and fails.
+
+    Returns:
+        Such as ``"`encoder.rnn` (MyLayer)"``; None where the call succeeds, or fails outside of
+        the model's modules.
+    """
+    at_work: list[str] = []
+    handles = []
+    for name, module in model.named_modules():
+        label = f"`{name or 'the model'}` ({type(module).__name__})"
+
+        def enter(_: nn.Module, __: Any, label: str = label) -> None:
+            at_work.append(label)
+
+        def leave(_: nn.Module, __: Any, ___: Any) -> None:
+            at_work.pop()
+
+        handles += [
+            module.register_forward_pre_hook(enter),
+            module.register_forward_hook(leave),
+        ]
+    try:
+        call()
+    except Exception:
+        return at_work[-1] if at_work else None
+    finally:
+        for handle in handles:
+            handle.remove()
+    return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device, or the host, has no memory left."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def out_of_memory(
+    error: BaseException, *, num_runs: int, attempt: Callable[[int], None]
+) -> torch.OutOfMemoryError:
+    """Makes an error that names the number of runs that would fit, found by trying.
+
+    Args:
+        error: that all of them did not.
+        num_runs: how many they are.
+        attempt: trains so many runs for a step; raises when they do not fit either.
+    """
+    # The frames that failed still hold their tensors.
+    _let_go(error)
+    fits, too_many = 0, num_runs
+    while too_many - fits > max(1, fits // 16):
+        middle = (fits + too_many) // 2
+        try:
+            attempt(middle)
+            fits = middle
+        except (RuntimeError, MemoryError) as failure:
+            if not is_out_of_memory(failure):
+                break
+            _let_go(failure)
+            too_many = middle
+    advice = (
+        f"{fits} would fit: lower the number of groups, tasks or siblings"
+        if fits
+        else "not even one would fit: lower the batch size or the model"
+    )
+    first = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return torch.OutOfMemoryError(
+        f"out of memory with {num_runs} runs side by side; {advice} ({first})"
+    )
+
+
+def _let_go(error: BaseException) -> None:
+    """Frees what the frames that raised an error still hold."""
+    traceback.clear_frames(error.__traceback__)
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

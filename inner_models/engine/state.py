@@ -1,4 +1,4 @@
-"""The state of N runs: all parameters in one flat buffer, and each tensor of them as a view."""
+"""The state of N runs in one flat buffer, and the last good copy of it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pacesetter.inner_models.engine.batching import build_model
-from pacesetter.inner_models.engine.functional import state_of
+from pacesetter.inner_models.engine.data import build_model
 from pacesetter.inner_models.task import Task
 
 ALIGNED = 16
-"""Rows of parameters are padded to a multiple of this, so that all begin alike in memory: then
-matrix products round them alike (see `rounding`)."""
+"""Rows of parameters are padded to a multiple of this, so that all have the same alignment in
+memory, by which MKL chooses how matrix products round (see `host`)."""
 
 
 class RunStack:
@@ -48,7 +47,7 @@ class RunStack:
         trained = {f"model.{n}" for n, p in self.model.named_parameters() if p.requires_grad}
         if not trained:
             raise ValueError(f"the model of task {tasks[0].name!r} has nothing to train")
-        states = [state_of(model) for model in models]
+        states = [_state_of(model) for model in models]
         stacked = {name: torch.stack([state[name] for state in states]) for name in states[0]}
         stacked = {
             name: t.to(device, dtype if t.is_floating_point() else t.dtype)
@@ -91,6 +90,12 @@ class RunStack:
         }
 
 
+def _state_of(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by their names in a `LossModule`."""
+    named = {f"model.{n}": p.detach() for n, p in model.named_parameters()}
+    return {**named, **{f"model.{n}": b for n, b in model.named_buffers()}}
+
+
 def _check_alike(models: Sequence[nn.Module], tasks: Sequence[Task]) -> None:
     first = str(models[0])
     for model, task in zip(models[1:], tasks[1:], strict=True):
@@ -105,3 +110,45 @@ def _check_alike(models: Sequence[nn.Module], tasks: Sequence[Task]) -> None:
                 f"frozen dataclasses; numbers that differ go into buffers of the model), but got "
                 f"{tasks[0].loss!r} and {task.loss!r}"
             )
+
+
+class RunSnapshot:
+    """The last good state of each run, to go back to when one diverges.
+
+    A loss is that of the weights before its update: what the latest update did is not known yet. So
+    a state is first kept as a candidate, and becomes good when the next interval was good too.
+
+    Args:
+        tensors: each (num_runs, ...), written in place for as long as they are in use. Their state
+            now, untrained, is good enough to go back to.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._live = list(tensors)
+        self._good = [tensor.clone() for tensor in tensors]
+        self._candidate = [tensor.clone() for tensor in tensors]
+
+    def keep(self, rows: Tensor) -> None:
+        """Takes the state of some runs as candidates, and their last candidates as good.
+
+        Args:
+            rows: (num_runs,), boolean, on the tensors' device.
+        """
+        _copy(self._candidate, self._good, rows)
+        _copy(self._live, self._candidate, rows)
+
+    def discard_candidate(self, rows: Tensor) -> None:
+        """Drops the candidates of some runs: the interval after them was not good."""
+        _copy(self._good, self._candidate, rows)
+
+    def restore(self, rows: Tensor) -> None:
+        """Puts some runs back to their last good state."""
+        _copy(self._good, self._live, rows)
+        self.discard_candidate(rows)
+
+
+@torch.no_grad()
+def _copy(sources: Sequence[Tensor], targets: Sequence[Tensor], rows: Tensor) -> None:
+    for source, target in zip(sources, targets, strict=True):
+        mask = rows.view(-1, *[1] * (source.dim() - 1))
+        target.copy_(torch.where(mask, source, target))

@@ -1,13 +1,15 @@
-"""Trains N inner runs of equal shape as one tensor program.
+"""The trainer of N inner runs of equal shape, as one tensor program.
 
 Rows are task-major: run ``t * siblings + s`` is sibling s of task t. The parameters of all runs
 are one (num_runs, num_params) buffer (`RunStack`); losses and gradients of all runs are one program
-(`LossProgram`), as are the update (`optimizers`) and the statistics (`signals`).
+(`LossProgram`), as are the update (`optimizers`) and the statistics (`signals`). A process that
+trains runs should call `pacesetter.inner_models.engine.host.prepare_process` first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TypeVar
 
@@ -16,18 +18,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pacesetter.inner_models.engine.allocator import keep_freed_memory
-from pacesetter.inner_models.engine.batch_source import BatchSource
-from pacesetter.inner_models.engine.batching import task_seeds
 from pacesetter.inner_models.engine.cuda_graphs import GraphedSteps, Step
-from pacesetter.inner_models.engine.memory import is_out_of_memory, out_of_memory
+from pacesetter.inner_models.engine.data import BatchSource, task_seeds
 from pacesetter.inner_models.engine.optimizers import make_optimizer
-from pacesetter.inner_models.engine.program import LossProgram
-from pacesetter.inner_models.engine.randomness import own_randomness
-from pacesetter.inner_models.engine.rounding import round_alike
-from pacesetter.inner_models.engine.snapshot import RunSnapshot
-from pacesetter.inner_models.engine.state import RunStack
-from pacesetter.inner_models.engine.tracing import TRACE_FROM
+from pacesetter.inner_models.engine.program import (
+    TRACE_FROM,
+    LossProgram,
+    is_out_of_memory,
+    out_of_memory,
+)
+from pacesetter.inner_models.engine.state import RunSnapshot, RunStack
 from pacesetter.inner_models.task import SPLITS, Batch, LossFn, SplitName, Task, check_shapes
 from pacesetter.inner_models.watch.signals import (
     FloatArray,
@@ -35,8 +35,6 @@ from pacesetter.inner_models.watch.signals import (
     TrainingSignals,
     window_length,
 )
-
-round_alike()
 
 EVAL_ELEMENTS = 2**22
 """Evaluation goes through a split in chunks of about this many rows times runs."""
@@ -88,8 +86,6 @@ class InnerTrainer:
         self.device = torch.device(device)
         self.dtype = dtype
         self.step_count = 0
-        if self.device.type == "cpu":
-            keep_freed_memory()
         self._traced = self.horizon >= TRACE_FROM if traced is None else traced
         self._fits(self._build)
         graphs = self.device.type == "cuda" if graphs is None else graphs
@@ -198,8 +194,8 @@ class InnerTrainer:
             np.full(self.num_runs, np.inf) if clip_ratio is None else clip_ratio,
             device=self.device,
         )
-        # Dropout and the like draw from the global generator, as in a user's job: lend it ours.
-        with own_randomness(task_seeds(self.tasks[0])[2] + self.step_count, self.device):
+        # Dropout and the like draw from the global generators, as in a user's job.
+        with _seeded(task_seeds(self.tasks[0])[2] + self.step_count, self.device):
             self._fits(lambda: self._interval(rates, momentum=mu, ratio=ratio))
         return self.signals.fetch()
 
@@ -298,6 +294,19 @@ class InnerTrainer:
             name.removeprefix("model."): value[task, sibling].clone()
             for name, value in self._stack.fixed.items()
         }
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seeds torch's global generators of host and device; their states are restored afterwards."""
+    on_cuda = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_cuda else []):
+        torch.default_generator.manual_seed(seed)
+        if on_cuda:
+            # Not torch.manual_seed: it would seed other devices too, for good.
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
 
 
 def _row_dot(left: Tensor, right: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from pacesetter.agent.policy.policy import Policy
 from pacesetter.envs.actions import ControlConfig
 from pacesetter.envs.features import FEATURE_NAMES, NUM_FEATURES
 from pacesetter.envs.runs import ScheduledRuns
-from pacesetter.inner_models.engine.batching import batch_stream, build_model
+from pacesetter.inner_models.engine.data import batch_stream, build_model
 from pacesetter.inner_models.task import ModuleTask, OptimizerConfig, Splits
 
 ROWS = 96

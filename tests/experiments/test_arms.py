@@ -42,7 +42,7 @@ from pacesetter.experiments.runs.records import (
     write_records,
 )
 from pacesetter.experiments.tasks import named_task
-from pacesetter.inner_models.engine.batching import batch_stream, build_model
+from pacesetter.inner_models.engine.data import batch_stream, build_model
 from pacesetter.inner_models.engine.trainer import InnerTrainer
 from pacesetter.inner_models.losses import metric_of
 from pacesetter.inner_models.registry import fixed_task

@@ -22,7 +22,7 @@ from pacesetter.experiments.rivals.schedules import WARM_UP
 from pacesetter.experiments.rivals.space import Choice, Dimension, Space
 from pacesetter.experiments.runs.agents import run_configured
 from pacesetter.experiments.runs.batched import batches, train_batch
-from pacesetter.inner_models.engine.batching import batch_stream, build_model
+from pacesetter.inner_models.engine.data import batch_stream, build_model
 from pacesetter.inner_models.task import ModuleTask, OptimizerConfig, Splits, TaskFamily
 
 ROWS = {b.name: b for b in BASELINES}

@@ -33,7 +33,7 @@ from pacesetter.experiments.runs.replay import Replay, mean_replay
 from pacesetter.experiments.runs.task_work import SENSITIVE
 from pacesetter.experiments.tasks import named_task, task_names
 from pacesetter.experiments.tuning import TUNING_SEEDS
-from pacesetter.inner_models.engine.batching import batch_stream, build_model
+from pacesetter.inner_models.engine.data import batch_stream, build_model
 from pacesetter.inner_models.engine.trainer import InnerTrainer
 from pacesetter.inner_models.task import ModuleTask, Splits, TaskFamily
 

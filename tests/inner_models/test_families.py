@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pacesetter.envs.runs import ScheduledRuns
 from pacesetter.inner_models import registry
 from pacesetter.inner_models.draw import Draw
-from pacesetter.inner_models.engine.batching import batch_stream
+from pacesetter.inner_models.engine.data import batch_stream
 from pacesetter.inner_models.engine.plain import ReferenceRun
 from pacesetter.inner_models.engine.trainer import InnerTrainer
 from pacesetter.inner_models.families.real.digits import digits_splits

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from pacesetter.inner_models.engine.memory import is_out_of_memory, out_of_memory
+from pacesetter.inner_models.engine.program import is_out_of_memory, out_of_memory
 from pacesetter.inner_models.engine.trainer import InnerTrainer
 from pacesetter.inner_models.task import ModuleTask, Splits
 

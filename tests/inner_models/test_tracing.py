@@ -6,8 +6,8 @@ import torch
 from torch import fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from pacesetter.inner_models.engine.program import TRACE_FROM, trace
 from pacesetter.inner_models.engine.rewrites import simplify
-from pacesetter.inner_models.engine.tracing import TRACE_FROM, trace
 from pacesetter.inner_models.engine.trainer import InnerTrainer
 from pacesetter.inner_models.task import ModuleTask, Splits
 
