@@ -1,25 +1,46 @@
-"""From a Stable-Baselines3 PPO to a policy file.
+"""Policies from Stable-Baselines3, and for other runtimes: ONNX, and a program of `torch.export`.
 
-The model is read by its attributes: this module never imports stable_baselines3, so that whoever
-only runs policies need not install it.
+A PPO is read by its attributes: this module never imports stable_baselines3, so that whoever only
+runs policies need not install it.
+
+Both runtimes take ``features`` (n, NUM_FEATURES) in float32 and give ``action`` (n, 3) in float32.
+Inside they compute in float64 as `Policy.act` does, and are compared with it before anything is
+written. They are the network alone: bounds and step sizes are in the metadata, for whoever applies
+them.
 """
 
 from __future__ import annotations
 
+import io
+import json
+import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
 from torch import Tensor, nn
 
+from pacesetter.agent.policy.file import Float32Array
 from pacesetter.agent.policy.policy import Policy, PolicyInfo, library_versions, save_policy
-from pacesetter.envs.actions import NUM_ACTIONS, ControlConfig
-from pacesetter.envs.features import NUM_FEATURES
+from pacesetter.agent.runs.folder import write_bytes
+from pacesetter.envs.actions import ACTION_NAMES, NUM_ACTIONS, ControlConfig
+from pacesetter.envs.features import FEATURE_BOUND, FEATURE_NAMES, NUM_FEATURES
+from pacesetter.inner_models.lookup import require
 
-Layer = tuple[NDArray[np.float32], NDArray[np.float32]]
+Layer = tuple[Float32Array, Float32Array]
+
+TOLERANCE = 1e-6
+"""The greatest difference from `Policy.act` that is let through."""
+OPSET = 18
+"""Of ONNX: the oldest that PyTorch exports to without a conversion."""
+METADATA_FILE = "pacesetter.json"
+"""Where a program of `torch.export` keeps its metadata, among its extra files."""
+_CHECKED_ROWS = 1000
+_SHAPES = {"features": {0: torch.export.Dim("n")}}
 
 _ACTIVATIONS: dict[type[nn.Module], str] = {nn.Tanh: "tanh", nn.ReLU: "relu"}
 
@@ -134,7 +155,7 @@ def _read_network(policy: Any) -> tuple[list[Layer], str]:
     return layers, activations.pop() if activations else "tanh"
 
 
-def _numbers(tensor: Tensor) -> NDArray[np.float32]:
+def _numbers(tensor: Tensor) -> Float32Array:
     return np.asarray(tensor.detach().cpu().numpy(), dtype=np.float32)
 
 
@@ -152,3 +173,151 @@ def _control_of(model: Any) -> ControlConfig:
     if any(c != controls[0] for c in controls):
         raise ValueError("the model's environments differ in their control: pass control=")
     return controls[0]
+
+
+# -- other runtimes ------------------------------------------------------------------------------
+
+
+def metadata(policy: Policy) -> dict[str, str]:
+    """What both formats say about a policy.
+
+    Returns:
+        ``features`` and ``actions`` (names, as JSON lists), ``sha256`` (the policy's digest) and
+        ``header`` (the whole header of the policy file, as JSON).
+    """
+    return {
+        "features": json.dumps(FEATURE_NAMES),
+        "actions": json.dumps(ACTION_NAMES),
+        "sha256": policy.digest,
+        "header": json.dumps(policy.header, sort_keys=True),
+    }
+
+
+def export_onnx(policy: Policy, path: str | PathLike[str]) -> Path:
+    """Writes a policy as an ONNX model, once ONNX Runtime has found it equal.
+
+    Args:
+        policy: what to write.
+        path: of the file; folders on the way are made.
+
+    Returns:
+        The path.
+
+    Raises:
+        ImportError: a library is missing; the message has the line that installs it.
+        ValueError: ONNX Runtime computes other actions; nothing is written.
+    """
+    onnx = require("onnx", extra="export")
+    runtime = require("onnxruntime", extra="export")
+    require("onnxscript", extra="export")
+    # PyTorch warns of itself here: of its own deprecations, and of torchvision that is not needed.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            _Network(policy).eval(),
+            (torch.zeros(2, NUM_FEATURES),),
+            dynamo=True,
+            dynamic_shapes=_SHAPES,
+            input_names=["features"],
+            output_names=["action"],
+            opset_version=OPSET,
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    onnx.helper.set_model_props(model, metadata(policy))
+    onnx.checker.check_model(model, full_check=True)
+    data: bytes = model.SerializeToString()
+    session = runtime.InferenceSession(data, providers=["CPUExecutionProvider"])
+
+    def act(features: Float32Array) -> Float32Array:
+        found: Float32Array = session.run(["action"], {"features": features})[0]
+        return found
+
+    _check_equal(policy, act, what="the ONNX model")
+    path = Path(path)
+    write_bytes(path, data)
+    return path
+
+
+def export_program(policy: Policy, path: str | PathLike[str]) -> Path:
+    """Writes a policy as a program of `torch.export`, once it was read back and found equal.
+
+    Read it with ``torch.export.load(path).module()``.
+
+    Args:
+        policy: what to write.
+        path: of the file, which PyTorch wants to end in ``.pt2``; folders on the way are made.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: the path has another ending, or the program computes other actions; nothing is
+            written.
+    """
+    path = Path(path)
+    if path.suffix != ".pt2":
+        raise ValueError(f"a torch.export program must end in .pt2, but got {path.name!r}")
+    program = torch.export.export(
+        _Network(policy),
+        (torch.zeros(2, NUM_FEATURES),),
+        dynamic_shapes=_SHAPES,
+        strict=False,  # the newer default; the older one cannot trace named buffers
+    )
+    file = io.BytesIO()
+    torch.export.save(program, file, extra_files={METADATA_FILE: json.dumps(metadata(policy))})
+    file.seek(0)
+    module = torch.export.load(file).module()
+
+    def act(features: Float32Array) -> Float32Array:
+        found: Float32Array = module(torch.from_numpy(features)).numpy()
+        return found
+
+    _check_equal(policy, act, what="the torch.export program")
+    write_bytes(path, file.getvalue())
+    return path
+
+
+class _Network(nn.Module):
+    """`Policy.act` in torch."""
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__()
+        self._count = len(policy.layers)
+        self._tanh = policy.activation == "tanh"
+        for i, (weight, bias) in enumerate(policy.layers):
+            self.register_buffer(f"weight_{i}", torch.from_numpy(weight.astype(np.float64)))
+            self.register_buffer(f"bias_{i}", torch.from_numpy(bias.astype(np.float64)))
+
+    def forward(self, features: Tensor) -> Tensor:
+        x = features.to(torch.float64)
+        for i in range(self._count):
+            x = nn.functional.linear(
+                x, self.get_buffer(f"weight_{i}"), self.get_buffer(f"bias_{i}")
+            )
+            if i < self._count - 1:
+                x = torch.tanh(x) if self._tanh else torch.relu(x)
+        return torch.clamp(torch.nan_to_num(x, nan=0.0), -1.0, 1.0).to(torch.float32)
+
+
+def _check_equal(policy: Policy, act: Any, *, what: str) -> None:
+    """Compares another runtime with the policy, for many rows and for one."""
+    rng = np.random.default_rng(0)
+    features = rng.uniform(-FEATURE_BOUND, FEATURE_BOUND, (_CHECKED_ROWS, NUM_FEATURES))
+    # Half of them where features usually are, so that not all answers stand at their bounds.
+    features[::2] /= FEATURE_BOUND
+    rows = features.astype(np.float32)
+    for some in (rows, rows[:1]):
+        found, expected = act(some), policy.act(some)
+        if found.shape != expected.shape:
+            raise ValueError(
+                f"{what} must give actions of shape {expected.shape}, but gave {found.shape}"
+            )
+        off = float(np.max(np.abs(found - expected)))
+        if not off <= TOLERANCE:
+            raise ValueError(
+                f"{what} must equal the policy to {TOLERANCE}, but is off by {off:.3g}: it "
+                "was not written; please report this with the versions of torch and onnxruntime"
+            )

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from importlib import resources
+from importlib import metadata, resources
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -20,33 +20,34 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pacesetter.agent.policy.familiarity import Familiarity
-from pacesetter.agent.policy.file import PolicyFileError, read_file, seal, unseal
-from pacesetter.agent.policy.header import (
-    SCHEMA_VERSION,
+from pacesetter.agent.policy.file import (
+    PolicyFileError,
     check_header,
     check_info,
     header_fields,
-    library_versions,
     read_control,
+    read_file,
+    seal,
+    unseal,
 )
 from pacesetter.agent.runs.folder import write_bytes
 from pacesetter.envs.actions import NUM_ACTIONS, ControlConfig
-from pacesetter.envs.features import NUM_FEATURES
-
-__all__ = [
-    "Policy",
-    "PolicyFileError",
-    "PolicyInfo",
-    "library_versions",
-    "load_policy",
-    "parse_policy",
-    "save_policy",
-]
-
-FloatArray = NDArray[np.float64]
+from pacesetter.envs.features import NUM_FEATURES, FloatArray
 
 ACTIVATIONS = ("tanh", "relu")
 DEFAULT_POLICY = "default"
+_LIBRARIES = ("pacesetter", "torch", "numpy", "safetensors", "gymnasium", "stable-baselines3")
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that matter to a policy, where installed."""
+    versions = {}
+    for name in _LIBRARIES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +107,6 @@ class Policy:
         self.control = control or ControlConfig()
         self.info = info or PolicyInfo()
         self.familiarity = familiarity
-        # What was read from an older file is written back as that file, byte for byte.
-        self._version = SCHEMA_VERSION
         self._exact = [(w.T.astype(np.float64), b.astype(np.float64)) for w, b in self.layers]
         self._activate = np.tanh if activation == "tanh" else _relu
 
@@ -177,11 +176,13 @@ class Policy:
         return seal(tensors, self._header())
 
     def _header(self) -> dict[str, Any]:
-        fields = header_fields(self.control, version=self._version)
-        header = {**fields, "activation": self.activation, **asdict(self.info)}
-        if self._version >= 2:
-            meter = self.familiarity
-            header["familiarity"] = None if meter is None else meter.header()
+        meter = self.familiarity
+        header = {
+            **header_fields(self.control),
+            "activation": self.activation,
+            **asdict(self.info),
+            "familiarity": None if meter is None else meter.header(),
+        }
         # As it will be read back: JSON has lists where Python has tuples.
         plain: dict[str, Any] = json.loads(json.dumps(header, allow_nan=False))
         return plain
@@ -210,7 +211,7 @@ def load_policy(policy: str | PathLike[str] = DEFAULT_POLICY) -> Policy:
 
     Raises:
         FileNotFoundError: there is no such file.
-        PolicyFileError: the file is cut short, not a policy, altered, of a newer schema version,
+        PolicyFileError: the file is not a policy, altered or cut short, of another schema version,
             made for other features, or holds weights that do not fit or are not finite.
     """
     if policy == DEFAULT_POLICY:
@@ -236,10 +237,9 @@ def parse_policy(data: bytes, *, source: str) -> Policy:
     """
     tensors, header = unseal(data, source=source)
     check_header(header, source=source)
-    version = header["schema_version"]
     try:
         familiarity = None
-        if version >= 2 and header["familiarity"] is not None:
+        if header["familiarity"] is not None:
             familiarity = Familiarity.read(tensors, header["familiarity"])
         layers = [
             (tensors.pop(f"layers.{i}.weight"), tensors.pop(f"layers.{i}.bias"))
@@ -254,7 +254,7 @@ def parse_policy(data: bytes, *, source: str) -> Policy:
         policy = Policy(
             layers,
             activation=header["activation"],
-            control=read_control(header["control"], version=version),
+            control=read_control(header["control"]),
             info=PolicyInfo(**{**info, "families": tuple(info["families"])}),
             familiarity=familiarity,
         )
@@ -262,7 +262,6 @@ def parse_policy(data: bytes, *, source: str) -> Policy:
         raise PolicyFileError(f"{source} lacks {error}") from error
     except (TypeError, ValueError) as error:
         raise PolicyFileError(f"{source} cannot be used: {error}") from error
-    policy._version = version
     policy.__dict__["digest"] = header["sha256"]  # as written, whatever wrote it
     return policy
 

@@ -137,11 +137,11 @@ def run_export(args: argparse.Namespace, line: str) -> Answer:
         raise FileExistsError(f"--out {args.out} exists; replace it with --force")
     policy = load_policy(source)  # a file that is damaged is better found now than in a job
     if args.format == "onnx":
-        from pacesetter.agent.policy.portable import export_onnx
+        from pacesetter.agent.policy.export import export_onnx
 
         export_onnx(policy, args.out)
     elif args.format == "torch":
-        from pacesetter.agent.policy.portable import export_program
+        from pacesetter.agent.policy.export import export_program
 
         export_program(policy, args.out)
     else:

@@ -11,9 +11,14 @@ from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
-from pacesetter.agent.policy.export import export_policy, policy_from_model
+from pacesetter.agent.policy.export import (
+    METADATA_FILE,
+    export_onnx,
+    export_policy,
+    export_program,
+    policy_from_model,
+)
 from pacesetter.agent.policy.policy import Policy, load_policy
-from pacesetter.agent.policy.portable import METADATA_FILE, export_onnx, export_program
 from pacesetter.envs.actions import ControlConfig
 from pacesetter.envs.features import FEATURE_NAMES, NUM_FEATURES
 
@@ -174,6 +179,7 @@ class Liar(Policy):
         return super().act(features) + 1e-3
 
 
+@pytest.mark.slow  # ONNX Script takes seconds
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
 def test_other_runtimes_compute_the_same_actions(tmp_path, activation):
     onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
@@ -204,10 +210,9 @@ def test_other_runtimes_compute_the_same_actions(tmp_path, activation):
     assert sorted(p.name for p in path.parent.iterdir()) == ["p.onnx", "p.pt2"]
 
 
-@pytest.mark.parametrize(("export", "name"), [("onnx", "p.onnx"), ("program", "p.pt2")])
-def test_what_computes_other_actions_is_not_written(tmp_path, export, name):
+@pytest.mark.parametrize(("write", "name"), [(export_onnx, "p.onnx"), (export_program, "p.pt2")])
+def test_what_computes_other_actions_is_not_written(tmp_path, write, name):
     pytest.importorskip("onnxruntime")
-    write = {"onnx": export_onnx, "program": export_program}[export]
     liar = Liar([(np.zeros((3, NUM_FEATURES)), np.zeros(3))])
     with pytest.raises(ValueError, match=r"is off by 0\.001: it was not written"):
         write(liar, tmp_path / name)

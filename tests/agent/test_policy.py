@@ -3,9 +3,10 @@
 import hashlib
 import json
 import math
+import re
+import sys
 from dataclasses import replace
 from importlib import metadata
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from pacesetter.agent.policy import file as sealed_file
 from pacesetter.agent.policy import policy as policy_module
 from pacesetter.agent.policy.file import seal
 from pacesetter.agent.policy.policy import (
@@ -26,8 +26,17 @@ from pacesetter.agent.policy.policy import (
     parse_policy,
     save_policy,
 )
+from pacesetter.agent.training.familiarity_fit import fit_familiarity
 from pacesetter.envs.actions import ControlConfig
 from pacesetter.envs.features import FEATURE_NAMES, NUM_FEATURES
+
+SEALED = re.compile(rb"sha256.{5}([0-9a-f]{64})")
+
+
+NUM_BYTES, NUM_HEADERS = 1_500, 1_000
+GOOD_TOO = {"preset": ("str", "NoneType"), "commit": ("str", "NoneType"), "seed": ("NoneType",)}
+"""Kinds of values that make another good header: such an edit breaks nothing."""
+STRANGE = (None, True, -1, 10**400, "x", "__import__('os').system('true')", [], [[]], {})
 
 
 def make_policy(seed=0, *, activation="tanh", **kwargs):
@@ -37,13 +46,15 @@ def make_policy(seed=0, *, activation="tanh", **kwargs):
     return Policy(layers, activation=activation, **kwargs)
 
 
-def parts():
+def parts(policy=None):
     """Tensors and header of a good file, to break one thing at a time."""
-    policy = make_policy()
+    policy = policy or make_policy()
     header = {k: v for k, v in policy.header.items() if k != "sha256"}
     tensors = {}
     for i, (weight, bias) in enumerate(policy.layers):
         tensors[f"layers.{i}.weight"], tensors[f"layers.{i}.bias"] = weight, bias
+    if policy.familiarity is not None:
+        tensors |= policy.familiarity.tensors()
     return tensors, header
 
 
@@ -162,24 +173,14 @@ def test_folder_and_foreign_files(tmp_path):
     for name, content in foreign.items():
         (tmp_path / name).write_bytes(content)
     for name in (*foreign, "torch"):
-        with pytest.raises(PolicyFileError, match=f"{name} is (not a pacesetter policy|cut short)"):
+        with pytest.raises(PolicyFileError, match=f"{name} is not a pacesetter policy"):
             load_policy(tmp_path / name)
-
-
-def test_any_changed_byte_is_refused():
-    data = make_policy().to_bytes()
-    rng = np.random.default_rng(0)
-    for position in {*range(150), *rng.integers(len(data), size=700).tolist()}:
-        changed = bytearray(data)
-        changed[position] ^= int(rng.integers(1, 256))
-        with pytest.raises(PolicyFileError):
-            parse_policy(bytes(changed), source="file")
 
 
 def test_cut_and_lengthened_files_are_refused():
     data = make_policy().to_bytes()
     for length in {0, 1, 7, 8, 9, 60, 130, *range(0, len(data), 97), len(data) - 1}:
-        with pytest.raises(PolicyFileError, match="file is cut short"):
+        with pytest.raises(PolicyFileError, match="cut short"):
             parse_policy(data[:length], source="file")
     with pytest.raises(PolicyFileError, match="was altered"):
         parse_policy(data + b"\0", source="file")
@@ -202,7 +203,7 @@ def test_no_bytes_crash_the_reader(noise, keep):
 def test_newer_schema_asks_for_an_upgrade():
     tensors, header = parts()
     header["schema_version"] = 3
-    with pytest.raises(PolicyFileError, match=r"schema version 3, .* reads up to 2: upgrade"):
+    with pytest.raises(PolicyFileError, match=r"schema version 3, .* reads 2: upgrade"):
         parse_policy(seal(tensors, header)[0], source="file")
 
 
@@ -238,8 +239,9 @@ def test_other_encoding_is_refused():
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("schema_version", "1", "not a pacesetter policy"),
-        ("schema_version", True, "not a pacesetter policy"),
+        ("schema_version", 1, "schema version 1, .* reads 2: train it anew"),
+        ("schema_version", "2", "schema version '2'"),
+        ("schema_version", True, "schema version True"),
         ("features", None, "other features"),
         ("activation", "gelu", "activation"),
         ("activation", ["tanh"], "activation"),
@@ -255,7 +257,7 @@ def test_headers_that_make_no_sense_are_refused(name, value, message):
         parse_policy(seal(tensors, header)[0], source="file")
 
 
-@pytest.mark.parametrize("name", ["activation", "control", "families", "seed"])
+@pytest.mark.parametrize("name", ["activation", "control", "families", "seed", "familiarity"])
 def test_headers_that_lack_something_are_refused(name):
     tensors, header = parts()
     del header[name]
@@ -305,10 +307,13 @@ def test_tensors_that_do_not_fit_are_refused():
 
 
 def resealed(data):
-    """The file with a seal that fits, as an attacker would make it."""
-    start, end = sealed_file._DIGEST_START, sealed_file._DIGEST_END
-    blank = data[:start] + b"0" * 64 + data[end:]
-    return data[:start] + hashlib.sha256(blank).hexdigest().encode() + data[end:]
+    """The file with a digest that fits, as an attacker would make it."""
+    place = SEALED.search(data)
+    if place is None:
+        return data
+    blank = data[: place.start(1)] + b"0" * 64 + data[place.end(1) :]
+    digest = hashlib.sha256(blank).hexdigest().encode()
+    return data[: place.start(1)] + digest + data[place.end(1) :]
 
 
 @pytest.mark.parametrize(
@@ -336,17 +341,6 @@ def test_no_mutation_under_a_seal_that_fits_crashes(old, new):
     assert np.isfinite(policy.act(np.ones((1, NUM_FEATURES)))).all()
 
 
-@given(st.integers(8, 5000), st.integers(0, 255))
-def test_no_byte_under_a_seal_that_fits_crashes(position, byte):
-    data = bytearray(make_policy().to_bytes())
-    data[position % len(data)] = byte
-    try:
-        policy = parse_policy(resealed(bytes(data)), source="file")
-    except PolicyFileError:
-        return
-    assert np.isfinite(policy.act(np.ones((1, NUM_FEATURES)))).all()
-
-
 def test_header_refuses_what_json_cannot_hold():
     with pytest.raises(ValueError, match="not JSON compliant"):
         make_policy(info=PolicyInfo(provenance={"a": math.nan})).to_bytes()
@@ -354,40 +348,168 @@ def test_header_refuses_what_json_cannot_hold():
         make_policy(info=PolicyInfo(provenance={"a": object()})).to_bytes()
 
 
-# -- files of older schema versions -----------------------------------------------------------
-
-OLD = Path(__file__).parent / "data" / "policy-v1.safetensors"
+# -- thousands of broken files: none crashes the reader, loads, or runs code --------------------
 
 
-def test_a_file_of_version_1_keeps_loading():
-    policy = load_policy(OLD)
-    assert policy.digest == "a3eb12b940accadd1f1451bb85ba5d9f985cb6229872b0bc05b4f830b00d496b"
-    assert policy.control == ControlConfig(decision_power=1.0)  # its intervals were equal
-    assert policy.familiarity is None
-    assert policy.header["schema_version"] == 1
-    assert policy.to_bytes() == OLD.read_bytes()
-    features = np.linspace(-1, 1, 2 * NUM_FEATURES).reshape(2, NUM_FEATURES)
-    assert policy.act(features) == pytest.approx(
-        np.array([[0.1481524592, 1.0, -1.0], [-0.0029770381, 0.4866053449, -0.1693542185]]),
-        abs=1e-9,
-    )
+@pytest.fixture(scope="module")
+def policies():
+    features = np.random.default_rng(1).normal(size=(300, NUM_FEATURES))
+    meter = fit_familiarity(features, runs=np.arange(300) // 10)
+    info = PolicyInfo(families=("a", "b"), preset="smoke", seed=1, decisions=5, versions={"x": "1"})
+    return [make_policy(info=info, familiarity=each) for each in (None, meter)]
 
 
-def test_version_1_knows_nothing_of_version_2():
-    tensors, header = parts()
-    header["schema_version"] = 1
-    with pytest.raises(PolicyFileError, match="control must hold"):
-        parse_policy(seal(tensors, header)[0], source="file")
-    del header["control"]["decision_power"]
-    assert parse_policy(seal(tensors, header)[0], source="file").control.decision_power == 1.0
+class Watch:
+    """Records what Python's own audit sees of code that is compiled, run or started."""
+
+    EVENTS = ("compile", "exec", "os.system", "os.exec", "subprocess.Popen", "pickle.find_class")
+
+    def __init__(self):
+        self.on, self.seen = False, []
+        sys.addaudithook(self)  # can never be taken off, only silenced
+
+    def __call__(self, event, args):
+        if self.on and event in self.EVENTS:
+            self.seen.append(event)
+
+    def loads(self, data):
+        """The policy of a file, or None if it is refused as it should be."""
+        self.on = True
+        try:
+            return parse_policy(data, source="file")
+        except PolicyFileError:
+            return None
+        finally:
+            self.on = False
 
 
-@pytest.mark.parametrize("name", ["familiarity", "decision_power"])
-def test_version_2_must_carry_what_it_added(name):
-    tensors, header = parts()
-    (header if name in header else header["control"]).pop(name)
-    with pytest.raises(PolicyFileError, match=name):
-        parse_policy(seal(tensors, header)[0], source="file")
+@pytest.fixture(scope="module")
+def watch(policies):
+    watch = Watch()
+    parse_policy(policies[1].to_bytes(), source="file")  # imports whatever it needs
+    yield watch
+    assert watch.seen == []
+    watch.loads(b"")
+    watch.on = True
+    compile("1", "", "eval")
+    watch.on = False
+    assert watch.seen == ["compile"]  # it would have noticed
+
+
+def broken_bytes(data, rng):
+    """One file with bytes flipped, cut, put in, taken out or swapped."""
+    a, b = sorted(rng.integers(0, len(data), 2).tolist())
+    kind = rng.integers(6)
+    if kind == 0:
+        flipped = bytearray(data)
+        for position in rng.integers(0, len(data), rng.integers(1, 9)).tolist():
+            flipped[position] ^= 1 << int(rng.integers(8))
+        return bytes(flipped)
+    if kind == 1:
+        return data[:a]
+    if kind == 2:
+        return data[:a] + rng.bytes(int(rng.integers(1, 65))) + data[a:]
+    if kind == 3:
+        return data[:a] + data[min(b, a + 64) + 1 :]
+    if kind == 4:
+        size = max(1, min(64, (b - a) // 2))
+        return (
+            data[:a]
+            + data[b : b + size]
+            + data[a + size : b]
+            + data[a : a + size]
+            + data[b + size :]
+        )
+    return data[:a] + bytes(min(64, len(data) - a)) + data[a + 64 :]
+
+
+def test_no_file_with_broken_bytes_loads(policies, watch):
+    rng = np.random.default_rng(2)
+    tried = 0
+    files = [p.to_bytes() for p in policies]
+    while tried < NUM_BYTES:
+        data = files[tried % len(files)]
+        broken = broken_bytes(data, rng)
+        if broken == data:
+            continue
+        tried += 1
+        assert watch.loads(broken) is None
+
+
+def test_no_cut_file_loads_under_a_seal_that_fits(policies, watch):
+    rng = np.random.default_rng(3)
+    for data in (p.to_bytes() for p in policies):
+        for length in rng.integers(200, len(data), 200).tolist():
+            assert watch.loads(resealed(data[:length])) is None
+
+
+def places(value, path=()):
+    """Paths to every entry of a header whose type matters; origin's free text is left out."""
+    for key in value if isinstance(value, dict) else range(len(value)):
+        if key in ("provenance", "versions"):
+            continue
+        yield (*path, key)
+        if isinstance(value[key], (dict, list)):
+            yield from places(value[key], (*path, key))
+
+
+def broken_parts(policy, rng):
+    """Tensors and header with one thing wrong, to be sealed as an attacker would."""
+    tensors, header = parts(policy)
+    header = json.loads(json.dumps(header))
+    if rng.random() < 0.4:
+        name = str(rng.choice(sorted(tensors)))
+        array = np.array(tensors[name])
+        kind = rng.integers(5)
+        if kind == 0:
+            del tensors[name]
+        elif kind == 1:
+            array.flat[rng.integers(array.size)] = rng.choice([np.nan, np.inf, -np.inf])
+            tensors[name] = array
+        elif kind == 2:
+            tensors[name] = np.concatenate([array, array])
+        elif kind == 3:
+            tensors[name] = array.astype(np.float64)
+        else:
+            tensors[f"more.{name}"] = array
+        return tensors, header
+    every = list(places(header))
+    *path, key = every[rng.integers(len(every))]
+    owner = header
+    for step in path:
+        owner = owner[step]
+    if rng.random() < 0.3 and isinstance(owner, dict):
+        del owner[key]
+        return tensors, header
+    old = owner[key]
+    # Another number or text may be as good as the old one; another type never is.
+    kinds = {kind_of(old), *GOOD_TOO.get(key, ())}
+    candidates = [v for v in STRANGE if kind_of(v) not in kinds]
+    owner[key] = candidates[rng.integers(len(candidates))]
+    return tensors, header
+
+
+def kind_of(value):
+    if isinstance(value, bool):
+        return "bool"
+    return "number" if isinstance(value, (int, float)) else type(value).__name__
+
+
+def test_no_file_with_a_broken_header_or_tensor_loads_under_a_seal_that_fits(policies, watch):
+    rng = np.random.default_rng(4)
+    tried = 0
+    while tried < NUM_HEADERS:
+        tensors, header = broken_parts(policies[tried % 2], rng)
+        tried += 1
+        policy = watch.loads(seal(tensors, header)[0])
+        assert policy is None, policy.header
+
+
+def test_the_files_that_were_broken_are_good(policies, watch):
+    for policy in policies:
+        assert parse_policy(policy.to_bytes(), source="file").digest == policy.digest
+        assert parse_policy(resealed(policy.to_bytes()), source="file").header == policy.header
+        assert parse_policy(seal(*parts(policy))[0], source="file").digest == policy.digest
 
 
 # -- the shipped policy -----------------------------------------------------------------------

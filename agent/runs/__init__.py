@@ -1,0 +1,1 @@
+"""Long pieces of work: their folders, their progress, and signals that stop them."""
