@@ -93,8 +93,6 @@ class LearnedSchedulerCallback(transformers.TrainerCallback):  # type: ignore[mi
         trainer.training_step = training_step
         self._trainer_tells_loss = True
 
-    # -- events, in the order in which Trainer sends them ---------------------------------------
-
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Attaches the scheduler; on a resumed run, with its state from the checkpoint."""
         if self.early_stopping and args.eval_strategy == "no":
@@ -116,9 +114,9 @@ class LearnedSchedulerCallback(transformers.TrainerCallback):  # type: ignore[mi
             saved=saved,
         )
         self.scheduler = self._attachment.scheduler
+        averages = getattr(args, "average_tokens_across_devices", False)
+        self._share_factor = args.world_size if averages else 1
         if not self._trainer_tells_loss:
-            if getattr(args, "average_tokens_across_devices", False):
-                self._share_factor = args.world_size
             watch = torch.compiler.disable(self._watch)
             self._hooks.append(model.register_forward_hook(watch, with_kwargs=True))
         if not args.fsdp:
@@ -157,7 +155,7 @@ class LearnedSchedulerCallback(transformers.TrainerCallback):  # type: ignore[mi
         if self._attachment is None or "loss" not in logs:
             return
         readings = self._attachment.readings()
-        del readings["pacesetter/lr"]  # Trainer logs it as learning_rate
+        readings.pop("pacesetter/lr", None)  # Trainer logs it as learning_rate
         logs.update(readings)
         if state.log_history:
             state.log_history[-1].update(readings)
@@ -165,8 +163,6 @@ class LearnedSchedulerCallback(transformers.TrainerCallback):  # type: ignore[mi
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Takes the scheduler off and gives Trainer back what was its own."""
         self._release()
-
-    # -- what Trainer would do itself -----------------------------------------------------------
 
     def _take_over(self, args: Any, lr_scheduler: Any) -> None:
         """Stops Trainer's scheduler and its clipping, once the user's own warm-up is over."""
@@ -186,21 +182,14 @@ class LearnedSchedulerCallback(transformers.TrainerCallback):  # type: ignore[mi
     def _release(self) -> None:
         for hook in self._hooks:
             hook.remove()
-        self._hooks.clear()
-        self._losses.clear()
         if self._attachment is not None:
             self._attachment.scheduler.detach()
-            self._attachment = None
         if self._overruled is not None:
-            scheduler, kind = self._overruled
-            scheduler.__class__ = kind
-            self._overruled = None
+            self._overruled[0].__class__ = self._overruled[1]
         if self._max_grad_norm is not None:
-            args, value = self._max_grad_norm
-            args.max_grad_norm = value
-            self._max_grad_norm = None
-
-    # -- the loss -------------------------------------------------------------------------------
+            self._max_grad_norm[0].max_grad_norm = self._max_grad_norm[1]
+        self._hooks, self._losses = [], []
+        self._attachment = self._overruled = self._max_grad_norm = None
 
     def _watch(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         """Forward hook: keeps the loss of a micro-batch."""
@@ -229,8 +218,6 @@ class LearnedSchedulerCallback(transformers.TrainerCallback):  # type: ignore[mi
             total = total / len(self._losses)
         self._losses.clear()
         return total
-
-    # -- checkpoints ----------------------------------------------------------------------------
 
     def _add_state(self, optimizer: Any, state_dict: dict[str, Any]) -> None:
         """State-dict hook: callbacks do not learn from where Trainer resumes, optimizers do."""

@@ -18,9 +18,9 @@ _NAMES = ("lightning.pytorch", "pytorch_lightning")
 
 def _callback_classes() -> tuple[Any, ...]:
     """`Callback` under the name, or both names, that the program goes by; else what is there."""
-    used = tuple(sys.modules[name].Callback for name in _NAMES if name in sys.modules)
+    used = [sys.modules[name] for name in _NAMES if sys.modules.get(name) is not None]
     if used:
-        return used
+        return tuple(module.Callback for module in used)
     try:
         return (require(_NAMES[0], extra="lightning").Callback,)
     except ImportError:
@@ -78,8 +78,6 @@ class LearnedSchedulerCallback(*_callback_classes()):  # type: ignore[misc]
         self._losses: list[Tensor] = []
         self._step = 0
         self._decisions = 0
-
-    # -- events ---------------------------------------------------------------------------------
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Refuses jobs that it cannot serve, before anything is done.
@@ -182,8 +180,6 @@ class LearnedSchedulerCallback(*_callback_classes()):  # type: ignore[misc]
         """Takes the scheduler off."""
         self._release()
 
-    # -- checkpoints ----------------------------------------------------------------------------
-
     def state_dict(self) -> dict[str, Any]:
         """The scheduler's state, for Lightning's checkpoint."""
         if self._attachment is None:
@@ -194,8 +190,6 @@ class LearnedSchedulerCallback(*_callback_classes()):  # type: ignore[misc]
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps the state of a checkpoint until the optimizer is there."""
         self._saved = state_dict.get("attachment")
-
-    # -- within ---------------------------------------------------------------------------------
 
     def _horizon(self, trainer: Any) -> int:
         """Updates of the whole run."""

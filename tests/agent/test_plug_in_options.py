@@ -17,7 +17,7 @@ from pacesetter.agent.plugin.scheduler import LearnedScheduler
 from pacesetter.agent.policy.policy import Policy
 from pacesetter.agent.training.familiarity_fit import fit_familiarity
 from pacesetter.envs.actions import ControlConfig, interval_ends
-from pacesetter.envs.features import NUM_FEATURES
+from pacesetter.envs.features import FEATURE_NAMES, NUM_FEATURES
 
 GUARDED = pytest.mark.filterwarnings("ignore:LearnedScheduler. ")
 
@@ -116,15 +116,49 @@ def test_nothing_is_clipped_and_momentum_is_untouched_in_the_warm_up():
     assert job.optimizer.param_groups[0]["betas"][0] < 0.9
 
 
-@pytest.mark.parametrize("warmup_steps", [-1, 1.5, "2", None, True])
-def test_warm_up_steps_are_a_count(warmup_steps):
-    with pytest.raises(ValueError, match="Expected integer warmup_steps of zero or more, but got"):
-        LearnedScheduler(Job().optimizer, 10, warmup_steps=warmup_steps)
+def test_validation_losses_of_the_warm_up_are_not_forgotten():
+    job = Job()
+    scheduler = LearnedScheduler(job.optimizer, 60, policy=gentle(), warmup_steps=20)
+    job.run(10, scheduler)
+    scheduler.observe_validation(5.0)
+    job.run(15, scheduler)
+    first = scheduler.history[0]
+    assert first.valid_loss == 5.0
+    assert first.features[FEATURE_NAMES.index("valid_known")] == 1.0
 
 
-def test_a_warm_up_leaves_something_to_do():
-    with pytest.raises(ValueError, match="warmup_steps must be below total_steps=10"):
-        LearnedScheduler(Job().optimizer, 10, warmup_steps=10)
+@pytest.mark.parametrize(
+    ("error", "message", "options"),
+    [
+        *(
+            (ValueError, "Expected integer warmup_steps of zero or more", {"warmup_steps": value})
+            for value in (-1, 1.5, "2", None, True)
+        ),
+        (ValueError, "warmup_steps must be below total_steps=10", {"warmup_steps": 10}),
+        *(
+            (
+                ValueError,
+                r"control must be some of \('lr', 'momentum', 'clip'\)",
+                {"control": value},
+            )
+            for value in ((), ("rate",), "momentums", ("lr", 3))
+        ),
+        *(
+            (ValueError, "lr_bounds must be two learning rates", {"lr_bounds": value})
+            for value in ((0.1,), (0.1, 0.01), (0, 1), (1e-3, math.inf), "ab", 3, (math.nan, 1))
+        ),
+        *(
+            (ValueError, "Expected positive integer patience", {"patience": value})
+            for value in (0, -1, 2.5, "3", True)
+        ),
+        (TypeError, r"torch.nn.Module whose buffers .* got list", {"model": [1]}),
+        (TypeError, r"on_decision\(decision\), but got int", {"callbacks": [3]}),
+    ],
+    ids=str,
+)
+def test_choices_out_of_range_are_refused(error, message, options):
+    with pytest.raises(error, match=message):
+        LearnedScheduler(Job().optimizer, 10, **options)
 
 
 @pytest.mark.filterwarnings("ignore:.*LearnedScheduler sets")
@@ -140,18 +174,6 @@ def test_composed_schedulers_are_refused_with_the_recipe():
         chained.step()
     with pytest.raises(TypeError, match=r"step\(loss\)"):
         scheduler.step()
-
-
-def test_a_foreign_scheduler_is_overruled_and_named_once():
-    job = Job(lr=0.1)
-    scheduler = LearnedScheduler(job.optimizer, 50, policy=Policy.do_nothing())
-    foreign = LambdaLR(job.optimizer, lambda step: 7.0 + step)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        job.run(20, scheduler, after=foreign.step)
-    (message,) = [str(w.message) for w in caught if "LearnedScheduler" in str(w.message)]
-    assert "LambdaLR" in message
-    assert max(job.lrs) <= 0.1
 
 
 # -- a part of the hyperparameters ------------------------------------------------------------
@@ -198,12 +220,6 @@ def test_a_learning_rate_that_is_the_users_may_follow_the_users_schedule():
     assert scheduler.get_last_lr() == own.get_last_lr()
 
 
-@pytest.mark.parametrize("control", [(), ("rate",), "momentums", ("lr", 3)])
-def test_control_is_some_of_three_names(control):
-    with pytest.raises(ValueError, match=r"control must be some of \('lr', 'momentum', 'clip'\)"):
-        LearnedScheduler(Job().optimizer, 10, control=control)
-
-
 # -- bounds -----------------------------------------------------------------------------------
 
 
@@ -231,14 +247,6 @@ def test_every_group_keeps_to_the_bounds_and_zero_stays_zero():
         low, zero, high = (g["lr"] for g in job.optimizer.param_groups)
         assert zero == 0
         assert 0.004 <= low <= high <= 0.03
-
-
-@pytest.mark.parametrize(
-    "bounds", [(0.1,), (0.1, 0.01), (0, 1), (1e-3, math.inf), "ab", 3, (math.nan, 1)]
-)
-def test_bounds_are_two_positive_numbers(bounds):
-    with pytest.raises(ValueError, match="lr_bounds must be two learning rates"):
-        LearnedScheduler(Job().optimizer, 10, lr_bounds=bounds)
 
 
 def test_a_start_outside_the_bounds_is_refused_and_leaves_no_hooks():
@@ -315,10 +323,10 @@ def test_rollback_is_on_below_256_megabytes_only():
 
 
 @GUARDED
-@pytest.mark.parametrize("factor", [10, 100, 1000, 0.01])
+@pytest.mark.parametrize("factor", [10, 1000, 0.01])
 @pytest.mark.parametrize(("optimizer", "lr"), [(AdamW, 1e-2), (SGD, 5e-2)])
-@pytest.mark.parametrize("total", [100, 1000])
 @pytest.mark.parametrize("rollback", [None, False])
+@pytest.mark.parametrize("total", [100, pytest.param(1000, marks=pytest.mark.slow)])
 def test_a_start_that_is_far_off_ends_better_than_it_began(optimizer, lr, factor, total, rollback):
     job = Job(optimizer, lr=lr * factor)
     scheduler = LearnedScheduler(job.optimizer, total, model=job.model, rollback=rollback)
@@ -385,15 +393,31 @@ def test_a_later_end_makes_no_jump_of_the_learning_rate(at):
         job.run(1, scheduler)
 
 
-@pytest.mark.parametrize("total", [100, 99, 0, 1.5, None])
+def test_a_moved_end_keeps_what_was_done_at_the_old_one():
+    job = Job(SGD, lr=0.05)
+    scheduler = LearnedScheduler(job.optimizer, 100, policy=Policy.do_nothing(), rollback=True)
+    for end in (100, 150):
+        if end > scheduler.total_steps:
+            scheduler.extend(end)
+        job.run(end - 2 - job.done, scheduler)
+        with torch.no_grad():
+            for p in job.model.parameters():
+                p.mul_(1e4)
+        with pytest.warns(UserWarning, match=f"rollback at {end}: the loss diverged in the last"):
+            job.run(2, scheduler)
+    history = scheduler.history
+    assert [i.step for i in history.interventions if "last interval" in i.detail] == [100, 150]
+    assert [i.step for i in history.interventions_at_end] == [150]
+
+
+@pytest.mark.parametrize("total", [100, 0, 1.5, None])
 def test_the_end_only_moves_back(total):
     scheduler = LearnedScheduler(Job().optimizer, 100)
     with pytest.raises(ValueError, match=r"Expected (total_steps beyond|positive integer)"):
         scheduler.extend(total)
 
 
-@pytest.mark.parametrize("warmup_steps", [0, 20])
-@pytest.mark.parametrize("stop", [10, 33, 90, 149])
+@pytest.mark.parametrize(("stop", "warmup_steps"), [(10, 20), (33, 0), (90, 20), (149, 0)])
 def test_an_extended_run_resumes_bit_for_bit(stop, warmup_steps):
     def start(total=100):
         job = Job()
@@ -427,6 +451,8 @@ def test_an_extended_run_resumes_bit_for_bit(stop, warmup_steps):
         assert same(again, whole)
         assert list(resumed.history) == list(scheduler.history)
         assert resumed.should_stop == scheduler.should_stop
+        thresholds = resumed.export_schedule().clip_thresholds
+        assert thresholds == scheduler.export_schedule().clip_thresholds
 
 
 # -- jobs unlike all that the policy knows ----------------------------------------------------
@@ -510,10 +536,6 @@ def test_should_stop_after_patience_intervals_without_a_better_validation_loss()
             job.run(1, scheduler)
         # The best was first seen in interval 0; ties are no better.
         assert scheduler.should_stop == (k >= 3)
-    never = LearnedScheduler(Job().optimizer, 10, patience=None)
-    assert not never.should_stop
-    with pytest.raises(ValueError, match="positive integer patience"):
-        LearnedScheduler(Job().optimizer, 10, patience=0)
 
 
 def test_callbacks_are_told_of_every_decision():
@@ -528,8 +550,6 @@ def test_callbacks_are_told_of_every_decision():
     scheduler = LearnedScheduler(job.optimizer, 50, policy=gentle(), callbacks=[keep])
     job.run(50, scheduler)
     assert keep.seen == list(scheduler.history)
-    with pytest.raises(TypeError, match=r"on_decision\(decision\), but got int"):
-        LearnedScheduler(Job().optimizer, 50, callbacks=[3])
 
 
 def test_explain_and_export_of_a_run(tmp_path):
@@ -547,23 +567,27 @@ def test_explain_and_export_of_a_run(tmp_path):
     assert replay.lrs == job.lrs
 
 
-def test_the_schedule_of_a_run_is_that_of_a_group_that_moves():
+def test_the_schedule_of_a_run_is_what_was_applied_to_a_group_that_moves():
     job = Job()
     params = list(job.model.parameters())
     job.optimizer = AdamW([{"params": params[:2], "lr": 0.0}, {"params": params[2:], "lr": 0.01}])
-    scheduler = LearnedScheduler(job.optimizer, 50, policy=gentle(), warmup_steps=5)
-    factors = []
-    for _ in range(50):
+    policy = always(-0.5, 0.5, -1.0, clip_ratio_start=1.0)
+    scheduler = LearnedScheduler(job.optimizer, 100, policy=policy, warmup_steps=5)
+    factors, thresholds = [], []
+    for step in range(100):
         job.run(1)
         factors.append(job.optimizer.param_groups[1]["lr"] / 0.01)
+        thresholds.append(scheduler.last_clip_norm)
         scheduler.step(job.losses[-1])
-    assert list(scheduler.export_schedule().lr_factors) == factors
+        if step in {2, 6, 50, 99}:  # in the warm-up, in the first interval, later, at the end
+            recorded = scheduler.export_schedule()
+            if step > 5:
+                assert list(recorded.lr_factors) == factors
+                assert list(recorded.clip_thresholds) == thresholds
     assert factors[:5] == [1.0] * 5
-
-
-def test_a_model_that_is_none_is_refused():
-    with pytest.raises(TypeError, match=r"torch.nn.Module whose buffers .* got list"):
-        LearnedScheduler(Job().optimizer, 10, model=[1])
+    assert thresholds[:5] == [math.inf] * 5
+    assert len(set(thresholds)) > 90
+    assert thresholds[6] < math.inf  # in the first interval already
 
 
 def test_another_policy_goes_on_only_when_allowed():
