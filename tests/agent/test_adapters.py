@@ -407,18 +407,14 @@ def begun(callback, **settings):
     """A model and its optimizer, as a Trainer on several devices hands them to the callback."""
     model = language_model().train()
     optimizer = AdamW(model.parameters(), lr=1e-2)
-    args = SimpleNamespace(
-        eval_strategy="no", fsdp="", max_grad_norm=0.0, world_size=8, **settings
-    )
+    args = SimpleNamespace(eval_strategy="no", fsdp="", max_grad_norm=0.0, world_size=8, **settings)
     state = SimpleNamespace(global_step=0, max_steps=10, log_history=[])
-    callback.on_train_begin(
-        args, state, None, model=model, optimizer=optimizer, lr_scheduler=None
-    )
+    callback.on_train_begin(args, state, None, model=model, optimizer=optimizer, lr_scheduler=None)
     return model, optimizer, state
 
 
 def test_huggingface_used_again_reads_the_loss_as_the_new_job_has_it():
-    callback = huggingface.LearnedSchedulerCallback(policy=always(0, 0, 0), rollback=False)
+    callback = huggingface.LearnedSchedulerCallback(control=("momentum",), policy=always(0, 0, 0))
     batch = {name: column[None] for name, column in sentences()[0].items()}
     for averages in (True, False):
         model, optimizer, state = begun(callback, average_tokens_across_devices=averages)
