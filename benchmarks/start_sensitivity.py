@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from pacesetter.agent import LearnedScheduler
-from pacesetter.experiments.digits_job import split_loss, train_digits
+from pacesetter.experiments.demo import split_loss, train_digits
 
 STEPS, SEEDS = 800, 5
 

@@ -1,9 +1,9 @@
-"""Holds a policy against hand-written schedules: same tasks, same seeds, tuned rivals.
+"""The comparison of a policy with hand-written schedules: same tasks, same seeds, tuned rivals.
 
-The order of things keeps the comparison honest. Baselines choose their settings by the outer-valid
-loss on seeds of their own; then every arm runs on the report's seeds, paired in initial weights and
-batch order; only then, once per run, is the test split read. Every piece of work is written when it
-is over, so that a comparison that was stopped, or killed, goes on from there.
+The order of things keeps it honest. Baselines choose their settings by the outer-valid loss on
+seeds of their own; then every arm runs on the report's seeds, paired in initial weights and batch
+order; only then, once per run, is the test split read. Every piece of work is written when it is
+over, so that a comparison that was stopped, or killed, goes on from there.
 """
 
 from __future__ import annotations
@@ -16,32 +16,26 @@ import numpy as np
 
 from pacesetter.agent.policy.policy import Policy, load_policy
 from pacesetter.agent.runs.folder import claim_folder, write_json, write_text
+from pacesetter.agent.runs.progress import ProgressMeter
 from pacesetter.agent.training.engines import RayEngine
 from pacesetter.experiments.analysis.summary import Summary, summarise
-from pacesetter.experiments.compare_config import CompareConfig
-from pacesetter.experiments.own_job import own_task
+from pacesetter.experiments.compare_config import TUNING_SEEDS, CompareConfig, named_task
+from pacesetter.experiments.own_job import check_task, own_task
 from pacesetter.experiments.report.report import Report, write_report
 from pacesetter.experiments.report.tables import format_latex, format_markdown, format_summary
 from pacesetter.experiments.rivals.baselines import (
     BASELINES,
-    POLICY,
     REFERENCE,
-    STRICT,
     Baseline,
     all_arms,
     arm_labels,
     check_arms,
 )
-from pacesetter.experiments.runs.arm_runs import Plan
-from pacesetter.experiments.runs.comparison_work import Work, work_here
-from pacesetter.experiments.runs.environment import check_device, describe_environment
-from pacesetter.experiments.runs.progress import Clock, Progress
+from pacesetter.experiments.runs.execution import check_device, describe_environment, opened
+from pacesetter.experiments.runs.matrix import Plan, slug
 from pacesetter.experiments.runs.records import RunRecord, write_csv
-from pacesetter.experiments.runs.spread_work import work_spread
-from pacesetter.experiments.runs.task_work import slug
-from pacesetter.experiments.task_checks import check_task
-from pacesetter.experiments.tasks import named_task
-from pacesetter.experiments.tuning import TUNING_SEEDS
+from pacesetter.experiments.runs.stages import Clock, Stages
+from pacesetter.experiments.tuning import Searches
 from pacesetter.inner_models.engine.host import prepare_process
 from pacesetter.inner_models.lookup import require
 from pacesetter.inner_models.registry import META_TRAIN, family_names, make_family
@@ -100,7 +94,7 @@ def compare(
         families: meta-train families of the open-loop replay; default: those that the policy
             learned on, as far as they are bundled.
         baselines: the rows to choose arms from.
-        engine: spreads the work over a Ray cluster; None: it is done here.
+        engine: spreads the work over a Ray cluster; None: over `CompareConfig.jobs` processes.
 
     Raises:
         FileExistsError: `out` holds something and `resume` is off.
@@ -138,23 +132,22 @@ def compare(
 
     known = [name for name in plan.policy.info.families if name in family_names()]
     learned_on = families or [make_family(name) for name in known or META_TRAIN]
-    notes = _notes(config, plan)
     clock = Clock(out / "seconds.json")
-    work = Work(config=config, plan=plan, tasks=tuple(tasks), families=tuple(learned_on), out=out)
-    total = 2 + len(tasks) * (1 + len(work.pieces))
-    with Progress(total, shown=progress) as bar:
-        if engine is None:
-            done = work_here(work, bar=bar, clock=clock)
-        else:
-            done = work_spread(work, engine, bar=bar, clock=clock)
-    records = done.records
-    if done.widened:
-        notes.append(
-            "The best setting lay on an edge of what was searched, which was widened for the "
-            f"trials that were left: {'; '.join(done.widened)}."
-        )
-    if done.edges:
-        notes.append(f"The best setting still lay on an edge at the end: {'; '.join(done.edges)}.")
+    total = Stages.count(plan, len(tasks))
+    with (
+        opened(jobs=config.jobs, engine=engine) as execution,
+        ProgressMeter("comparison", total=total, unit="stages", shown=progress) as bar,
+    ):
+        records, searches = Stages(
+            plan=plan,
+            tasks=tasks,
+            families=learned_on,
+            execution=execution,
+            out=out,
+            clock=clock,
+            bar=bar,
+        ).done()
+    notes = [*_notes(plan), *_edge_notes(searches)]
     if config.quick:
         notes.append("A quick look: few tasks, arms, seeds and trials. Hints, and no findings.")
     notes.append(f"It took {clock.seconds / 3600:.2f} hours.")
@@ -174,7 +167,7 @@ def compare(
         records=tuple(records),
         arms=[arm for arm in all_arms(baselines) if arm.name in plan.arms],
         notes=notes,
-        environment=describe_environment(plan.device),
+        environment=describe_environment(config.device),
         command=command or f"pacesetter.experiments.comparison.compare({config!r}, {str(out)!r})",
     )
     write_report(out / "report.html", report)
@@ -188,19 +181,7 @@ def _tasks(config: CompareConfig) -> list[Task]:
 
 def _plan(config: CompareConfig, policy: Policy, baselines: Sequence[Baseline]) -> Plan:
     chosen = tuple(b for b in baselines if b.name in config.arms or b.name == REFERENCE)
-    arms = dict.fromkeys((*config.arms, REFERENCE))
-    if STRICT.name in arms:
-        arms.setdefault(POLICY.name)  # what is replayed has to be run
-    return Plan(
-        arms=tuple(arms),
-        baselines=chosen,
-        policy=policy,
-        start_lrs=config.start_lrs,
-        seeds=tuple(range(config.num_seeds)),
-        device=config.device,
-        budgets=config.budgets,
-        jobs=config.jobs,
-    )
+    return Plan(config=config, policy=policy, baselines=chosen)
 
 
 def _check_reference(records: Sequence[RunRecord]) -> None:
@@ -212,8 +193,8 @@ def _check_reference(records: Sequence[RunRecord]) -> None:
         )
 
 
-def _notes(config: CompareConfig, plan: Plan) -> list[str]:
-    info = plan.policy.info
+def _notes(plan: Plan) -> list[str]:
+    config, info = plan.config, plan.policy.info
     several = ", ".join(map(str, config.budgets[:-1]))
     trials = f"{several} and {config.trials} trials" if several else "one trial, its default"
     return [
@@ -225,3 +206,25 @@ def _notes(config: CompareConfig, plan: Plan) -> list[str]:
         f"Policy {plan.policy.digest[:12]}: preset {info.preset}, seed {info.seed}, "
         f"{info.decisions:,} decisions, learned on {', '.join(info.families) or 'nothing named'}.",
     ]
+
+
+def _edge_notes(searches: Searches) -> list[str]:
+    """What a reader should know of the bounds of the searches, a sentence each."""
+
+    def named(attribute: str) -> str:
+        return "; ".join(
+            f"{arm} on {task} ({', '.join(getattr(search, attribute))})"
+            for task, found in searches.items()
+            for arm, search in found.items()
+            if getattr(search, attribute)
+        )
+
+    widened, edges, notes = named("widened"), named("on_edge"), []
+    if widened:
+        notes.append(
+            "The best setting lay on an edge of what was searched, which was widened for the "
+            f"trials that were left: {widened}."
+        )
+    if edges:
+        notes.append(f"The best setting still lay on an edge at the end: {edges}.")
+    return notes

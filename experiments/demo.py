@@ -1,6 +1,6 @@
 """The demonstration: train the agent on, put it into an ordinary job, see what it is worth.
 
-The job is the plain PyTorch loop of `digits_job`. Policies start from AdamW's default learning
+The job is a plain PyTorch loop, with nothing of the batched trainer in it. Policies start from AdamW's default learning
 rate; the rivals are AdamW as it comes, and AdamW with a cosine whose learning rate was tuned.
 """
 
@@ -10,11 +10,15 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.utils.data import DataLoader, TensorDataset
 
 from pacesetter.agent.plugin.scheduler import LearnedScheduler
 from pacesetter.agent.policy.policy import Policy, load_policy
@@ -23,15 +27,16 @@ from pacesetter.agent.runs.progress import progress_bar
 from pacesetter.envs.actions import ControlConfig, interval_ends
 from pacesetter.experiments.analysis.summary import summarise
 from pacesetter.experiments.comparison import Comparison
-from pacesetter.experiments.digits_job import Control, Job, split_loss, train_digits
 from pacesetter.experiments.presets import get_preset
 from pacesetter.experiments.report.report import Report, write_report
 from pacesetter.experiments.report.tables import format_summary
 from pacesetter.experiments.rivals.baselines import ADAMW_LRS, AgentArm
-from pacesetter.experiments.runs.environment import describe_environment
+from pacesetter.experiments.runs.execution import describe_environment
 from pacesetter.experiments.runs.records import REPORTED_SPLITS, RunRecord, write_csv
-from pacesetter.experiments.tuning import TUNING_SEEDS
+from pacesetter.experiments.compare_config import TUNING_SEEDS
+from pacesetter.inner_models.families.real.digits import digits_splits
 from pacesetter.inner_models.lookup import require
+from pacesetter.inner_models.task import Batch, SplitName
 
 TASK = "digits, plain PyTorch loop"
 SHIPPED = AgentArm(name="shipped-policy", label="shipped policy", source="comes with pacesetter")
@@ -49,6 +54,10 @@ NOTES = (
     "training run is chosen by tasks like this one. One small job shows how things work and not "
     "how good they are in general: for that, run `pacesetter compare`.",
 )
+
+
+Control = Callable[[torch.optim.Optimizer], "LearnedScheduler | CosineAnnealingLR | None"]
+"""Attaches to an optimizer what sets its learning rate; None leaves it as it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,3 +244,96 @@ def _remove_earlier(out: Path) -> None:
     record = out / RUN_FILE
     if record.is_file() and json.loads(record.read_text(encoding="utf-8")).get("kind") == "demo":
         shutil.rmtree(out)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One finished run of the plain loop.
+
+    Attributes:
+        model: as trained.
+        untrained: outer-valid loss before the first update.
+        losses: (steps,), training loss of each update.
+        lrs: (steps,), learning rate of each update.
+        momenta: (steps,), ``betas[0]`` of each update.
+        clip_thresholds: (steps,), NaN where nothing was clipped.
+    """
+
+    model: nn.Module
+    untrained: float
+    losses: list[float]
+    lrs: list[float]
+    momenta: list[float]
+    clip_thresholds: list[float]
+
+
+def train_digits(
+    control: Control, *, lr: float, seed: int, steps: int, width: int = 64, batch_size: int = 32
+) -> Job:
+    """An ordinary training run on scikit-learn's digits, written as its user would write it.
+
+    Args:
+        control: attaches what sets the learning rate.
+        lr: learning rate that the optimizer is made with.
+        seed: of initial weights and batch order, equal for all arms.
+        steps: updates.
+        width: of the two hidden layers.
+        batch_size: rows per update.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = nn.Sequential(
+            nn.Linear(64, width),
+            nn.ReLU(),
+            nn.Linear(width, width),
+            nn.ReLU(),
+            nn.Linear(width, 10),
+        )
+    untrained = split_loss(model, "outer_valid")
+    loader = DataLoader(
+        _dataset(),
+        batch_size=batch_size,
+        shuffle=True,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
+    scheduler = control(optimizer)
+    job = Job(model, untrained, [], [], [], [])
+    group = optimizer.param_groups[0]
+    while len(job.losses) < steps:
+        for inputs, labels in loader:
+            loss = nn.functional.cross_entropy(model(inputs), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            job.lrs.append(group["lr"])
+            job.momenta.append(group["betas"][0])
+            optimizer.step()
+            if isinstance(scheduler, LearnedScheduler):
+                job.clip_thresholds.append(scheduler.last_clip_norm)
+                scheduler.step(loss)
+            else:
+                job.clip_thresholds.append(np.nan)
+                if scheduler is not None:
+                    scheduler.step()
+            job.losses.append(loss.item())
+            if len(job.losses) == steps:
+                break
+    return job
+
+
+@torch.no_grad()
+def split_loss(model: nn.Module, split: SplitName) -> float:
+    """Mean cross-entropy on a whole split of the digits."""
+    inputs, labels = _split(split)
+    return float(nn.functional.cross_entropy(model(inputs), labels))
+
+
+def _split(split: SplitName) -> tuple[Tensor, Tensor]:
+    batch: Batch = getattr(digits_splits(), split)
+    inputs, labels = batch
+    return inputs, labels
+
+
+@cache
+def _dataset() -> TensorDataset:
+    return TensorDataset(*_split("train"))

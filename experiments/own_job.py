@@ -1,4 +1,4 @@
-"""A user's own training job as a task: `pacesetter compare --task my_module:make_task`.
+"""A user's own training job as a task: ``pacesetter compare --task my_module:make_task``.
 
 `make_task` takes no argument, or one named ``seed`` (of the comparison), and returns either a
 `ModuleTask` or a plain tuple ``(model, loaders, loss)``, or ``(model, loaders, loss, options)``:
@@ -23,25 +23,52 @@ loss
     called ``model``, ``module``, ``net`` or ``network``.
 options
     A dict of further arguments of `ModuleTask`, such as ``{"horizon": 500, "batch_size": 64}``, and
-    ``allow_overlap`` of `Splits`. Without a horizon, a run goes `plain_tasks.EPOCHS` times through
-    the training rows.
+    ``allow_overlap`` of `Splits`. Without a horizon, a run goes `EPOCHS` times through the training
+    rows.
 
 Before anything is trained `check_task` runs it for a moment; see there for what is refused.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from pacesetter.experiments.plain_tasks import plain_task, what
-from pacesetter.experiments.task_checks import check_task
-from pacesetter.inner_models.lookup import call_failed, import_attribute
-from pacesetter.inner_models.task import ModuleTask, Task
+from pacesetter.inner_models.engine.batching import build_model
+from pacesetter.inner_models.lookup import call_failed, import_attribute, short
+from pacesetter.inner_models.losses import ACCURACY
+from pacesetter.inner_models.task import (
+    SPLITS,
+    Batch,
+    LossFn,
+    ModuleTask,
+    SplitName,
+    Splits,
+    Task,
+)
+
+EPOCHS = 10
+"""Times that a run goes through the training rows where nothing says how long it is."""
+BATCH_SIZE = 32
+"""Rows of a batch where nothing says how many."""
+MODEL_NAMES = ("model", "module", "net", "network")
+"""First parameters of a loss that takes the model."""
+PROBE_SEED = 0
+"""Of the models that a task is tried with; the first seed of every report."""
+PROBE_ROWS = 1024
+"""Rows of a split, training aside, on which the loss is tried."""
+
+Result = TypeVar("Result")
 
 _FORMS = (
     "a ModuleTask, or a tuple (model, loaders, loss) with loaders (train, valid, test); see the "
@@ -104,5 +131,298 @@ def _made(make: Callable[..., Any], spec: str, seed: int) -> Task:
         if isinstance(made, ModuleTask):
             return made
         if not isinstance(made, Sequence) or len(made) not in (3, 4):
-            raise ValueError(f"{spec} must return {_FORMS}; but got {what(made)}")
+            raise ValueError(f"{spec} must return {_FORMS}; but got {_what(made)}")
         return plain_task(*made)
+
+
+def plain_task(
+    model: nn.Module | Callable[[], nn.Module],
+    loaders: Any,
+    loss: Callable[..., Tensor],
+    options: Mapping[str, Any] | None = None,
+) -> Task:
+    """A task from the parts of an ordinary training script, which the module's docstring defines.
+
+    Raises:
+        ValueError: a part is missing or of the wrong kind.
+    """
+    options = dict(options or {})
+    sources = _named(loaders)
+    data = {name: _rows(source, name) for name, source in sources.items()}
+    if "valid" in data:
+        valid = data.pop("valid")
+        if len(valid[0]) < 2:
+            raise ValueError(f"the valid split needs two rows or more, but got {len(valid[0])}")
+        data["inner_valid"] = tuple(t[0::2].clone() for t in valid)
+        data["outer_valid"] = tuple(t[1::2].clone() for t in valid)
+    splits = Splits(
+        data["train"],
+        data["inner_valid"],
+        data["outer_valid"],
+        data["test"],
+        allow_overlap=bool(options.pop("allow_overlap", False)),
+    )
+    rows = splits.num_rows("train")
+    size = getattr(sources["train"], "batch_size", None)
+    options.setdefault("batch_size", min(size or BATCH_SIZE, rows))
+    options.setdefault("horizon", EPOCHS * math.ceil(rows / options["batch_size"]))
+    if _classifies(loss, splits.train):
+        options.setdefault("metric", ACCURACY)
+    try:
+        return ModuleTask(_factory(model), _loss(loss), splits, **options)
+    except TypeError as error:
+        known = list(inspect.signature(ModuleTask).parameters)[3:]
+        raise ValueError(
+            f"options must be arguments of ModuleTask ({', '.join(known)}) or allow_overlap, but "
+            f"got {sorted(options)}: {error}"
+        ) from error
+
+
+def _named(loaders: Any) -> dict[str, Any]:
+    """Loaders by the name of their split."""
+    if isinstance(loaders, Sequence) and len(loaders) == 3:
+        loaders = dict(zip(("train", "valid", "test"), loaders, strict=True))
+    if not isinstance(loaders, Mapping):
+        raise ValueError(
+            "loaders must be (train, valid, test) or a dict with these keys, but got "
+            f"{_what(loaders)}. The validation split is what settings are chosen by: without one, "
+            "cut it from the training data, such as with torch.utils.data.random_split"
+        )
+    wanted: tuple[str, ...] = ("train", "inner_valid", "outer_valid", "test")
+    if "valid" in loaders:
+        wanted = ("train", "valid", "test")
+    missing = [name for name in wanted if loaders.get(name) is None]
+    if "valid" not in loaders and {"inner_valid", "outer_valid"} <= set(missing):
+        missing = ["valid", *(name for name in missing if "valid" not in name)]
+    unknown = sorted(str(name) for name in set(loaders) - set(wanted))
+    if missing or unknown:
+        raise ValueError(
+            f"loaders must have train, valid and test, but {', '.join(missing) or 'none'} is "
+            f"missing; got {', '.join(map(str, loaders))}. Settings are chosen on valid and "
+            "reported on test: cut what is missing from the training data, such as with "
+            "torch.utils.data.random_split"
+        )
+    return {name: loaders[name] for name in wanted}
+
+
+def _rows(source: Any, split: str) -> Batch:
+    """All rows of a split, each tensor (num_rows, ...)."""
+    if isinstance(source, Tensor):
+        return (source,)
+    if isinstance(source, tuple | list) and source and all(isinstance(t, Tensor) for t in source):
+        return tuple(source)
+    loader = source
+    if isinstance(source, Dataset):
+        loader = DataLoader(source, batch_size=256)
+    if not isinstance(loader, DataLoader):
+        raise ValueError(
+            f"{split} must be a DataLoader, a Dataset or a tuple of tensors such as "
+            f"(inputs, targets), but got {_what(source)}"
+        )
+    data = loader.dataset
+    if isinstance(data, IterableDataset):
+        raise ValueError(
+            f"{split} must be a data set of known length, but got the IterableDataset "
+            f"{type(data).__name__}: collect its rows, or return a ModuleTask with fresh_rows"
+        )
+    if isinstance(data, TensorDataset) and isinstance(source, Dataset):
+        return tuple(data.tensors)
+    size = loader.batch_size or 256
+    in_order = DataLoader(data, batch_size=size, collate_fn=loader.collate_fn)
+    try:
+        batches = [_as_batch(batch, split) for batch in in_order]
+        again = _as_batch(next(iter(in_order)), split)
+    except StopIteration:
+        raise ValueError(f"{split} has no rows") from None
+    if not all(map(_same, batches[0], again)):
+        raise ValueError(
+            f"the rows of {split} change from one reading to the next (augmentation?). They are "
+            "read once and kept: put what is random into the model, where it is off in evaluation"
+        )
+    try:
+        return tuple(torch.cat(column) for column in zip(*batches, strict=True))
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"all rows of {split} must have one shape, so that they can be kept as one tensor, but "
+            f"got an error: {short(error)}"
+        ) from error
+
+
+def _as_batch(batch: Any, split: str) -> Batch:
+    if isinstance(batch, Tensor):
+        return (batch,)
+    if isinstance(batch, tuple | list) and all(isinstance(t, Tensor) for t in batch):
+        return tuple(batch)
+    raise ValueError(
+        f"a batch of {split} must be a tensor or a tuple of tensors, but got {_what(batch)}; give "
+        "the loader a collate_fn that returns one"
+    )
+
+
+def _factory(model: Any) -> Callable[[], nn.Module]:
+    if isinstance(model, nn.Module):
+        return partial(copy.deepcopy, model)
+    if not callable(model):
+        raise ValueError(
+            "model must be a function without arguments that makes an nn.Module, or an nn.Module, "
+            f"but got {_what(model)}"
+        )
+    return model  # type: ignore[no-any-return]
+
+
+def _loss(loss: Any) -> LossFn:
+    if not callable(loss):
+        raise ValueError(f"loss must be a function, but got {_what(loss)}")
+    first = ""
+    if not isinstance(loss, nn.Module):
+        try:
+            first = next(iter(inspect.signature(loss).parameters), "")
+        except (TypeError, ValueError):  # a builtin has no signature
+            first = ""
+    return loss if first in MODEL_NAMES else partial(_output_loss, loss)
+
+
+def _classifies(loss: Any, batch: Batch) -> bool:
+    """Whether accuracy means something: cross entropy of one label per row."""
+    known = isinstance(loss, nn.CrossEntropyLoss) or loss is F.cross_entropy
+    return known and len(batch) == 2 and batch[1].ndim == 1 and not batch[1].is_floating_point()
+
+
+def _output_loss(loss: Callable[[Any, Tensor], Tensor], model: nn.Module, batch: Batch) -> Tensor:
+    return loss(model(*(batch[:-1] or batch)), batch[-1])
+
+
+def _what(value: Any) -> str:
+    """What kind of thing came, for a message."""
+    kind = f"a {type(value).__name__}"
+    return f"{kind} of {len(value)}" if isinstance(value, tuple | list) else kind
+
+
+def check_task(task: Task) -> None:
+    """Builds the task's model, takes its loss on every split and one gradient.
+
+    Args:
+        task: a user's, or a bundled one.
+
+    Raises:
+        ValueError: the factory makes no module, nothing in it can be trained, or its weights differ
+            between two calls under one seed; the loss is not one number, is not finite at the
+            start, changes between two readings of the same rows, or does not depend on the
+            weights. The message says what came and how to mend it.
+    """
+    model, again = (_build(task) for _ in range(2))
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if not trained:
+        raise ValueError(f"the model of {task.name!r} has no parameter to train")
+    state, other = model.state_dict(), again.state_dict()
+    changed = [
+        name
+        for name in dict.fromkeys((*state, *other))
+        if name not in state or name not in other or not _same(state[name], other[name])
+    ]
+    if changed:
+        raise ValueError(
+            f"the model factory of {task.name!r} must make the same weights under the same seed, "
+            f"but {_some(changed)} differed between two calls. torch's global generator is seeded "
+            "for it: draw from that, and from no generator of your own, of NumPy's or of Python's"
+        )
+    for split in SPLITS:
+        rows: Batch = getattr(task.splits, split)
+        numbers = [t for t in rows if t.is_floating_point()]
+        if not all(bool(torch.isfinite(t).all()) for t in numbers):
+            raise ValueError(f"the rows of {split} of {task.name!r} have NaN or infinity in them")
+    model.eval()
+    # Of test too, where nothing but an error is read off: better now than after all tuning.
+    for split in SPLITS:
+        value = _loss(task, model, _rows(task, split), split)
+        if not bool(torch.isfinite(value)):
+            raise ValueError(
+                f"the loss of {task.name!r} must be finite at the start, but on {split} it is "
+                f"{value.item()}. Look for NaN in the data, for targets out of range, and for "
+                "weights that start too large"
+            )
+        if not _same(value, _loss(task, model, _rows(task, split), split)):
+            raise ValueError(
+                f"the loss of {task.name!r} on the same rows of {split} and the same weights came "
+                "out differently the second time, in evaluation mode. Randomness belongs into "
+                "modules that are off in evaluation, such as nn.Dropout"
+            )
+    model.train()
+    loss = _loss(task, model, _rows(task, "train"), "train")
+    if not loss.requires_grad:
+        raise ValueError(
+            f"the loss of {task.name!r} does not depend on the model's parameters: look for "
+            "detach(), item() or no_grad() in the loss"
+        )
+    grads: Sequence[Tensor | None] = _or_else(
+        lambda: torch.autograd.grad(loss, trained, allow_unused=True),
+        f"the gradient of the loss of {task.name!r} cannot be taken",
+    )
+    known = [g for g in grads if g is not None]
+    if not known or not all(bool(torch.isfinite(g).all()) for g in known):
+        raise ValueError(
+            f"the gradient of {task.name!r} must be finite at the start, but it is not: look for "
+            "a square root or a logarithm of zero in the loss"
+        )
+
+
+def _build(task: Task) -> nn.Module:
+    model: object = _or_else(
+        lambda: build_model(task.with_seed(PROBE_SEED)),
+        f"the model factory of {task.name!r} failed",
+    )
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"the model factory of {task.name!r} must return an nn.Module, but got "
+            f"{type(model).__name__}"
+        )
+    return model
+
+
+def _rows(task: Task, split: SplitName) -> Batch:
+    """The first batch of the train split, as one would train on it; more rows of the others."""
+    batch: Batch = getattr(task.splits, split)
+    return tuple(t[: task.batch_size if split == "train" else PROBE_ROWS] for t in batch)
+
+
+def _loss(task: Task, model: nn.Module, batch: Batch, split: SplitName) -> Tensor:
+    with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(split == "train"):
+        value: object = _or_else(
+            lambda: task.loss(model, batch),
+            f"the loss of {task.name!r} failed on {split}",
+            # The usual mistake: a loss of the other form.
+            "a loss is called as loss(output, target), or as loss(model, batch) where its first "
+            "parameter is called model",
+        )
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        came = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(
+            f"the loss of {task.name!r} must be a tensor with one number, the mean over the rows "
+            f"of a batch, but on {split} it is {came}: use reduction='mean', or .mean()"
+        )
+    return value
+
+
+def _or_else(call: Callable[[], Result], what: str, hint: str = "") -> Result:
+    """What a user's code returns; whatever it raises becomes an error of the user's."""
+    try:
+        return call()
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [""])[0][:300]
+        raise ValueError(
+            f"{what} with {type(error).__name__}: {reason}" + (f" ({hint})" if hint else "")
+        ) from error
+
+
+def _same(one: object, other: object) -> bool:
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
+        return one == other
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    # NaN is not equal to itself; what is not finite is refused elsewhere.
+    return torch.equal(one.detach().nan_to_num(), other.detach().nan_to_num())
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

@@ -193,7 +193,7 @@ def config_of(args: argparse.Namespace) -> CompareConfig:
         ValueError: an argument is out of its range.
     """
     from pacesetter.experiments.compare_config import CompareConfig
-    from pacesetter.experiments.tasks import (
+    from pacesetter.experiments.compare_config import (
         QUICK_TASKS_PER_FAMILY,
         TASKS_PER_FAMILY,
         families_in,

@@ -110,7 +110,7 @@ def environments(
         ValueError: an option is out of range, or the device cannot be used.
     """
     from pacesetter.envs.vec_env import ScheduleVecEnv
-    from pacesetter.experiments.runs.environment import check_device
+    from pacesetter.experiments.runs.execution import check_device
 
     engine = engine_of(args)
     if engine is None:

@@ -275,7 +275,7 @@ def _next_command(path: Path, config: TrainConfig) -> str:
 def run_demo(args: argparse.Namespace, line: str) -> Answer:
     """`pacesetter demo`."""
     from pacesetter.experiments import demo
-    from pacesetter.experiments.runs.environment import check_device
+    from pacesetter.experiments.runs.execution import check_device
 
     check_device(args.device)
     found = demo.run_demo(

@@ -1,21 +1,182 @@
-"""Trains settings of baselines that share an optimizer as siblings of one tensor program."""
+"""Batched runs: settings of baselines that share an optimizer, as siblings of one program."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pacesetter.envs.actions import interval_ends
 from pacesetter.experiments.rivals.arms import Configured
-from pacesetter.experiments.runs.outcomes import FinishedRuns, FloatArray, RunOutcome
 from pacesetter.experiments.rivals.schedules import number
-from pacesetter.inner_models.task import SplitName, Task
+from pacesetter.experiments.runs.records import RunRecord, least, valid_points
 from pacesetter.inner_models.engine.trainer import InnerTrainer
+from pacesetter.inner_models.losses import metric_of
+from pacesetter.inner_models.task import SplitName, Task
+
+FloatArray = NDArray[np.float64]
+RunKey = tuple[str, dict[str, float | str], int, float]
+"""Arm, setting, seed and learning rate of a run."""
 
 CHECKS = 20
 """How often in a run a schedule that looks at it, or a population, is asked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How runs are trained and evaluated.
+
+    Attributes:
+        evaluate: splits on which the final loss and metric are wanted; each is read once.
+        num_intervals: parts into which curves are cut.
+        device: where the runs live.
+    """
+
+    evaluate: tuple[SplitName, ...] = ("outer_valid",)
+    num_intervals: int = 1
+    device: str = "cpu"
+
+
+class Stopwatch:
+    """Adds up the time of training.
+
+    >>> watch = Stopwatch()
+    >>> with watch:
+    ...     pass
+    >>> watch.seconds >= 0
+    True
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._since = 0.0
+
+    def __enter__(self) -> None:
+        self._since = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += time.perf_counter() - self._since
+
+
+@dataclass
+class FinishedRuns:
+    """Runs of one program at their horizon, with what happened on the way.
+
+    Attributes:
+        trainer: holds the trained models; rows are task-major, siblings within.
+        untrained: (num_runs,), outer-valid losses before the first step.
+        steps: (K,), inner step at which each interval ended.
+        curve: K arrays (num_runs,), mean training loss of each interval.
+        lrs: K arrays (num_runs,), mean learning rate of each interval.
+        momenta: K arrays (num_runs,).
+        clip_thresholds: K arrays (num_runs,), at the interval's end; NaN where nothing is clipped.
+        trajectory: K arrays (num_runs, 3), log factors of lr, 1 - momentum and clip ratio over
+            their starts; empty for baselines.
+        valid_curve: by inner step, (num_runs,) outer-valid losses.
+        watch: the time of training, of all runs together.
+    """
+
+    trainer: InnerTrainer
+    untrained: FloatArray
+    steps: tuple[int, ...]
+    curve: list[FloatArray] = field(default_factory=list)
+    lrs: list[FloatArray] = field(default_factory=list)
+    momenta: list[FloatArray] = field(default_factory=list)
+    clip_thresholds: list[FloatArray] = field(default_factory=list)
+    trajectory: list[FloatArray] = field(default_factory=list)
+    valid_curve: dict[int, FloatArray] = field(default_factory=dict)
+    watch: Stopwatch = field(default_factory=Stopwatch)
+
+    def end_interval(
+        self, losses: list[FloatArray], rates: list[FloatArray], momentum: FloatArray
+    ) -> None:
+        """Keeps an interval without clipping, and empties both lists for the next one.
+
+        Args:
+            losses: parts of it, (steps, num_runs) each.
+            rates: learning rates, likewise.
+            momentum: (num_runs,).
+        """
+        self.curve.append(finite_mean(np.concatenate(losses)))
+        self.lrs.append(np.concatenate(rates).mean(axis=0))
+        self.momenta.append(momentum.copy())
+        self.clip_thresholds.append(np.full(self.trainer.num_runs, np.nan))
+        losses.clear()
+        rates.clear()
+        self.look()
+
+    def look(self, *, final: bool = False) -> None:
+        """Evaluates outer_valid where the curve wants a point."""
+        step = self.trainer.step_count
+        if final or step in valid_points(self.steps)[:-1]:
+            self.valid_curve[step] = self.trainer.evaluate("outer_valid")
+
+    def losses(self, split: SplitName) -> FloatArray:
+        """Final losses on a split, (num_runs,); not finite where a run diverged."""
+        if split == "outer_valid" and self.trainer.horizon in self.valid_curve:
+            return self.valid_curve[self.trainer.horizon]
+        return self.trainer.evaluate(split)
+
+    def records(
+        self,
+        task: Task,
+        keys: Sequence[RunKey],
+        *,
+        evaluate: Sequence[SplitName],
+        rows: Sequence[int] | None = None,
+    ) -> list[RunRecord]:
+        """Evaluates the splits that are asked for, each once, and makes a record of every run.
+
+        Args:
+            task: whose name and metric are taken.
+            keys: of the runs.
+            evaluate: the splits.
+            rows: of the runs that `keys` are about, in their order; None: all of them.
+        """
+        self.look(final=True)
+        losses = {split: self.losses(split) for split in evaluate}
+        metric = metric_of(task)
+        values: dict[SplitName, FloatArray] = {}
+        if metric is not None:
+            values = {split: self.trainer.measure(split, metric.measure) for split in evaluate}
+
+        def column(kept: Sequence[FloatArray], row: int) -> list[float]:
+            return [float(numbers[row]) for numbers in kept]
+
+        found = []
+        rows = range(len(keys)) if rows is None else rows
+        for row, (arm, setting, seed, lr) in zip(rows, keys, strict=True):
+            valid_curve = column(list(self.valid_curve.values()), row)
+            record = RunRecord(
+                task=task.name,
+                arm=arm,
+                seed=seed,
+                lr=lr,
+                setting=setting,
+                inner_steps=self.trainer.horizon,
+                untrained=float(self.untrained[row]),
+                losses={split: float(numbers[row]) for split, numbers in losses.items()},
+                best={"outer_valid": least(valid_curve)},
+                metric_name=None if metric is None else metric.name,
+                metric=None
+                if metric is None
+                else {split: metric.value(float(v[row])) for split, v in values.items()},
+                steps=list(self.steps),
+                curve=column(self.curve, row),
+                lrs=column(self.lrs, row),
+                momenta=column(self.momenta, row),
+                clip_thresholds=column(self.clip_thresholds, row),
+                valid_steps=list(self.valid_curve),
+                valid_curve=valid_curve,
+                trajectory=[numbers[row].tolist() for numbers in self.trajectory] or None,
+                wall_seconds=self.watch.seconds / self.trainer.num_runs,
+            )
+            found.append(record)
+        return found
 
 
 def start_trainer(
@@ -26,15 +187,7 @@ def start_trainer(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> InnerTrainer:
-    """A trainer whose run ``i * len(configured) + j`` is seed i under setting j.
-
-    Args:
-        task: its data and model; seed and optimizer are replaced.
-        configured: settings of baselines that `batches` has put together.
-        seeds: of initial weights and batch order.
-        device: where the runs live.
-        dtype: of parameters and data.
-    """
+    """A trainer whose run ``i * len(configured) + j`` is seed i under setting j; see `train_batch`."""
     baseline = configured[0].baseline
     assert not callable(baseline.optimizer)
     base = task.with_optimizer(name=baseline.optimizer, **_shared(configured[0]))
@@ -109,7 +262,8 @@ def train_batch(
     steps = interval_ends(task.horizon, num_intervals)
     runs = FinishedRuns(trainer, trainer.evaluate("outer_valid"), steps)
     scale = np.ones(trainer.num_runs)
-    losses, used = [], []
+    losses: list[FloatArray] = []
+    used: list[FloatArray] = []
     for start, end in segments(task.horizon, steps, checked=bool(watchers)):
         with runs.watch:
             used.append(rates[start:end] * scale)
@@ -119,12 +273,7 @@ def train_batch(
                 for row, watcher in watchers.items():
                     scale[row] = watcher.factor(float(valid[row]))
         if end in steps:
-            runs.curve.append(finite_mean(np.concatenate(losses)))
-            runs.lrs.append(np.concatenate(used).mean(axis=0))
-            runs.momenta.append(momentum)
-            runs.clip_thresholds.append(np.full(trainer.num_runs, np.nan))
-            losses, used = [], []
-            runs.look()
+            runs.end_interval(losses, used, momentum)
     return runs
 
 
@@ -152,34 +301,21 @@ def finite_mean(losses: FloatArray) -> FloatArray:
 
 
 def run_batch(
-    task: Task,
-    configured: Sequence[Configured],
-    *,
-    seeds: Sequence[int],
-    num_intervals: int,
-    evaluate: Sequence[SplitName],
-    device: torch.device | str = "cpu",
-) -> list[RunOutcome]:
-    """Trains siblings and evaluates them at their horizon; arguments as in `train_batch`.
+    task: Task, configured: Sequence[Configured], *, seeds: Sequence[int], options: RunOptions
+) -> list[RunRecord]:
+    """Trains siblings (see `train_batch`) and evaluates them at their horizon.
 
     Returns:
-        Setting-major: outcome ``j * len(seeds) + i`` is seed i under setting j.
+        Setting-major: record ``j * len(seeds) + i`` is seed i under setting j.
     """
-    runs = train_batch(task, configured, seeds=seeds, num_intervals=num_intervals, device=device)
-    found = runs.outcomes(
-        task,
-        [
-            (
-                c.baseline.name,
-                dict(c.setting),
-                seed,
-                number(c.baseline.hyperparameters(c.setting, task), "lr", 0.0),
-            )
-            for seed in seeds
-            for c in configured
-        ],
-        evaluate=evaluate,
+    runs = train_batch(
+        task, configured, seeds=seeds, num_intervals=options.num_intervals, device=options.device
     )
-    return [
-        found[i * len(configured) + j] for j in range(len(configured)) for i in range(len(seeds))
+    rates = [number(c.baseline.hyperparameters(c.setting, task), "lr", 0.0) for c in configured]
+    keys: list[RunKey] = [
+        (c.baseline.name, dict(c.setting), seed, lr)
+        for seed in seeds
+        for c, lr in zip(configured, rates, strict=True)
     ]
+    found = runs.records(task, keys, evaluate=options.evaluate)
+    return [record for j in range(len(configured)) for record in found[j :: len(configured)]]

@@ -1,4 +1,4 @@
-"""One run in a plain loop, for optimizers that are a package's own and train one model at a time.
+"""Plain runs: one model in an ordinary loop, for optimizers of packages, which cannot be batched.
 
 Initial weights, batch order and the skipping of broken gradients are those of the batched runs.
 """
@@ -6,7 +6,7 @@ Initial weights, batch order and the skipping of broken gradients are those of t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -14,12 +14,17 @@ from torch import nn
 
 from pacesetter.envs.actions import interval_ends
 from pacesetter.experiments.rivals.arms import Configured
-from pacesetter.experiments.runs.batched import check_points, finite_mean, segments
-from pacesetter.experiments.runs.outcomes import RunOutcome, Stopwatch, valid_points
 from pacesetter.experiments.rivals.schedules import number
-from pacesetter.inner_models.engine.data import build_model, task_seeds
+from pacesetter.experiments.runs.batched import (
+    RunOptions,
+    Stopwatch,
+    check_points,
+    finite_mean,
+    segments,
+)
+from pacesetter.experiments.runs.records import RunRecord, least, valid_points
+from pacesetter.inner_models.engine.data import PlainData, build_model, task_seeds
 from pacesetter.inner_models.losses import metric_of
-from pacesetter.inner_models.engine.data import PlainData
 from pacesetter.inner_models.task import LossFn, SplitName, Task
 
 EVAL_ROWS = 2**14
@@ -125,38 +130,27 @@ class PlainRun:
         self.model.eval()
 
 
-def run_plain(
-    task: Task,
-    configured: Configured,
-    *,
-    seed: int,
-    num_intervals: int,
-    evaluate: Sequence[SplitName],
-    device: torch.device | str = "cpu",
-) -> RunOutcome:
+def run_plain(task: Task, configured: Configured, *, seed: int, options: RunOptions) -> RunRecord:
     """Trains one run from start to end.
 
     Args:
         task: its data and model; the seed is replaced.
         configured: a setting of a baseline whose optimizer is a factory.
         seed: of initial weights and batch order.
-        num_intervals: parts into which curves are cut.
-        evaluate: splits on which the final loss is wanted.
-        device: where the run lives.
+        options: how to train and evaluate it.
     """
     task = task.with_seed(seed)
-    baseline = configured.baseline
+    baseline, device = configured.baseline, torch.device(options.device)
     hyper = baseline.hyperparameters(configured.setting, task)
     factors = baseline.factors(task.horizon, hyper)
     feedback = None if baseline.feedback is None else baseline.feedback(hyper)
     checks = check_points(task.horizon)
-    steps = interval_ends(task.horizon, num_intervals)
+    steps = interval_ends(task.horizon, options.num_intervals)
     watch, scale = Stopwatch(), 1.0
     losses: list[float] = []
     lrs: list[float] = []
     curve, mean_lrs, valid = [], [], {}
-    devices = [torch.device(device)] if torch.device(device).type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(task_seeds(task)[2])
         run = PlainRun(task, configured, device=device)
         untrained = run.evaluate("outer_valid")
@@ -174,7 +168,8 @@ def run_plain(
                 if end in valid_points(steps):
                     valid[end] = run.evaluate("outer_valid")
         metric = metric_of(task)
-        return RunOutcome(
+        return RunRecord(
+            task=task.name,
             arm=baseline.name,
             setting=dict(configured.setting),
             seed=seed,
@@ -183,12 +178,13 @@ def run_plain(
             untrained=untrained,
             losses={
                 split: valid[steps[-1]] if split == "outer_valid" else run.evaluate(split)
-                for split in evaluate
+                for split in options.evaluate
             },
+            best={"outer_valid": least(list(valid.values()))},
             metric_name=None if metric is None else metric.name,
             metric=None
             if metric is None
-            else {s: metric.value(run.evaluate(s, metric.measure)) for s in evaluate},
+            else {s: metric.value(run.evaluate(s, metric.measure)) for s in options.evaluate},
             steps=list(steps),
             curve=curve,
             lrs=mean_lrs,

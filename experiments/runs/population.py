@@ -16,17 +16,19 @@ from numpy.typing import NDArray
 
 from pacesetter.envs.actions import interval_ends
 from pacesetter.experiments.rivals.arms import Baseline, Configured
+from pacesetter.experiments.rivals.schedules import number
+from pacesetter.experiments.rivals.space import Dimension, Setting
 from pacesetter.experiments.runs.batched import (
+    FinishedRuns,
+    FloatArray,
+    RunOptions,
     check_points,
-    finite_mean,
     segments,
     start_trainer,
 )
-from pacesetter.experiments.runs.outcomes import FinishedRuns, FloatArray, RunOutcome
-from pacesetter.experiments.rivals.schedules import number
-from pacesetter.experiments.rivals.space import Dimension, Setting
-from pacesetter.inner_models.task import SplitName, Task
+from pacesetter.experiments.runs.records import RunRecord
 from pacesetter.inner_models.engine.trainer import InnerTrainer
+from pacesetter.inner_models.task import Task
 
 TRUNCATED = 0.2
 """Share of the worst members, which copy one of as many best."""
@@ -52,11 +54,9 @@ def run_population(
     *,
     members: int,
     seeds: Sequence[int],
-    num_intervals: int,
-    evaluate: Sequence[SplitName],
-    device: torch.device | str = "cpu",
-) -> list[RunOutcome]:
-    """Trains a population per seed; its outcome is the member of least outer-valid loss.
+    options: RunOptions,
+) -> list[RunRecord]:
+    """Trains a population per seed; its record is the member of least outer-valid loss.
 
     Members share initial weights and batch order, as all runs of a seed do. The first begins with
     the default setting, the others with a random one; whom to copy is decided by inner_valid.
@@ -66,12 +66,10 @@ def run_population(
         baseline: one of populations.
         members: of each population; 1: the default setting, which stays as it is.
         seeds: of initial weights, batch order and the population's own choices.
-        num_intervals: parts into which curves are cut.
-        evaluate: splits on which the final loss is wanted.
-        device: where the runs live.
+        options: how to train and evaluate them.
 
     Returns:
-        One outcome per seed. Its curves are the line of ancestors of the chosen member.
+        One record per seed. Its curves are the line of ancestors of the chosen member.
     """
     generators = [np.random.default_rng([seed, members]) for seed in seeds]
     space = baseline.space
@@ -80,7 +78,7 @@ def run_population(
         for generator in generators
     ]
     configured = [Configured(baseline, space.default)] * members
-    trainer = start_trainer(task, configured, seeds=seeds, device=device)
+    trainer = start_trainer(task, configured, seeds=seeds, device=options.device)
     hyper = [baseline.hyperparameters(s, task) for group in starts for s in group]
     table: Table = {
         name: np.array([number(h, name, 0.0) for h in hyper])
@@ -88,7 +86,7 @@ def run_population(
     }
     factors = np.stack([baseline.factors(task.horizon, h) for h in hyper], axis=1)
     first_lr = table["lr"].copy()
-    steps = interval_ends(task.horizon, num_intervals)
+    steps = interval_ends(task.horizon, options.num_intervals)
     runs = FinishedRuns(trainer, trainer.evaluate("outer_valid"), steps)
     losses: list[FloatArray] = []
     used: list[FloatArray] = []
@@ -99,12 +97,7 @@ def run_population(
             used.append(table["lr"] * factors[start:end])
             losses.append(trainer.run(used[-1], momentum=table["momentum"]).losses)
         if end in steps:
-            runs.curve.append(finite_mean(np.concatenate(losses)))
-            runs.lrs.append(np.concatenate(used).mean(axis=0))
-            runs.momenta.append(table["momentum"].copy())
-            runs.clip_thresholds.append(np.full(trainer.num_runs, np.nan))
-            losses, used = [], []
-            runs.look()
+            runs.end_interval(losses, used, table["momentum"])
         if members > 1 and end in check_points(task.horizon):
             with runs.watch:
                 valid = trainer.evaluate("inner_valid").reshape(len(seeds), members)
@@ -124,7 +117,7 @@ def run_population(
                 for kept in (runs.curve, runs.lrs, runs.momenta, losses, used):
                     kept[:] = [values[..., sources] for values in kept]
                 runs.valid_curve = {s: v[sources] for s, v in runs.valid_curve.items()}
-    return _chosen(task, baseline, runs, first_lr, seeds=seeds, evaluate=evaluate)
+    return _chosen(task, baseline, runs, first_lr, seeds=seeds, options=options)
 
 
 def exploit(losses: FloatArray, generator: np.random.Generator) -> NDArray[np.int64]:
@@ -170,28 +163,22 @@ def _chosen(
     first_lr: FloatArray,
     *,
     seeds: Sequence[int],
-    evaluate: Sequence[SplitName],
-) -> list[RunOutcome]:
+    options: RunOptions,
+) -> list[RunRecord]:
     members = runs.trainer.num_runs // len(seeds)
     runs.look(final=True)
     losses = runs.losses("outer_valid").reshape(len(seeds), members)
     best = np.where(np.isfinite(losses), losses, np.inf).argmin(axis=1)
     rows = [i * members + int(member) for i, member in enumerate(best)]
     default: Setting = baseline.space.default
-    found = runs.outcomes(
+    found = runs.records(
         task,
         [
             (baseline.name, dict(default), seed, float(first_lr[row]))
             for seed, row in zip(seeds, rows, strict=True)
         ],
-        evaluate=evaluate,
+        evaluate=options.evaluate,
         rows=rows,
     )
-    return [
-        replace(
-            outcome,
-            inner_steps=members * task.horizon,
-            wall_seconds=outcome.wall_seconds * members,
-        )
-        for outcome in found
-    ]
+    steps = members * task.horizon
+    return [replace(r, inner_steps=steps, wall_seconds=r.wall_seconds * members) for r in found]

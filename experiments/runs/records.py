@@ -1,4 +1,4 @@
-"""What is kept of a run: one record, in memory, in JSON (all of it) and in CSV (a row per run)."""
+"""Records of runs: one for each run, in memory, in JSON (all of it) and in CSV (a row per run)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +16,8 @@ from pacesetter.inner_models.task import SplitName
 
 REPORTED_SPLITS: tuple[SplitName, ...] = ("train", "outer_valid", "test")
 """Splits on which the final loss is kept; `test` is read only here."""
+VALID_POINTS = 10
+"""Points of a validation curve, where a run has so many intervals."""
 CSV_COLUMNS = (
     *("task", "arm", "seed", "start_lr", "budget", "setting", "lr", "trials", "inner_steps"),
     *("wall_seconds", "untrained", *REPORTED_SPLITS, "best_outer_valid", "metric_name"),
@@ -49,11 +51,13 @@ class RunRecord:
         seed: fixes initial weights and batch order; equal over arms.
         start_lr: learning rate that an agent started from, or that a baseline was given instead
             of its own to see how much depends on it; None for other baselines.
-        lr: learning rate in effect: chosen by tuning, calibrated, default or the start.
+        lr: learning rate of the setting, at its peak: chosen by tuning, calibrated, default or the
+            start.
         trials: settings that were tried to choose it; 1: none but this.
         inner_steps: inner steps spent, on tuning for this task and on this run.
         untrained: outer-valid loss before the first step.
-        losses: final loss on each of `REPORTED_SPLITS`.
+        losses: final loss by split, of the splits that were asked for: `REPORTED_SPLITS`, but for
+            trials.
         steps: (K,), inner step at which each interval ended.
         curve: (K,), mean training loss of each interval.
         lrs: (K,), mean learning rate of each interval.
@@ -66,8 +70,9 @@ class RunRecord:
         setting: the chosen values by hyperparameter; empty for an agent.
         best: least loss that was seen on the way or at the end, by split; on outer_valid alone.
         metric_name: such as ``"accuracy"``; None: the task has none.
-        metric: its final value on each of `REPORTED_SPLITS`; None: the task has none.
-        valid_steps: at most 10 inner steps at which outer-valid was looked at, the last the end.
+        metric: its final value by split; None: the task has none.
+        valid_steps: at most `VALID_POINTS` inner steps at which outer-valid was looked at, the last
+            the end.
         valid_curve: the loss on outer_valid then.
         wall_seconds: time of the run's training alone; siblings share theirs equally.
         failed: why the run crashed; None: it did not.
@@ -76,17 +81,17 @@ class RunRecord:
     task: str
     arm: str
     seed: int
-    start_lr: float | None
     lr: float
-    trials: int
-    inner_steps: int
-    untrained: float
     losses: dict[str, float]
-    steps: list[int]
-    curve: list[float]
-    lrs: list[float]
-    momenta: list[float]
-    clip_thresholds: list[float]
+    start_lr: float | None = None
+    trials: int = 1
+    inner_steps: int = 0
+    untrained: float = math.nan
+    steps: list[int] = field(default_factory=list)
+    curve: list[float] = field(default_factory=list)
+    lrs: list[float] = field(default_factory=list)
+    momenta: list[float] = field(default_factory=list)
+    clip_thresholds: list[float] = field(default_factory=list)
     trajectory: list[list[float]] | None = None
     budget: int = 1
     setting: dict[str, float | str] = field(default_factory=dict)
@@ -116,6 +121,59 @@ class RunRecord:
         for split in REPORTED_SPLITS:
             whole[f"metric_{split}"] = None if self.metric is None else self.metric[split]
         return {name: "" if whole[name] is None else whole[name] for name in CSV_COLUMNS}
+
+
+def crashed(
+    task: str,
+    arm: str,
+    setting: Mapping[str, float | str],
+    *,
+    seed: int,
+    lr: float,
+    evaluate: Sequence[SplitName],
+    reason: str,
+) -> RunRecord:
+    """The record of a run that raised an error, or whose process died.
+
+    Args:
+        task: name of the task.
+        arm: name of the arm.
+        setting: what it ran with.
+        seed: of the run.
+        lr: learning rate of the setting.
+        evaluate: splits on which its loss was wanted.
+        reason: why it crashed.
+    """
+    losses: dict[str, float] = dict.fromkeys(evaluate, math.nan)
+    best = {"outer_valid": math.nan}
+    return RunRecord(
+        task=task,
+        arm=arm,
+        seed=seed,
+        lr=lr,
+        losses=losses,
+        setting=dict(setting),
+        best=best,
+        wall_seconds=0.0,
+        failed=reason,
+    )
+
+
+def least(losses: Sequence[float]) -> float:
+    """The least of some losses; NaN where none is finite."""
+    return min((loss for loss in losses if math.isfinite(loss)), default=math.nan)
+
+
+def valid_points(steps: Sequence[int]) -> tuple[int, ...]:
+    """At which of the ends of intervals outer-valid is looked at, the last among them.
+
+    >>> valid_points(range(2, 41, 2))
+    (4, 8, 12, 16, 20, 24, 28, 32, 36, 40)
+    >>> valid_points([7, 9])
+    (7, 9)
+    """
+    count = min(len(steps), VALID_POINTS)
+    return tuple(steps[-(-(k + 1) * len(steps) // count) - 1] for k in range(count))
 
 
 _NUMBERS = ("untrained", "lr", "wall_seconds")

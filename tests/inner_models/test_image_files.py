@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pacesetter.experiments.cli import main as cli
-from pacesetter.experiments.tasks import families_in, named_task
+from pacesetter.experiments.compare_config import families_in, named_task
 from pacesetter.inner_models import registry
 from pacesetter.inner_models.engine.plain import ReferenceRun
 from pacesetter.inner_models.engine.trainer import InnerTrainer

@@ -1,0 +1,414 @@
+"""Arms x tasks x seeds: what a comparison has to run, cut into groups that train together."""
+
+from __future__ import annotations
+
+import json
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from pacesetter.agent.policy.policy import Policy
+from pacesetter.envs.actions import ControlConfig
+from pacesetter.experiments.compare_config import TUNING_SEEDS, CompareConfig
+from pacesetter.experiments.rivals.arms import Baseline, Configured
+from pacesetter.experiments.rivals.baselines import (
+    DO_NOTHING,
+    OPEN_LOOP,
+    POLICY,
+    RANDOM,
+    REFERENCE,
+    STRICT,
+)
+from pacesetter.experiments.rivals.schedules import number
+from pacesetter.experiments.rivals.space import Setting
+from pacesetter.experiments.runs.agents import (
+    ClosedLoop,
+    Controller,
+    Idle,
+    RandomActions,
+    run_agents,
+)
+from pacesetter.experiments.runs.batched import RunKey, RunOptions, batches, run_batch
+from pacesetter.experiments.runs.plain import run_plain
+from pacesetter.experiments.runs.population import population_size, run_population
+from pacesetter.experiments.runs.records import REPORTED_SPLITS, RunRecord, crashed
+from pacesetter.experiments.runs.replay import Replay, mean_replay
+from pacesetter.inner_models.task import Task
+
+START_MOMENTUM = 0.9
+"""``betas[0]`` from which the agent starts: AdamW's default, as in every AdamW baseline."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is run on every task.
+
+    Attributes:
+        config: of the comparison.
+        policy: the agent.
+        baselines: those among the arms, and the reference.
+    """
+
+    config: CompareConfig
+    policy: Policy
+    baselines: tuple[Baseline, ...]
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """Names of all arms: the reference too, and the policy where it has to be replayed."""
+        names = dict.fromkeys((*self.config.arms, REFERENCE))
+        if STRICT.name in names:
+            names.setdefault(POLICY.name)
+        return tuple(names)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Seeds of the report."""
+        return tuple(range(self.config.num_seeds))
+
+    @property
+    def options(self) -> RunOptions:
+        """How the runs of the report are trained; only here is the test split read."""
+        intervals = self.policy.control.num_intervals
+        return RunOptions(
+            evaluate=REPORTED_SPLITS, num_intervals=intervals, device=self.config.device
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A setting that a baseline is run with, and what it took to choose it.
+
+    Attributes:
+        setting: of the baseline's space; it may override what the baseline fixes.
+        budget: trials that the choice was given.
+        tuning_steps: inner steps that it cost.
+        start_lr: a learning rate that was put in place of the chosen one, to see how much depends
+            on it; None: it was not.
+    """
+
+    setting: Setting = field(default_factory=dict)
+    budget: int = 1
+    tuning_steps: int = 0
+    start_lr: float | None = None
+
+    @property
+    def run_setting(self) -> dict[str, float | str]:
+        """What is run."""
+        own = dict(self.setting)
+        return own if self.start_lr is None else {**own, "lr": self.start_lr}
+
+    def applied(self, record: RunRecord) -> RunRecord:
+        """The record of a run that was made for this choice."""
+        return replace(
+            record,
+            start_lr=self.start_lr,
+            trials=self.budget,
+            budget=self.budget,
+            inner_steps=self.tuning_steps + record.inner_steps,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunGroup(ABC):
+    """Runs of one task that train together, in one process.
+
+    Attributes:
+        rows: what differs between them, seeds aside.
+        seeds: of initial weights and batch order.
+        options: how to train and evaluate them.
+    """
+
+    rows: tuple[Any, ...]
+    seeds: tuple[int, ...]
+    options: RunOptions
+
+    @abstractmethod
+    def train(self, task: Task) -> list[RunRecord]:
+        """Trains all of them; records row-major, as in `run`."""
+
+    @abstractmethod
+    def crashed(self, task: Task, reason: str) -> list[RunRecord]:
+        """The records where all of them crashed."""
+
+    def halves(self) -> list[RunGroup]:
+        """Both halves of the group; none where it has a single row."""
+        middle = len(self.rows) // 2
+        parts = self.rows[:middle], self.rows[middle:]
+        return [replace(self, rows=part) for part in parts] if middle else []
+
+    def run(self, task: Task) -> list[RunRecord]:
+        """Trains the runs; where that fails, in halves, until the row at fault is alone.
+
+        The same serves where the memory does not hold all of them.
+
+        Returns:
+            Row-major: the records of row 0, then those of row 1.
+        """
+        try:
+            return self.train(task)
+        except Exception as error:
+            halves = self.halves()
+            if not halves:
+                lines = str(error).strip().splitlines()
+                reason = f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+                return self.crashed(task, reason)
+        return [record for half in halves for record in half.run(task)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselineGroup(RunGroup):
+    """Settings of any mixture of baselines, each on every seed.
+
+    Attributes:
+        rows: the settings.
+        budget: of a population.
+    """
+
+    rows: tuple[Configured, ...]
+    budget: int = 1
+
+    def train(self, task: Task) -> list[RunRecord]:
+        """Trains siblings side by side, all others one after another."""
+        parts = sibling_parts(self.rows)
+        n = len(self.seeds)
+        if len(parts) > 1:
+            found: dict[int, list[RunRecord]] = {}
+            for part in parts:
+                records = replace(self, rows=tuple(self.rows[j] for j in part)).run(task)
+                found |= {j: records[i * n : (i + 1) * n] for i, j in enumerate(part)}
+            return [record for j in range(len(self.rows)) for record in found[j]]
+        baseline = self.rows[0].baseline
+        if baseline.population:
+            members = population_size(self.budget, tuning_seeds=len(TUNING_SEEDS))
+            return run_population(
+                task, baseline, members=members, seeds=self.seeds, options=self.options
+            )
+        if baseline.batched:
+            return run_batch(task, self.rows, seeds=self.seeds, options=self.options)
+        if n == 1:
+            return [run_plain(task, self.rows[0], seed=self.seeds[0], options=self.options)]
+        return [r for seed in self.seeds for r in replace(self, seeds=(seed,)).run(task)]
+
+    def crashed(self, task: Task, reason: str) -> list[RunRecord]:
+        """The records where all of them crashed."""
+        evaluate = self.options.evaluate
+        return [
+            crashed(
+                *(task.name, c.baseline.name, c.setting),
+                seed=seed,
+                lr=number(c.baseline.hyperparameters(c.setting, task), "lr", float("nan")),
+                evaluate=evaluate,
+                reason=reason,
+            )
+            for c in self.rows
+            for seed in self.seeds
+        ]
+
+
+def sibling_parts(configured: Sequence[Configured]) -> list[list[int]]:
+    """Numbers of settings that train together: siblings, and each of the others by itself."""
+    together = batches(configured)
+    batched = {j for part in together for j in part}
+    return [*together, *([j] for j in range(len(configured)) if j not in batched)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentGroup(RunGroup):
+    """Ways of using the policy, each on every seed and from every start of the learning rate.
+
+    Attributes:
+        rows: names of arms with what decides in them.
+        starts: learning rates.
+        control: bounds and step sizes of the policy.
+    """
+
+    rows: tuple[tuple[str, Controller], ...]
+    starts: tuple[float, ...]
+    control: ControlConfig
+
+    @property
+    def _pairs(self) -> list[tuple[float, int]]:
+        return [(start, seed) for start in self.starts for seed in self.seeds]
+
+    def train(self, task: Task) -> list[RunRecord]:
+        """Trains all of them side by side."""
+        tasks = [
+            task.with_optimizer(name="adamw", lr=start, momentum=START_MOMENTUM).with_seed(seed)
+            for start, seed in self._pairs
+        ]
+        runs = run_agents(
+            tasks,
+            [controller for _, controller in self.rows],
+            control=self.control,
+            device=self.options.device,
+        )
+        keys: list[RunKey] = [
+            (name, {}, seed, start) for start, seed in self._pairs for name, _ in self.rows
+        ]
+        found = runs.records(task, keys, evaluate=self.options.evaluate)
+        n = len(self.rows)
+        return [replace(r, start_lr=r.lr) for j in range(n) for r in found[j::n]]
+
+    def crashed(self, task: Task, reason: str) -> list[RunRecord]:
+        """The records where all of them crashed."""
+        evaluate = self.options.evaluate
+        found = [
+            crashed(task.name, name, {}, seed=seed, lr=start, evaluate=evaluate, reason=reason)
+            for name, _ in self.rows
+            for start, seed in self._pairs
+        ]
+        return [replace(record, start_lr=record.lr) for record in found]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of the runs on one task that is kept in one file.
+
+    Attributes:
+        name: of the file.
+        group: what is run.
+        wanted: rows of the group, and the choices that each of them stands for; None: records are
+            kept as they are.
+        order: those of a lower one begin first.
+    """
+
+    name: str
+    group: RunGroup
+    wanted: tuple[tuple[int, Choice], ...] | None = None
+    order: int = 1
+
+    def records(self, found: Sequence[RunRecord]) -> list[RunRecord]:
+        """What is kept of what `RunGroup.run` has returned."""
+        if self.wanted is None:
+            return list(found)
+        n = len(self.group.seeds)
+        return [c.applied(r) for row, c in self.wanted for r in found[row * n : (row + 1) * n]]
+
+
+def pieces(
+    plan: Plan, *, choices: Mapping[str, Sequence[Choice]], replay: Replay | None = None
+) -> list[Piece]:
+    """All runs on one task, but for the strict replay, which needs all tasks' runs first.
+
+    Args:
+        plan: what to run.
+        choices: what baselines are run with, by name; one that is not named runs as it is. Equal
+            settings are run once.
+        replay: the open-loop replay; None: it is not among the arms.
+
+    Returns:
+        The agents, all baselines that are siblings, the other ones seed by seed, and populations
+        budget by budget.
+    """
+    found = []
+    agents = _controllers(plan, replay)
+    if agents:
+        found.append(Piece("agents", _agents(plan, agents, plan.config.start_lrs)))
+    siblings = [b for b in plan.baselines if is_sibling(b)]
+    if siblings:
+        found.append(_piece(plan, "siblings", siblings, choices, seeds=plan.seeds))
+    for baseline in plan.baselines:
+        if baseline.population:
+            row = Configured(baseline, baseline.space.default)
+            for budget in plan.config.budgets:
+                group = BaselineGroup(
+                    rows=(row,), seeds=plan.seeds, options=plan.options, budget=budget
+                )
+                wanted = ((0, Choice(budget=budget)),)
+                found.append(Piece(f"{slug(baseline.name)}-{budget}", group, wanted, order=0))
+        elif not is_sibling(baseline):
+            found += [
+                _piece(plan, f"{slug(baseline.name)}-{seed}", [baseline], choices, seeds=(seed,))
+                for seed in plan.seeds
+            ]
+    return found
+
+
+def is_sibling(baseline: Baseline) -> bool:
+    """Whether its runs train side by side with those of other baselines."""
+    return baseline.batched and not baseline.population
+
+
+def in_order(plan: Plan, records: Sequence[RunRecord]) -> list[RunRecord]:
+    """The records of all pieces on one task, budget by budget within each arm."""
+    alone = {b.name: i for i, b in enumerate(plan.baselines) if not is_sibling(b)}
+    return sorted(records, key=lambda r: (alone[r.arm], r.budget) if r.arm in alone else (-1, 0))
+
+
+def strict_pieces(plan: Plan, records: Sequence[RunRecord]) -> list[Piece]:
+    """The strict replay: the policy's mean schedule over the compared tasks, from each start.
+
+    Args:
+        plan: what was run.
+        records: of all tasks; where all runs of the policy crashed there is nothing to replay.
+    """
+    found = []
+    for start in plan.config.start_lrs if STRICT.name in plan.arms else ():
+        schedules = [
+            np.asarray(r.trajectory)
+            for r in records
+            if r.arm == POLICY.name and r.start_lr == start and r.trajectory
+        ]
+        if schedules:
+            agents = {STRICT.name: mean_replay(schedules, plan.policy.control)}
+            found.append(Piece(f"{start:g}", _agents(plan, agents, (start,))))
+    return found
+
+
+def slug(name: str) -> str:
+    """A name as that of a file.
+
+    >>> slug("digits-mlp/0")
+    'digits-mlp_0'
+    """
+    return re.sub(r"[^\w.-]+", "_", name)
+
+
+def _controllers(plan: Plan, replay: Replay | None) -> dict[str, Controller]:
+    found: dict[str, Controller] = {}
+    if POLICY.name in plan.arms:
+        found[POLICY.name] = ClosedLoop(plan.policy)
+    if replay is not None:
+        found[OPEN_LOOP.name] = replay
+    if RANDOM.name in plan.arms:
+        found[RANDOM.name] = RandomActions()
+    if DO_NOTHING.name in plan.arms:
+        found[DO_NOTHING.name] = Idle()
+    return found
+
+
+def _agents(
+    plan: Plan, controllers: Mapping[str, Controller], starts: tuple[float, ...]
+) -> AgentGroup:
+    return AgentGroup(
+        rows=tuple(controllers.items()),
+        seeds=plan.seeds,
+        options=plan.options,
+        starts=starts,
+        control=plan.policy.control,
+    )
+
+
+def _piece(
+    plan: Plan,
+    name: str,
+    baselines: Sequence[Baseline],
+    choices: Mapping[str, Sequence[Choice]],
+    *,
+    seeds: tuple[int, ...],
+) -> Piece:
+    # The budgets of a search often end at one setting: it is run once, and counts for each.
+    rows: dict[tuple[str, str], Configured] = {}
+    wanted = []
+    for baseline in baselines:
+        for choice in choices.get(baseline.name, (Choice(setting=baseline.space.default),)):
+            key = (baseline.name, json.dumps(choice.run_setting, sort_keys=True))
+            rows.setdefault(key, Configured(baseline, choice.run_setting))
+            wanted.append((list(rows).index(key), choice))
+    group = BaselineGroup(rows=tuple(rows.values()), seeds=seeds, options=plan.options)
+    return Piece(name, group, tuple(wanted))
