@@ -334,21 +334,21 @@ def check_task(task: Task) -> None:
     model.eval()
     # Of test too, where nothing but an error is read off: better now than after all tuning.
     for split in SPLITS:
-        value = _loss(task, model, _rows(task, split), split)
+        value = _probe_loss(task, model, _probe_rows(task, split), split)
         if not bool(torch.isfinite(value)):
             raise ValueError(
                 f"the loss of {task.name!r} must be finite at the start, but on {split} it is "
                 f"{value.item()}. Look for NaN in the data, for targets out of range, and for "
                 "weights that start too large"
             )
-        if not _same(value, _loss(task, model, _rows(task, split), split)):
+        if not _same(value, _probe_loss(task, model, _probe_rows(task, split), split)):
             raise ValueError(
                 f"the loss of {task.name!r} on the same rows of {split} and the same weights came "
                 "out differently the second time, in evaluation mode. Randomness belongs into "
                 "modules that are off in evaluation, such as nn.Dropout"
             )
     model.train()
-    loss = _loss(task, model, _rows(task, "train"), "train")
+    loss = _probe_loss(task, model, _probe_rows(task, "train"), "train")
     if not loss.requires_grad:
         raise ValueError(
             f"the loss of {task.name!r} does not depend on the model's parameters: look for "
@@ -379,13 +379,13 @@ def _build(task: Task) -> nn.Module:
     return model
 
 
-def _rows(task: Task, split: SplitName) -> Batch:
+def _probe_rows(task: Task, split: SplitName) -> Batch:
     """The first batch of the train split, as one would train on it; more rows of the others."""
     batch: Batch = getattr(task.splits, split)
     return tuple(t[: task.batch_size if split == "train" else PROBE_ROWS] for t in batch)
 
 
-def _loss(task: Task, model: nn.Module, batch: Batch, split: SplitName) -> Tensor:
+def _probe_loss(task: Task, model: nn.Module, batch: Batch, split: SplitName) -> Tensor:
     with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(split == "train"):
         value: object = _or_else(
             lambda: task.loss(model, batch),
