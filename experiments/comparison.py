@@ -16,7 +16,7 @@ import numpy as np
 
 from pacesetter.agent.policy.policy import Policy, load_policy
 from pacesetter.agent.runs.folder import claim_folder, write_json, write_text
-from pacesetter.agent.runs.progress import ProgressMeter
+from pacesetter.agent.runs.progress import progress_bar
 from pacesetter.agent.training.engines import RayEngine
 from pacesetter.experiments.analysis.summary import Summary, summarise
 from pacesetter.experiments.compare_config import TUNING_SEEDS, CompareConfig, named_task
@@ -136,7 +136,7 @@ def compare(
     total = Stages.count(plan, len(tasks))
     with (
         opened(jobs=config.jobs, engine=engine) as execution,
-        ProgressMeter("comparison", total=total, unit="stages", shown=progress) as bar,
+        progress_bar("comparison", total=total, unit="stages", shown=progress) as bar,
     ):
         records, searches = Stages(
             plan=plan,

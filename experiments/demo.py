@@ -1,7 +1,8 @@
-"""The demonstration: train the agent on, put it into an ordinary job, see what it is worth.
+"""The demonstration: the agent goes on learning, and is put into an ordinary PyTorch job.
 
-The job is a plain PyTorch loop, with nothing of the batched trainer in it. Policies start from AdamW's default learning
-rate; the rivals are AdamW as it comes, and AdamW with a cosine whose learning rate was tuned.
+The job is a plain loop on handwritten digits, with nothing of the batched trainer in it. Policies
+start from AdamW's default learning rate; the rivals are AdamW as it comes, and AdamW with a cosine
+whose learning rate was tuned.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from pacesetter.agent.runs.folder import RUN_FILE, claim_folder, write_text
 from pacesetter.agent.runs.progress import progress_bar
 from pacesetter.envs.actions import ControlConfig, interval_ends
 from pacesetter.experiments.analysis.summary import summarise
+from pacesetter.experiments.compare_config import TUNING_SEEDS
 from pacesetter.experiments.comparison import Comparison
 from pacesetter.experiments.presets import get_preset
 from pacesetter.experiments.report.report import Report, write_report
@@ -33,7 +35,6 @@ from pacesetter.experiments.report.tables import format_summary
 from pacesetter.experiments.rivals.baselines import ADAMW_LRS, AgentArm
 from pacesetter.experiments.runs.execution import describe_environment
 from pacesetter.experiments.runs.records import REPORTED_SPLITS, RunRecord, write_csv
-from pacesetter.experiments.compare_config import TUNING_SEEDS
 from pacesetter.inner_models.families.real.digits import digits_splits
 from pacesetter.inner_models.lookup import require
 from pacesetter.inner_models.task import Batch, SplitName

@@ -44,7 +44,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from pacesetter.inner_models.engine.batching import build_model
+from pacesetter.inner_models.engine.data import build_model
 from pacesetter.inner_models.lookup import call_failed, import_attribute, short
 from pacesetter.inner_models.losses import ACCURACY
 from pacesetter.inner_models.task import (

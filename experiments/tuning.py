@@ -65,8 +65,8 @@ class Trial:
     Attributes:
         number: from 0, the default.
         setting: what it ran with.
-        loss: mean outer-valid loss over the tuning seeds; infinite where a seed diverged or the trial
-            crashed.
+        loss: mean outer-valid loss over the tuning seeds; infinite where a seed diverged or the
+            trial crashed.
         failed: why it crashed; None: it did not.
     """
 

@@ -192,10 +192,10 @@ def config_of(args: argparse.Namespace) -> CompareConfig:
         FileNotFoundError: ``--data`` holds no image files.
         ValueError: an argument is out of its range.
     """
-    from pacesetter.experiments.compare_config import CompareConfig
     from pacesetter.experiments.compare_config import (
         QUICK_TASKS_PER_FAMILY,
         TASKS_PER_FAMILY,
+        CompareConfig,
         families_in,
         task_names,
     )

@@ -187,7 +187,7 @@ def start_trainer(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> InnerTrainer:
-    """A trainer whose run ``i * len(configured) + j`` is seed i under setting j; see `train_batch`."""
+    """A trainer whose run ``i * len(configured) + j`` is seed i under setting j."""
     baseline = configured[0].baseline
     assert not callable(baseline.optimizer)
     base = task.with_optimizer(name=baseline.optimizer, **_shared(configured[0]))

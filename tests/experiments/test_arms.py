@@ -1,7 +1,6 @@
 """Every way of running an arm: side by side, one by one, in workers, as a population."""
 
 import csv
-import importlib
 import json
 import math
 from dataclasses import replace
@@ -19,15 +18,14 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, ReduceLROnPlateau
 from pacesetter.agent.policy.policy import Policy
 from pacesetter.envs.actions import ControlConfig
 from pacesetter.envs.features import NUM_FEATURES
+from pacesetter.experiments.compare_config import CompareConfig
 from pacesetter.experiments.rivals.arms import Baseline, Configured
 from pacesetter.experiments.rivals.baselines import BASELINES
 from pacesetter.experiments.rivals.hypergradient import AdamHD
 from pacesetter.experiments.rivals.space import Dimension
-from pacesetter.experiments.runs import arm_runs, workers
-from pacesetter.experiments.runs.agents import RandomActions, run_configured
-from pacesetter.experiments.runs.arm_runs import Chosen, Plan, strict_replays, task_records
-from pacesetter.experiments.runs.batched import check_points
-from pacesetter.experiments.runs.outcomes import valid_points
+from pacesetter.experiments.runs.agents import RandomActions
+from pacesetter.experiments.runs.batched import RunOptions, check_points
+from pacesetter.experiments.runs.matrix import BaselineGroup, Choice, Plan, pieces, strict_pieces
 from pacesetter.experiments.runs.population import (
     exploit,
     explore,
@@ -38,10 +36,10 @@ from pacesetter.experiments.runs.records import (
     CSV_COLUMNS,
     Entry,
     read_records,
+    valid_points,
     write_csv,
     write_records,
 )
-from pacesetter.experiments.tasks import named_task
 from pacesetter.inner_models.engine.data import batch_stream, build_model
 from pacesetter.inner_models.engine.trainer import InnerTrainer
 from pacesetter.inner_models.losses import metric_of
@@ -50,6 +48,12 @@ from pacesetter.inner_models.task import Metric, ModuleTask, Splits
 
 ROWS = {b.name: b for b in BASELINES}
 REPORTED = ("train", "outer_valid", "test")
+
+
+def run_configured(task, configured, *, seeds, **options):
+    """Setting-major: the records of all seeds of setting 0, then of setting 1."""
+    group = BaselineGroup(rows=tuple(configured), seeds=tuple(seeds), options=RunOptions(**options))
+    return group.run(task)
 
 
 def run_settings(task, arm, settings, **options):
@@ -157,7 +161,7 @@ def test_every_row_runs_paired_and_in_order():
         assert len(o.valid_steps) == len(o.valid_curve) == 10
         assert o.valid_steps[-1] == task.horizon
         assert o.valid_curve[-1] == o.losses["outer_valid"]
-        assert o.best == min(o.valid_curve)
+        assert o.best == {"outer_valid": min(o.valid_curve)}
         assert o.wall_seconds > 0
     for seed in (0, 1):
         untrained = [o.untrained for o in found if o.seed == seed]
@@ -285,58 +289,11 @@ def test_crash_and_divergence_of_one_setting_touch_no_other():
     assert math.isfinite(found[6].losses["test"])
 
 
-def test_populations_have_a_function_of_their_own():
-    with pytest.raises(ValueError, match="run_population"):
-        run_settings(small_task(), ROWS["population"], [{"lr": 1e-3}], seeds=[0])
-
-
-FATAL = """
-import os
-
-def fatal(params, h, task):
-    os._exit(3)
-"""
-
-
-def test_workers_do_the_same_and_may_die(monkeypatch, tmp_path):
-    (tmp_path / "fatal_optimizer.py").write_text(FATAL)
-    monkeypatch.syspath_prepend(tmp_path)
-    fatal = replace(
-        ROWS["nadam-cosine"],
-        name="fatal",
-        optimizer=importlib.import_module("fatal_optimizer").fatal,
-    )
-    task = replace(named_task("tabular-mlp/1"), horizon=12)
-    row = ROWS["nadam-cosine"]
-    expected = run_settings(task, row, [{"lr": 0.01}], seeds=[0, 1], evaluate=REPORTED)
-
-    def here(*args, **options):
-        raise AssertionError("this process was to do nothing")
-
-    monkeypatch.setattr(workers, "run_plain", here)
-    configured = [Configured(row, {"lr": 0.01}), Configured(fatal, {"lr": 0.01})]
-    found = run_configured(task, configured, seeds=[0, 1], evaluate=REPORTED, jobs=2)
-    for a, b in zip(expected, found[:2], strict=True):
-        assert b.failed is None
-        assert a.losses == pytest.approx(b.losses, rel=1e-6)
-        assert a.metric == b.metric
-    assert ["worker process died" in o.failed for o in found[2:]] == [True, True]
-
-
-@pytest.mark.parametrize("loss", [lambda model, batch: log_loss(model, batch), log_loss])
-def test_what_cannot_travel_runs_here(loss):
-    # A lambda cannot be sent, a function of this file cannot be loaded there.
-    task = small_task(loss=loss, name=f"own/{loss.__name__}")
-    row = ROWS["nadam-cosine"]
-    found = run_settings(task, row, [row.space.default], seeds=[0], jobs=2)
-    same = run_settings(small_task(), row, [row.space.default], seeds=[0])
-    assert found[0].losses == same[0].losses
-
-
 def test_population_of_one_is_the_default():
     task = small_task()
     row = ROWS["population"]
-    (found,) = run_population(task, row, members=1, seeds=[3], num_intervals=8, evaluate=REPORTED)
+    options = RunOptions(num_intervals=8, evaluate=REPORTED)
+    (found,) = run_population(task, row, members=1, seeds=[3], options=options)
     (plain,) = run_settings(
         task, ROWS["adamw-constant"], [row.space.default], seeds=[3], evaluate=REPORTED
     )
@@ -348,9 +305,9 @@ def test_population_of_one_is_the_default():
 def test_population_learns_and_repeats_itself():
     task = small_task(horizon=80)
     row = ROWS["population"]
-    options = {"num_intervals": 40, "evaluate": REPORTED}
-    found = run_population(task, row, members=11, seeds=[3, 4], **options)
-    again = run_population(task, row, members=11, seeds=[3, 4], **options)
+    options = RunOptions(num_intervals=40, evaluate=REPORTED)
+    found = run_population(task, row, members=11, seeds=[3, 4], options=options)
+    again = run_population(task, row, members=11, seeds=[3, 4], options=options)
     default = run_settings(task, ROWS["adamw-constant"], [row.space.default], seeds=[3, 4])
     for a, b, c in zip(found, again, default, strict=True):
         assert a.losses == b.losses
@@ -468,14 +425,13 @@ def a_plan(**changes):
     rng = np.random.default_rng(0)
     layer = (rng.normal(size=(3, NUM_FEATURES)) * 0.4, np.zeros(3))
     names = ("adamw-default", "adamw-cosine", "adamw-cosine-calibrated", "population")
+    config = CompareConfig(
+        arms=("policy", "random-policy", "do-nothing", *names), num_seeds=2, trials=5
+    )
     options = {
-        "arms": ("policy", "random-policy", "do-nothing", *names),
+        "config": config,
         "baselines": tuple(ROWS[name] for name in names),
         "policy": Policy([layer], control=ControlConfig(num_intervals=6)),
-        "start_lrs": (1e-3,),
-        "seeds": (0, 1),
-        "device": "cpu",
-        "budgets": (1, 5),
     }
     return Plan(**{**options, **changes})
 
@@ -484,34 +440,29 @@ def chosen():
     tuned = {"lr": 0.03, "weight_decay": 0.1}
     return {
         "adamw-cosine": [
-            Chosen(setting=ROWS["adamw-cosine"].space.default, tuning_steps=80),
-            Chosen(setting=tuned, budget=5, tuning_steps=400),
-            Chosen(setting=tuned, budget=20, tuning_steps=1600),
-            Chosen(setting=tuned, budget=20, tuning_steps=1600, start_lr=0.3),
+            Choice(setting=ROWS["adamw-cosine"].space.default, tuning_steps=80),
+            Choice(setting=tuned, budget=5, tuning_steps=400),
+            Choice(setting=tuned, budget=20, tuning_steps=1600),
+            Choice(setting=tuned, budget=20, tuning_steps=1600, start_lr=0.3),
         ]
     }
+
+
+def task_records(work, task):
+    return [record for piece in work for record in piece.records(piece.group.run(task))]
 
 
 @pytest.fixture(scope="module")
 def records():
     """Records of one task, and how many settings were run for them."""
-    settings = []
-    run = arm_runs.run_configured
-
-    def watched(task, configured, **options):
-        settings.extend(configured)
-        return run(task, configured, **options)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(arm_runs, "run_configured", watched)
-        task = small_task(metric=Metric("accuracy", right))
-        found = task_records(task, a_plan(), chosen=chosen(), replay=None)
-    return found, settings
+    work = pieces(a_plan(), choices=chosen())
+    settings = [row for p in work if isinstance(p.group, BaselineGroup) for row in p.group.rows]
+    return task_records(work, small_task(metric=Metric("accuracy", right))), settings
 
 
 def test_each_budget_has_its_line_and_equal_winners_run_once(records):
     found, settings = records
-    assert len(settings) == 1 + 3 + 1
+    assert len(settings) == 1 + 3 + 1 + 2  # the last are populations
     lines = {r.entry for r in found}
     assert lines == {
         *(Entry(name, 1e-3) for name in ("policy", "random-policy", "do-nothing")),
@@ -577,8 +528,11 @@ def test_an_agent_that_crashes_leaves_the_others_alone(monkeypatch):
 
     monkeypatch.setattr(RandomActions, "act", broken)
     plan = a_plan(baselines=(ROWS["adamw-default"],))
-    found = task_records(small_task(), plan, chosen={}, replay=None)
+    found = task_records(pieces(plan, choices={}), small_task())
     assert {r.arm for r in found if r.failed} == {"random-policy"}
     assert {r.failed for r in found} == {None, "RuntimeError: no more"}
     assert len(found) == 2 * 4
-    assert strict_replays(found, plan)[1e-3].mean.shape == (6, 3)
+    strict = replace(plan, config=replace(plan.config, arms=("policy-open-loop-strict",)))
+    (piece,) = strict_pieces(strict, found)
+    ((_, replay),) = piece.group.rows
+    assert replay.mean.shape == (6, 3)

@@ -20,8 +20,8 @@ from pacesetter.experiments.rivals.baselines import (
 )
 from pacesetter.experiments.rivals.schedules import WARM_UP
 from pacesetter.experiments.rivals.space import Choice, Dimension, Space
-from pacesetter.experiments.runs.agents import run_configured
-from pacesetter.experiments.runs.batched import batches, train_batch
+from pacesetter.experiments.runs.batched import RunOptions, batches, train_batch
+from pacesetter.experiments.runs.matrix import BaselineGroup
 from pacesetter.inner_models.engine.data import batch_stream, build_model
 from pacesetter.inner_models.task import ModuleTask, OptimizerConfig, Splits, TaskFamily
 
@@ -29,7 +29,9 @@ ROWS = {b.name: b for b in BASELINES}
 
 
 def run_settings(task, arm, settings, **options):
-    return run_configured(task, [Configured(arm, setting) for setting in settings], **options)
+    seeds = tuple(options.pop("seeds"))
+    rows = tuple(Configured(arm, setting) for setting in settings)
+    return BaselineGroup(rows=rows, seeds=seeds, options=RunOptions(**options)).run(task)
 
 
 def squared_error(model, batch):

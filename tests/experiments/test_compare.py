@@ -4,7 +4,6 @@ import csv
 import json
 import math
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -21,18 +20,16 @@ from pacesetter.agent.policy.policy import Policy
 from pacesetter.envs.actions import ControlConfig
 from pacesetter.envs.features import NUM_FEATURES
 from pacesetter.experiments import comparison as compare_module
+from pacesetter.experiments.compare_config import TUNING_SEEDS, named_task, task_names
 from pacesetter.experiments.comparison import CompareConfig, compare
 from pacesetter.experiments.rivals.arms import Baseline
 from pacesetter.experiments.rivals.baselines import AGENT_ARMS, BASELINES, STRICT
-from pacesetter.experiments.runs import task_work
+from pacesetter.experiments.runs import stages
 from pacesetter.experiments.runs.agents import ClosedLoop, run_agents
 from pacesetter.experiments.runs.plain import PlainRun
-from pacesetter.experiments.runs.progress import Clock, Progress
 from pacesetter.experiments.runs.records import CSV_COLUMNS, Entry, read_records
 from pacesetter.experiments.runs.replay import Replay, mean_replay
-from pacesetter.experiments.runs.task_work import SENSITIVE
-from pacesetter.experiments.tasks import named_task, task_names
-from pacesetter.experiments.tuning import TUNING_SEEDS
+from pacesetter.experiments.runs.stages import SENSITIVE, Clock
 from pacesetter.inner_models.engine.data import batch_stream, build_model
 from pacesetter.inner_models.engine.trainer import InnerTrainer
 from pacesetter.inner_models.task import ModuleTask, Splits, TaskFamily
@@ -307,23 +304,23 @@ def test_stopped_comparison_goes_on_and_repeats_nothing(tmp_path, monkeypatch):
     arms = ("policy", "policy-open-loop-strict", "sgd-cosine", "population")
     config = replace(FEW, arms=arms)
     found = run(tmp_path / "whole", config)
-    done, original = [], task_work.task_records
+    written, original = [], stages.write_records
 
-    def stops(task, plan, **kwargs):
-        key = (task.name, plan.arms, tuple(b.name for b in plan.baselines))
-        if len(done) == 4:
-            done.append(None)
+    def stops(path, records):
+        if len(written) == 4:
+            written.append(None)
             raise KeyboardInterrupt
-        done.append(key)
-        return original(task, plan, **kwargs)
+        written.append(path)
+        original(path, records)
 
-    monkeypatch.setattr(task_work, "task_records", stops)
+    monkeypatch.setattr(stages, "write_records", stops)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "run", config)
     assert not (tmp_path / "run" / "results.csv").exists()
     again = run(tmp_path / "run", config, resume=True)
-    done.remove(None)
-    assert len(done) == len(set(done)) == 3 * len(TASKS)  # agents, siblings, population
+    written.remove(None)
+    # Agents, siblings, populations of one and two trials, the strict replay.
+    assert len(written) == len(set(written)) == 5 * len(TASKS)
     same = ("arm", "task", "seed", "start_lr", "budget", "setting", "losses", "curve", "lrs")
     for one, other in zip(again.records, found.records, strict=True):
         assert [getattr(one, n) for n in same] == [getattr(other, n) for n in same]
@@ -337,8 +334,8 @@ KILLED = """
 
     sys.path.insert(0, {tests!r})
     import test_compare as t
-    from pacesetter.experiments.runs import task_work
-    from pacesetter.experiments.studies import Study
+    from pacesetter.experiments.runs import stages
+    from pacesetter.experiments.tuning import Study
 
     left = int(sys.argv[2])
 
@@ -353,7 +350,7 @@ KILLED = """
         return call
 
     Study.tell = counted(Study.tell)
-    task_work.write_records = counted(task_work.write_records)
+    stages.write_records = counted(stages.write_records)
     t.compare_module.write_report = t.only_notes
     out = Path(sys.argv[1])
     found = t.run(out, t.FEW, resume=(out / "run.json").exists())
@@ -361,6 +358,7 @@ KILLED = """
 """
 
 
+@pytest.mark.slow
 def test_killed_comparison_goes_on(tmp_path):
     """SIGKILL in the middle of a search, between pieces, and again: the result is the same."""
     script = tmp_path / "killed.py"
@@ -376,9 +374,9 @@ def test_killed_comparison_goes_on(tmp_path):
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
 
-    # Each task has a search of two trials, and two pieces: 1 is within the first search, and 3,
-    # from there, is after its first piece.
-    for left in (1, 3):
+    # Each task has a search of two trials, and then two pieces: 1 is within the first search, and
+    # 4, from there, is after the first piece.
+    for left in (1, 4):
         done = process(left)
         assert done.returncode == -signal.SIGKILL, done.stderr
         assert not (out / "results.csv").exists()
@@ -442,17 +440,6 @@ def test_policy_that_crashes_takes_nothing_along(tmp_path, monkeypatch):
     found = run(tmp_path / "run", config)
     assert {r.arm for r in found.records if r.failed} == {"policy"}
     assert {r.arm for r in found.records if not r.failed} == {"do-nothing", "adamw-default"}
-
-
-def test_worker_processes_change_no_result(tmp_path):
-    config = replace(FEW, arms=("schedule-free",))
-    task = named_task("digits-mlp/0")
-    task = replace(task, horizon=20)
-    one = run(tmp_path / "one", config, tasks=[task])
-    two = run(tmp_path / "two", replace(config, jobs=2), tasks=[task])
-    assert [r.losses for r in one.records] == [r.losses for r in two.records]
-    # Nor does their number keep anybody from going on.
-    run(tmp_path / "two", config, tasks=[task], resume=True)
 
 
 def test_folder_of_another_comparison_is_refused(finished, tmp_path):
@@ -543,41 +530,6 @@ def test_names_of_tasks():
     assert named_task("digits-mlp/1").name == "digits-mlp/1"
     with pytest.raises(ValueError, match="family/number"):
         named_task("digits-mlp")
-
-
-class Terminal(list):
-    def __init__(self, tty):
-        super().__init__()
-        self.tty = tty
-
-    def isatty(self):
-        return self.tty
-
-    def write(self, text):
-        self.append(text)
-
-    def flush(self):
-        pass
-
-
-def test_progress_is_calm_without_a_terminal():
-    log = Terminal(tty=False)
-    with Progress(30, shown=True, stream=log) as bar:
-        for i in range(30):
-            bar.begin(f"stage {i}")
-            bar.done()
-    assert len(log) == 1
-    assert re.fullmatch(r"30 of 30 stages, 0\.\d minutes: stage 29\n", log[0])
-    for tty, shown in ((True, False), (False, False)):
-        silent = Terminal(tty=tty)
-        with Progress(1, shown=shown, stream=silent) as bar:
-            bar.done()
-        assert not silent
-    screen = Terminal(tty=True)
-    with Progress(1, shown=True, stream=screen) as bar:
-        bar.begin("tuning")
-        bar.done()
-    assert "tuning" in "".join(screen)
 
 
 def test_clock_adds_up_over_processes(tmp_path, monkeypatch):

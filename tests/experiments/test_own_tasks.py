@@ -13,9 +13,13 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from pacesetter.experiments.own_job import own_task
-from pacesetter.experiments.plain_tasks import BATCH_SIZE, EPOCHS, plain_task
-from pacesetter.experiments.task_checks import check_task
+from pacesetter.experiments.own_job import (
+    BATCH_SIZE,
+    EPOCHS,
+    check_task,
+    own_task,
+    plain_task,
+)
 from pacesetter.inner_models.engine.data import build_model
 from pacesetter.inner_models.engine.trainer import InnerTrainer
 from pacesetter.inner_models.losses import metric_of

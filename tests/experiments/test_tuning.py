@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
+from pacesetter.experiments.compare_config import BUDGETS, budgets
 from pacesetter.experiments.rivals.space import Choice, Dimension, Space
-from pacesetter.experiments.studies import ROUND, Search, Trial, TrialResult
-from pacesetter.experiments.tuning import BUDGETS, budgets, tune
+from pacesetter.experiments.tuning import ROUND, Search, Trial, tune
 
 SPACE = Space(
     {
@@ -24,9 +24,8 @@ def bowl(best_log_lr):
 
     def run(proposals):
         run.calls.append([(p.arm, p.number) for p in proposals])
-        return [
-            TrialResult((math.log10(p.setting["lr"]) - best_log_lr) ** 2 - 7.0) for p in proposals
-        ]
+        for p in reversed(proposals):  # in whatever order
+            yield p, (math.log10(p.setting["lr"]) - best_log_lr) ** 2 - 7.0, None
 
     run.calls = []
     return run
@@ -34,7 +33,8 @@ def bowl(best_log_lr):
 
 def search(tmp_path, run, *, spaces=None, trials=20, name="s.db", **options):
     spaces = {"a": SPACE, "b": LR_ONLY} if spaces is None else spaces
-    return tune("task/0", spaces, run, trials=trials, storage=tmp_path / name, **options)
+    storage = tmp_path / name
+    return tune(["task/0"], spaces, run, trials=trials, storage=storage, **options)["task/0"]
 
 
 def test_trial_0_is_the_default_and_all_arms_go_round_by_round(tmp_path):
@@ -54,6 +54,14 @@ def test_trial_0_is_the_default_and_all_arms_go_round_by_round(tmp_path):
         assert len({t.setting["lr"] for t in f.trials}) == 20
         assert not f.widened
         assert f.best(20).loss < -6.99  # TPE has come close
+
+
+def test_tasks_go_round_by_round_too(tmp_path):
+    run, spaces = bowl(-2.0), {"a": LR_ONLY}
+    found = tune(["t/0", "t/1"], spaces, run, trials=7, storage=tmp_path / "both.db")
+    assert [len(call) for call in run.calls] == [2 * ROUND, 2 * 2]
+    alone = tune(["t/1"], spaces, bowl(-2.0), trials=7, storage=tmp_path / "one.db")
+    assert found["t/1"] == alone["t/1"]
 
 
 def test_settings_stay_within_the_space(tmp_path):
@@ -81,14 +89,8 @@ def test_budgets_are_nested(tmp_path):
 
 def test_equal_spaces_get_equal_first_points_and_other_tasks_and_seeds_others(tmp_path):
     def first(task, seed, name):
-        found = tune(
-            task,
-            {"a": LR_ONLY, "b": LR_ONLY},
-            bowl(-2.0),
-            trials=5,
-            storage=tmp_path / name,
-            seed=seed,
-        )
+        spaces, storage = {"a": LR_ONLY, "b": LR_ONLY}, tmp_path / name
+        found = tune([task], spaces, bowl(-2.0), trials=5, storage=storage, seed=seed)[task]
         assert found["a"].trials == found["b"].trials
         return [t.setting["lr"] for t in found["a"].trials]
 
@@ -147,12 +149,12 @@ def test_edge_that_cannot_be_moved_stays(tmp_path):
 
 def test_diverged_trials_lose_and_crashed_ones_say_why(tmp_path):
     def run(proposals):
-        return [
-            TrialResult(math.nan, "RuntimeError: no")
-            if p.setting["lr"] > 1e-2
-            else TrialResult(math.inf if p.setting["lr"] > 3e-3 else p.setting["lr"])
-            for p in proposals
-        ]
+        for p in proposals:
+            lr = p.setting["lr"]
+            if lr > 1e-2:
+                yield p, math.nan, "RuntimeError: no"
+            else:
+                yield p, math.inf if lr > 3e-3 else lr, None
 
     found = search(tmp_path, run, spaces={"a": LR_ONLY})["a"]
     for t in found.trials:
@@ -165,14 +167,14 @@ def test_diverged_trials_lose_and_crashed_ones_say_why(tmp_path):
 
 
 def test_search_in_which_all_fails_keeps_the_default(tmp_path):
-    found = search(tmp_path, lambda ps: [TrialResult(math.inf) for _ in ps], trials=7)["a"]
+    found = search(tmp_path, lambda ps: [(p, math.inf, None) for p in ps], trials=7)["a"]
     assert found.best(5).setting == SPACE.default
     assert not found.widened
     assert not found.on_edge
 
 
 def test_nan_is_told_as_infinity(tmp_path):
-    found = search(tmp_path, lambda ps: [TrialResult(math.nan) for _ in ps], trials=2)["a"]
+    found = search(tmp_path, lambda ps: [(p, math.nan, None) for p in ps], trials=2)["a"]
     assert [t.loss for t in found.trials] == [math.inf, math.inf]
 
 

@@ -11,8 +11,8 @@ from pacesetter.agent.policy.policy import Policy
 from pacesetter.agent.training.feature_runs import collect_features
 from pacesetter.envs.actions import ControlConfig
 from pacesetter.envs.vec_env import ScheduleVecEnv
-from pacesetter.experiments.own_job import check_task
 from pacesetter.experiments.compare_config import named_task, task_names
+from pacesetter.experiments.own_job import check_task
 from pacesetter.inner_models import registry
 from pacesetter.inner_models.task import TaskFamily
 
