@@ -2,13 +2,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+SELECT ?= -m "not slow"
 FOLDERS := agent envs inner_models experiments
 
-.PHONY: help venv test check format-check lint types pytest format demo docs tutorials licences release-check clean
+.PHONY: help venv test test-all check format-check lint types pytest format demo docs tutorials licences release-check clean
 
 help:
-	@echo "make test    set up .venv, then format check, lint, types, tests (what CI runs)"
-	@echo "make check   the same in the .venv that is there"
+	@echo "make test      set up .venv, then format check, lint, types, fast tests (what CI runs)"
+	@echo "make test-all  the same with the slow tests: examples, tutorials, the manual, Ray"
+	@echo "make check     like test, in the .venv that is there"
 	@echo "make format  rewrite the code in the house format"
 	@echo "make demo    set up .venv, then the demonstration, into runs/demo"
 	@echo "make docs    build the manual into site/; warnings are errors"
@@ -28,6 +30,9 @@ $(STAMP): pyproject.toml constraints.txt
 test: venv
 	$(MAKE) check
 
+test-all: venv
+	$(MAKE) check SELECT=
+
 check: format-check lint types pytest
 
 format-check: $(STAMP)
@@ -44,8 +49,9 @@ types: $(STAMP)
 	MYPYPATH=.typecheck:docs/hooks $(BIN)/mypy docs/hooks
 	MYPYPATH=.typecheck:.ci $(BIN)/mypy .ci/*.py
 
+# Two workers with one thread each. TESTS narrows them: make pytest TESTS="tests/envs -k ray" SELECT=
 pytest: $(STAMP)
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup $(SELECT) $(TESTS)
 
 format: $(STAMP)
 	$(BIN)/ruff format .

@@ -1,20 +1,57 @@
-"""What tests share: those marked `gpu` run only where there is a CUDA device; a Ray cluster."""
+"""What tests share: who runs beside whom, one trained policy, one comparison, a Ray cluster."""
 
 import pytest
 import torch
+from filelock import FileLock
 
-from pacesetter.envs.ray import cluster as ray_cluster
 from pacesetter.inner_models.engine.host import prepare_process
 
 prepare_process()  # before any test multiplies matrices: later it would have no effect
 
 
 def pytest_collection_modifyitems(items):
-    if torch.cuda.is_available():
-        return
     for item in items:
-        if item.get_closest_marker("gpu"):
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        if item.get_closest_marker("ray") or item.get_closest_marker("processes"):
+            item.add_marker(pytest.mark.xdist_group("processes"))
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory, request):
+    """Makes a folder that all workers of pytest-xdist share, by its name; nobody writes to it."""
+    root = tmp_path_factory.getbasetemp()
+    if hasattr(request.config, "workerinput"):
+        root = root.parent
+
+    def made(name, make):
+        with FileLock(root / f"{name}.lock"):
+            if not (root / name).is_dir():
+                make(root / f"{name}.new")
+                (root / f"{name}.new").rename(root / name)
+        return root / name
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def trained(made_once):
+    """The folder of a finished training with the settings `tiny.TINY`, seed 3."""
+    from pacesetter.agent.training.train import train
+    from tiny import TINY
+
+    return made_once("trained", lambda out: train(TINY, out, seed=3, progress=False, preset="tiny"))
+
+
+@pytest.fixture(scope="session")
+def compared(made_once):
+    """The folder of a finished comparison: two arms and the reference, one task, two seeds."""
+    from pacesetter.experiments.comparison import CompareConfig, compare
+    from tiny import SmallFamily, small_task
+
+    config = CompareConfig(arms=("policy", "adamw-cosine"), num_seeds=2, trials=2)
+    tasks = {"tasks": [small_task()], "families": [SmallFamily()]}
+    return made_once("compared", lambda out: compare(config, out, **tasks))
 
 
 STORE = 100 * 2**20
@@ -36,6 +73,8 @@ def started(cluster_utils):
 def cluster():
     """A cluster of one machine with two CPUs, to which tests add others; this process drives it."""
     cluster_utils = pytest.importorskip("ray.cluster_utils")
+    from pacesetter.envs.ray import cluster as ray_cluster
+
     with pytest.MonkeyPatch.context() as patch:
         # How soon the loss of a machine is noticed.
         patch.setenv("RAY_health_check_initial_delay_ms", "1000")
