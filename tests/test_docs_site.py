@@ -34,7 +34,11 @@ CHROMIUM = next(
 PHONE, DESKTOP = {"width": 375, "height": 800}, {"width": 1280, "height": 900}
 OTHERS = {"benchmark/report.html"}  # pages that are not made by MkDocs
 
-pytestmark = pytest.mark.skipif(find_spec("mkdocs") is None, reason="needs the extra `docs`")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("site"),
+    pytest.mark.skipif(find_spec("mkdocs") is None, reason="needs the extra `docs`"),
+]
 LOADS = {  # what a browser fetches by itself
     **dict.fromkeys(("img", "script", "iframe", "embed", "source", "video", "audio"), "src"),
     **dict.fromkeys(("image", "use"), "href"),

@@ -19,6 +19,7 @@ def test_there_is_one_for_each_use():
     assert {path.stem for path in TUTORIALS} >= USES
 
 
+@pytest.mark.slow
 @every_tutorial
 def test_tutorial_runs(path):
     pytest.importorskip("nbclient", reason="needs the extra `docs`")

@@ -12,9 +12,13 @@ import torch.distributed as dist
 
 from pacesetter.agent.plugin.distributed import Group
 
-pytestmark = pytest.mark.skipif(
-    not dist.is_available() or not dist.is_gloo_available(), reason="needs torch.distributed, gloo"
-)
+pytestmark = [
+    pytest.mark.processes,
+    pytest.mark.skipif(
+        not dist.is_available() or not dist.is_gloo_available(),
+        reason="needs torch.distributed, gloo",
+    ),
+]
 STEPS = 60
 
 # One job, trained in several ways: every rank writes what it ended with. On two processes, it is

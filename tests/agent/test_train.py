@@ -99,6 +99,7 @@ def command(out, *more):
     ]
 
 
+@pytest.mark.processes
 def test_kill_9_and_resume_gives_the_same_policy_bit_for_bit(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(command(tmp_path / "whole"), check=True, env=environment, capture_output=True)

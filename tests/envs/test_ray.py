@@ -80,7 +80,9 @@ def equal(one, two):
     )
 
 
-@pytest.mark.parametrize(("count", "prefetch"), [(1, False), (2, True)])
+@pytest.mark.parametrize(
+    ("count", "prefetch"), [pytest.param(1, False, marks=pytest.mark.slow), (2, True)]
+)
 def test_episodes_are_those_of_the_local_engine_for_any_number_of_workers(
     cluster, here, count, prefetch
 ):
@@ -107,6 +109,7 @@ def kill(groups, worker):
     os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_restarted_and_its_episode_replayed(cluster, here):
     env = RayScheduleVecEnv(FAMILIES, workers=Workers(count=2), prefetch=True, **LAYOUT)
 
@@ -138,6 +141,7 @@ def one_is_gone(groups):
         return True
 
 
+@pytest.mark.slow
 def test_a_lost_machine_delays_one_rollout_and_changes_nothing(cluster, here):
     node = cluster.add_node(num_cpus=1, object_store_memory=STORE)
     cluster.wait_for_nodes()
@@ -162,6 +166,7 @@ def test_a_lost_machine_delays_one_rollout_and_changes_nothing(cluster, here):
     cluster.remove_node(nodes[0])
 
 
+@pytest.mark.slow
 def test_a_worker_that_always_dies_ends_the_run_and_says_why(cluster):
     class Deadly:
         def draw(self, seed, episode, group):
@@ -203,6 +208,7 @@ class WaitingGroup:
         return list(self.state)
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_stuck_delays_one_rollout(cluster, tmp_path):
     groups = RemoteGroups(Waiting(tmp_path), 2, workers=Workers(count=2, threads=None, patience=1))
     with warned() as told:
@@ -227,6 +233,7 @@ def test_a_worker_that_is_stuck_delays_one_rollout(cluster, tmp_path):
     groups.close()
 
 
+@pytest.mark.slow
 def test_what_a_group_raises_is_raised_here(cluster):
     short = TeacherMLP(TeacherRanges(horizon=(3, 3)))
     env = RayScheduleVecEnv([short], workers=Workers(count=1))

@@ -52,6 +52,8 @@ def make_task(seed):
     return build, parts, nn.MSELoss(), {"horizon": 20}
 """
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture
 def start(tmp_path):
