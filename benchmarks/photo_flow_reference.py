@@ -13,13 +13,14 @@ import argparse
 
 import torch
 
-from pacesetter.inner_models.families.real.photo_flow import (
+from pacesetter.inner_models.families.real.photos import (
     Flow,
     FlowShape,
     dequantised_splits,
     negative_log_likelihood,
+    photo_patches,
+    pixel_statistics,
 )
-from pacesetter.inner_models.families.real.photos import photo_patches, pixel_statistics
 from pacesetter.inner_models.task import SPLITS
 
 BATCH_SIZE = 512

@@ -43,12 +43,12 @@ _VALIDATION = {
     "photo-denoiser": "real.photos:PhotoDenoiser",
 }
 _HELD_OUT = {
-    "digits-convnet": "real.digits_nets:DigitsConvnet",
-    "digits-vit": "real.digits_nets:DigitsViT",
-    "digits-quantised": "real.digits_nets:DigitsQuantised",
-    "digits-distilled": "real.digits_nets:DigitsDistilled",
-    "digits-long": "real.digits_nets:DigitsLong",
-    "photo-flow": "real.photo_flow:PhotoFlow",
+    "digits-convnet": "real.digits:DigitsConvnet",
+    "digits-vit": "real.digits:DigitsViT",
+    "digits-quantised": "real.digits:DigitsQuantised",
+    "digits-distilled": "real.digits:DigitsDistilled",
+    "digits-long": "real.digits:DigitsLong",
+    "photo-flow": "real.photos:PhotoFlow",
     "text-transformer": "real.text:TextTransformer",
     "text-gru": "real.text:TextGRU",
     "source-gru": "real.text:SourceGRU",
@@ -129,10 +129,10 @@ def make_family(name: str, *, data: str | Path | None = None) -> TaskFamily:
         return _own_family(name)
     check_name(name, family_names(), kind="task family")
     if name in FROM_FILES:
-        from pacesetter.inner_models.families.real.image_sources import data_folder
+        from pacesetter.inner_models.families.real.image_files import data_folder
 
         data_set, _, network = name.rpartition("-")
-        return _bundled("real.file_images:FileImages", data_set, network, data_folder(data))
+        return _bundled("real.image_files:FileImages", data_set, network, data_folder(data))
     return _FAMILIES[name]()
 
 

@@ -12,9 +12,13 @@ from pacesetter.experiments.compare_config import families_in, named_task
 from pacesetter.inner_models import registry
 from pacesetter.inner_models.engine.plain import ReferenceRun
 from pacesetter.inner_models.engine.trainer import InnerTrainer
-from pacesetter.inner_models.families.real.file_images import file_image_splits, fresh_rows
-from pacesetter.inner_models.families.real.image_files import read_images
-from pacesetter.inner_models.families.real.image_sources import DATA_VARIABLE, data_sets_in
+from pacesetter.inner_models.families.real.image_files import (
+    DATA_VARIABLE,
+    data_sets_in,
+    file_image_splits,
+    fresh_rows,
+    read_images,
+)
 from pacesetter.inner_models.task import SPLITS
 
 IDX_NAMES = (

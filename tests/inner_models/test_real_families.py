@@ -12,26 +12,24 @@ from torch import nn
 
 from pacesetter.inner_models import registry
 from pacesetter.inner_models.families.real import tabular
-from pacesetter.inner_models.families.real.digits import digits_splits
-from pacesetter.inner_models.families.real.digits_nets import (
+from pacesetter.inner_models.families.real.digits import (
     LONG_HORIZON,
     digit_images,
+    digits_splits,
     digits_teacher,
     distilled_splits,
     divergence,
 )
-from pacesetter.inner_models.families.real.photo_flow import (
+from pacesetter.inner_models.families.real.photos import (
     BEST_KNOWN,
+    PHOTOS,
     AffineCoupling,
+    Denoiser,
+    DenoiserShape,
     Flow,
     FlowShape,
     dequantised_splits,
     negative_log_likelihood,
-)
-from pacesetter.inner_models.families.real.photos import (
-    PHOTOS,
-    Denoiser,
-    DenoiserShape,
     noisy_splits,
     photo_patches,
     pixel_statistics,

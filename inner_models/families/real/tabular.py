@@ -1,4 +1,4 @@
-"""MLPs on small tables of measurements: real data of the kind that overfits soon.
+"""MLPs on small tables of measurements: real data on which training soon overfits.
 
 Three data sets that come with scikit-learn: breast cancer (569 rows of 30 measurements, 2 classes;
 Street, Wolberg & Mangasarian 1993), wine (178 rows of 13, 3 classes; Forina et al. 1991) and
@@ -14,11 +14,11 @@ import numpy as np
 import torch
 
 from pacesetter.inner_models.draw import Draw
-from pacesetter.inner_models.families.base import Job, Shape
+from pacesetter.inner_models.families.base import Job, RealFamily, RealProblem, Shape
 from pacesetter.inner_models.lookup import check_name, require
 from pacesetter.inner_models.losses import cross_entropy, mean_squared_error
 from pacesetter.inner_models.networks.mlp import MLPShape, build_mlp, draw_mlp
-from pacesetter.inner_models.task import OptimizerConfig, Splits, Task, TaskFamily
+from pacesetter.inner_models.task import Splits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,23 +86,16 @@ class TabularShape:
     mlp: MLPShape
 
 
-class TabularMLP(TaskFamily):
+class TabularMLP(RealFamily[TabularShape]):
     """Classification and regression of tables by MLPs.
 
-    | drawn per shape | range |
-    |---|---|
-    | data set | breast cancer, wine, diabetes |
-    | hidden layers, width | 1 to 3, 8 to 64 |
-    | activation, LayerNorm | relu, tanh, gelu, silu; on 30 % |
-    | batch size | 8 to 64 |
-    | horizon | 200 to 1,500 inner steps |
+    Networks have 1 to 3 hidden layers of 8 to 64 units; batches 8 to 64 rows; horizons 200 to
+    1,500 steps.
     """
 
     name = "tabular-mlp"
 
-    def sample_shape(self, generator: torch.Generator) -> Shape[TabularShape]:
-        """Draws data set, architecture, batch size and horizon."""
-        draw = Draw(generator)
+    def draw_model(self, draw: Draw) -> TabularShape:
         name = draw.choice(tuple(TABLES))
         table = TABLES[name]
         mlp = draw_mlp(
@@ -113,25 +106,21 @@ class TabularMLP(TaskFamily):
             outputs=table.outputs,
             classification=table.classification,
         )
-        job = Job(
-            num_train=table.sizes[0],
+        return TabularShape(table=name, mlp=mlp)
+
+    def draw_job(self, draw: Draw, model: TabularShape) -> Job:
+        return Job(
+            num_train=TABLES[model.table].sizes[0],
             batch_size=draw.power_of_two(8, 64),
             horizon=draw.log_integer(200, 1500),
         )
-        return Shape(TabularShape(table=name, mlp=mlp), job)
 
-    def build(self, shape: Shape[TabularShape], generator: torch.Generator) -> Task:
-        """Builds one task; tasks of a shape differ in initial weights and batch order."""
-        mlp, job = shape.model.mlp, shape.job
-        return Task(
-            partial(build_mlp, mlp),
-            cross_entropy if mlp.classification else mean_squared_error,
-            table_splits(shape.model.table),
-            horizon=job.horizon,
-            batch_size=job.batch_size,
-            optimizer=OptimizerConfig(lr=1e-3, weight_decay=job.weight_decay),
-            name=self.name,
-            seed=Draw(generator).seed(),
+    def draw_problem(self, shape: Shape[TabularShape], draw: Draw) -> RealProblem:
+        mlp = shape.model.mlp
+        return RealProblem(
+            build_model=partial(build_mlp, mlp),
+            loss=cross_entropy if mlp.classification else mean_squared_error,
+            splits=table_splits(shape.model.table),
         )
 
 

@@ -1,32 +1,31 @@
 """Character models of real text, for reports only: English documentation and Python source.
 
-Both texts come with Python, so that nothing has to be fetched; they differ from version to version,
-and results on them are to be kept with `text_sources`. A text is cut into blocks, and every tenth
-block goes to one of the splits for evaluation: they are as alike as stretches of one text can be,
-and share no character of it.
+Both texts come with Python, so that nothing has to be fetched; they differ from version to version.
+A text is cut into blocks, and every tenth block goes to one of the splits for evaluation: they are
+as alike as stretches of one text can be, and share no character of it.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable
 from functools import cache, partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pacesetter.inner_models.draw import Draw
-from pacesetter.inner_models.families.base import Job, Shape
+from pacesetter.inner_models.families.base import Job, RealFamily, RealProblem, Shape
 from pacesetter.inner_models.lookup import check_name
 from pacesetter.inner_models.losses import next_token_loss
 from pacesetter.inner_models.networks.mlp import ACTIVATIONS
 from pacesetter.inner_models.networks.recurrent import RecurrentNet, RecurrentShape
 from pacesetter.inner_models.networks.transformer import LanguageModel, TransformerShape
-from pacesetter.inner_models.task import OptimizerConfig, Splits, Task, TaskFamily
+from pacesetter.inner_models.task import Splits
 
 VOCABULARY = 80
 """Symbols: the 79 most common characters, and one for all others."""
@@ -39,26 +38,9 @@ EVAL_ROWS = 400
 WORK = 4e10
 """Most multiply-adds of a run's forward passes, save where 300 steps take more."""
 MODULES = (
-    "argparse",
-    "ast",
-    "calendar",
-    "configparser",
-    "contextlib",
-    "csv",
-    "dataclasses",
-    "fractions",
-    "functools",
-    "heapq",
-    "ipaddress",
-    "logging",
-    "pickle",
-    "random",
-    "shutil",
-    "statistics",
-    "subprocess",
-    "textwrap",
-    "tokenize",
-    "traceback",
+    *("argparse", "ast", "calendar", "configparser", "contextlib", "csv", "dataclasses"),
+    *("fractions", "functools", "heapq", "ipaddress", "logging", "pickle", "random", "shutil"),
+    *("statistics", "subprocess", "textwrap", "tokenize", "traceback"),
 )
 """Modules of the standard library whose source is the Python text."""
 
@@ -105,16 +87,6 @@ def read_text(name: str) -> str:
     """
     check_name(name, TEXTS, kind="text")
     return TEXTS[name]()
-
-
-def text_digest(name: str) -> str:
-    """SHA-256 of a text in UTF-8, in hexadecimal; see `read_text` for its name and for errors."""
-    return hashlib.sha256(read_text(name).encode()).hexdigest()
-
-
-def text_sources() -> dict[str, str]:
-    """Digests of all texts by name: to be kept with results on them."""
-    return {name: text_digest(name) for name in TEXTS}
 
 
 def deal_blocks(text: str) -> dict[str, list[str]]:
@@ -172,8 +144,14 @@ def text_splits(name: str, num_train: int) -> Splits:
     return Splits(*((part,) for part in parts))
 
 
-class TextFamily(TaskFamily):
+Model = TypeVar("Model", TransformerShape, RecurrentShape)
+
+
+class TextFamily(RealFamily[Model]):
     """Character models of one text; subclasses say which text and which model.
+
+    Train splits have 500, 1,500 or 4,000 rows; batches 16 to 64 and horizons 300 to 2,000 steps,
+    less where one run would take long.
 
     Attributes:
         text: name of the text, see `read_text`.
@@ -181,64 +159,36 @@ class TextFamily(TaskFamily):
 
     text: str
 
-    def draw_model(self, draw: Draw) -> TransformerShape | RecurrentShape:
-        """Draws sizes and code paths of the model."""
-        raise NotImplementedError
+    @staticmethod
+    @abstractmethod
+    def build_model(shape: Model) -> nn.Module:
+        """Makes a freshly initialised network."""
 
-    def sample_shape(
-        self, generator: torch.Generator
-    ) -> Shape[TransformerShape] | Shape[RecurrentShape]:
-        """Draws architecture, training-set size, batch size and horizon."""
-        draw = Draw(generator)
-        model = self.draw_model(draw)
+    def draw_job(self, draw: Draw, model: Model) -> Job:
         num_train = draw.choice((500, 1500, 4000))
         batch_size = draw.power_of_two(16, 64)
         while batch_size > 16 and model.cost * batch_size * 300 > WORK:
             batch_size //= 2
         longest = min(2000, max(300, round(WORK / (model.cost * batch_size))))
         horizon = draw.log_integer(300, longest)
-        job = Job(num_train=num_train, batch_size=batch_size, horizon=horizon)
-        return Shape(model, job)  # type: ignore[return-value]
+        return Job(num_train=num_train, batch_size=batch_size, horizon=horizon)
 
-    def build(
-        self, shape: Shape[TransformerShape] | Shape[RecurrentShape], generator: torch.Generator
-    ) -> Task:
-        """Builds one task; tasks of a shape differ in initial weights and batch order."""
-        job = shape.job
-        return Task(
-            partial(_build_model, shape.model),
-            next_token_loss,
-            text_splits(self.text, job.num_train),
-            horizon=job.horizon,
-            batch_size=job.batch_size,
-            optimizer=OptimizerConfig(lr=1e-3, weight_decay=job.weight_decay),
-            name=self.name,
-            seed=Draw(generator).seed(),
+    def draw_problem(self, shape: Shape[Model], draw: Draw) -> RealProblem:
+        return RealProblem(
+            build_model=partial(self.build_model, shape.model),
+            loss=next_token_loss,
+            splits=text_splits(self.text, shape.job.num_train),
         )
 
 
-def _build_model(shape: TransformerShape | RecurrentShape) -> nn.Module:
-    return LanguageModel(shape) if isinstance(shape, TransformerShape) else RecurrentNet(shape)
-
-
-class TextTransformer(TextFamily):
-    """Causal transformers over the characters of English documentation.
-
-    | drawn per shape | range |
-    |---|---|
-    | layers, width | 1 or 2, 32 to 64 |
-    | heads | 2 or 4 |
-    | activation, LayerNorm | relu, tanh, gelu, silu; before the parts, on 20 % after the sums |
-    | rows of the train split | 500, 1,500 or 4,000 |
-    | batch size | 16 to 64, less where one run would take long |
-    | horizon | 300 to 2,000 inner steps, less where one run would take long |
-    """
+class TextTransformer(TextFamily[TransformerShape]):
+    """Causal transformers over the characters of English documentation."""
 
     name = "text-transformer"
     text = "english"
+    build_model = staticmethod(LanguageModel)
 
     def draw_model(self, draw: Draw) -> TransformerShape:
-        """See `TextFamily.draw_model`."""
         return TransformerShape(
             vocabulary=VOCABULARY,
             context=CONTEXT,
@@ -250,22 +200,14 @@ class TextTransformer(TextFamily):
         )
 
 
-class TextGRU(TextFamily):
-    """GRUs over the characters of English documentation.
-
-    | drawn per shape | range |
-    |---|---|
-    | width of embedding and state | 32 to 64 |
-    | rows of the train split | 500, 1,500 or 4,000 |
-    | batch size | 16 to 64, less where one run would take long |
-    | horizon | 300 to 2,000 inner steps, less where one run would take long |
-    """
+class TextGRU(TextFamily[RecurrentShape]):
+    """GRUs over the characters of English documentation; embedding and state have one width."""
 
     name = "text-gru"
     text = "english"
+    build_model = staticmethod(RecurrentNet)
 
     def draw_model(self, draw: Draw) -> RecurrentShape:
-        """See `TextFamily.draw_model`."""
         width = draw.log_integer(32, 64)
         return RecurrentShape(
             cell="gru",
@@ -279,15 +221,7 @@ class TextGRU(TextFamily):
 
 
 class SourceGRU(TextGRU):
-    """GRUs over the characters of Python source.
-
-    | drawn per shape | range |
-    |---|---|
-    | width of embedding and state | 32 to 64 |
-    | rows of the train split | 500, 1,500 or 4,000 |
-    | batch size | 16 to 64, less where one run would take long |
-    | horizon | 300 to 2,000 inner steps, less where one run would take long |
-    """
+    """GRUs over the characters of Python source."""
 
     name = "source-gru"
     text = "python"
