@@ -88,79 +88,61 @@ def data(tmp_path):
 # -- reading --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "spell",
-    [
-        lambda name: name,
-        lambda name: name.replace("-idx", ".idx"),
-        lambda name: name + ".gz",
-        lambda name: name.replace("-idx", ".idx") + ".gz",
-    ],
-    ids=["dash", "dot", "dash-gz", "dot-gz"],
-)
-def test_every_spelling_gives_the_bytes_that_were_written(tmp_path, spell):
-    images, labels, test_images, test_labels = write_mnist(tmp_path / "mnist", spell=spell)
-    found = read_images("mnist", tmp_path)
-    assert (found.train_images[:, 0] == images).all()
-    assert (found.train_labels == labels).all()
-    assert (found.test_images[:, 0] == test_images).all()
-    assert (found.test_labels == test_labels).all()
-    assert found.train_images.shape == (60, 1, 28, 28)
-    assert found.train_labels.dtype == np.int64
+@pytest.mark.parametrize("end", ["", ".gz"])
+@pytest.mark.parametrize("joint", [".idx", "-idx"])
+def test_every_spelling_gives_the_bytes_that_were_written(tmp_path, joint, end):
+    written = write_mnist(tmp_path / "mnist", spell=lambda n: n.replace("-idx", joint) + end)
+    train, test = read_images("mnist", tmp_path)
+    for found, expected in zip((*train, *test), written, strict=True):
+        assert (found.squeeze(1) if found.ndim > 1 else found).tolist() == expected.tolist()
+    assert train[0].shape == (60, 1, 28, 28)
+    assert train[1].dtype == np.int64
 
 
 def test_a_browser_may_have_unzipped_a_file_and_left_its_name(tmp_path):
     images = write_mnist(tmp_path / "mnist")[0]
     path = tmp_path / "mnist" / IDX_NAMES[0]
     path.rename(path.with_name(path.name + ".gz"))
-    assert (read_images("mnist", tmp_path).train_images[:, 0] == images).all()
+    assert (read_images("mnist", tmp_path)[0][0][:, 0] == images).all()
 
 
 @pytest.mark.parametrize(
     ("name", "folder", "given"),
     [
         ("mnist", "mnist", "."),
+        ("mnist", "mnist", "mnist"),
         ("mnist", "MNIST/raw", "."),
         ("mnist", "MNIST/raw", "MNIST"),
         ("mnist", "MNIST/raw", "MNIST/raw"),
-        ("mnist", "mnist", "mnist"),
         ("fashion-mnist", "fashion-mnist", "."),
         ("fashion-mnist", "FashionMNIST/raw", "."),
         ("fashion-mnist", "FashionMNIST/raw", "FashionMNIST"),
-        ("fashion-mnist", "fashion-mnist", "fashion-mnist"),
+        ("cifar10", ".", "."),
+        ("cifar10", "cifar-10-batches-bin", "."),
+        ("cifar10", "cifar-10-batches-bin", "cifar-10-batches-bin"),
+        ("cifar10", "cifar10/cifar-10-batches-bin", "."),
     ],
 )
-def test_idx_files_are_found_in_the_usual_places(tmp_path, name, folder, given):
-    images = write_mnist(tmp_path / folder)[0]
-    assert (read_images(name, tmp_path / given).train_images[:, 0] == images).all()
+def test_files_are_found_in_the_usual_places(tmp_path, name, folder, given):
+    (write_cifar if name == "cifar10" else write_mnist)(tmp_path / folder)
     assert data_sets_in(tmp_path / given) == (name,)
+    train, test = read_images(name, tmp_path / given)
+    assert (len(train[1]), len(test[1])) == (60, 12 if name == "cifar10" else 20)
 
 
-@pytest.mark.parametrize(
-    ("folder", "given"),
-    [
-        (".", "."),
-        ("cifar-10-batches-bin", "."),
-        ("cifar-10-batches-bin", "cifar-10-batches-bin"),
-        ("cifar10", "."),
-        ("cifar10/cifar-10-batches-bin", "."),
-    ],
-)
-def test_cifar_files_are_found_in_the_usual_places(tmp_path, folder, given):
-    parts = write_cifar(tmp_path / folder)
-    found = read_images("cifar10", tmp_path / given)
-    assert (found.train_images == np.concatenate([images for images, _ in parts[:5]])).all()
-    assert (found.train_labels == np.concatenate([labels for _, labels in parts[:5]])).all()
-    assert (found.test_images == parts[5][0]).all()
-    assert (found.test_labels == parts[5][1]).all()
-    assert data_sets_in(tmp_path / given) == ("cifar10",)
+def test_cifar_has_the_bytes_that_were_written(tmp_path):
+    parts = write_cifar(tmp_path)
+    train, test = read_images("cifar10", tmp_path)
+    for i in range(2):
+        assert (train[i] == np.concatenate([part[i] for part in parts[:5]])).all()
+        assert (test[i] == parts[5][i]).all()
 
 
 def test_a_complete_folder_is_preferred_to_one_that_lacks_files(tmp_path):
     write_mnist(tmp_path / "mnist", seed=1)
     (tmp_path / "mnist" / IDX_NAMES[3]).unlink()
     images = write_mnist(tmp_path / "MNIST/raw", seed=2)[0]
-    assert (read_images("mnist", tmp_path).train_images[:, 0] == images).all()
+    assert (read_images("mnist", tmp_path)[0][0][:, 0] == images).all()
 
 
 # -- refusing -------------------------------------------------------------------------------------
@@ -180,42 +162,20 @@ def test_missing_files_are_listed_with_their_place(tmp_path):
     write_mnist(tmp_path / "MNIST/raw")
     (tmp_path / "MNIST/raw" / IDX_NAMES[1]).unlink()
     said = message(FileNotFoundError, "mnist", tmp_path)
-    assert f"mnist lacks {IDX_NAMES[1]} (as they are or with .gz)" in said
-    assert f"they go into {tmp_path / 'MNIST/raw'}." in said
+    assert f"mnist lacks {IDX_NAMES[1]}: they go into {tmp_path / 'MNIST/raw'}." in said
     said = message(FileNotFoundError, "cifar10", tmp_path)
     assert ", ".join(CIFAR_NAMES) in said
     assert f"they go into {tmp_path / 'cifar-10-batches-bin'}" in said
+    assert "the binary version, from cifar-10-binary.tar.gz" in said
 
 
 def test_files_that_could_be_either_data_set_are_refused(tmp_path):
-    folder = tmp_path / "downloads"
-    write_mnist(folder)
-    for name in ("mnist", "fashion-mnist"):
-        said = message(FileNotFoundError, name, folder)
-        assert f"move them to {folder / 'mnist'} or {folder / 'fashion-mnist'}" in said
-    # Nor is a folder that is called MNIST taken for Fashion-MNIST.
+    write_mnist(tmp_path / "downloads")
     write_mnist(tmp_path / "MNIST")
+    for name, folder in (("mnist", "downloads"), ("fashion-mnist", "downloads")):
+        said = message(FileNotFoundError, name, tmp_path / folder)
+        assert f"they go into {tmp_path / folder / name}" in said
     message(FileNotFoundError, "fashion-mnist", tmp_path / "MNIST")
-
-
-def test_the_pickled_version_of_cifar_is_never_read(tmp_path):
-    folder = tmp_path / "cifar-10-batches-py"
-    folder.mkdir()
-    (folder / "data_batch_1").write_bytes(b"\x80\x02}q\x01.")
-    for data in (tmp_path, folder):
-        said = message(FileNotFoundError, "cifar10", data)
-        assert f"{folder} holds the Python version" in said
-        assert "take the binary version" in said
-    write_cifar(tmp_path)
-    (tmp_path / "data_batch_3.bin").write_bytes(b"\x80\x02}q\x01.")
-    said = message(ValueError, "cifar10", tmp_path)
-    assert "data_batch_3.bin begins with the byte 0x80" in said
-    assert "take the binary version" in said
-
-
-def test_an_archive_has_to_be_unpacked(tmp_path):
-    (tmp_path / "cifar-10-binary.tar.gz").write_bytes(b"")
-    assert "tar -xzf cifar-10-binary.tar.gz" in message(FileNotFoundError, "cifar10", tmp_path)
 
 
 def damage(folder, name, change):
@@ -227,58 +187,34 @@ def damage(folder, name, change):
 @pytest.mark.parametrize(
     ("name", "change", "expected"),
     [
-        # A file of labels under the name of one of images, and the other way round.
-        (
-            IDX_NAMES[0],
-            lambda raw: b"\0\0\x08\x01" + raw[4:],
-            "magic number 0x00000801; expected 0x00000803, that of an IDX file of images",
-        ),
-        (
-            IDX_NAMES[3],
-            lambda raw: b"\0\0\x08\x03" + raw[4:] + bytes(8),
-            "magic number 0x00000803; expected 0x00000801, that of an IDX file of labels",
-        ),
-        (IDX_NAMES[0], lambda raw: raw[:9], "truncated: expected a header of 16 bytes, but got 9"),
-        (IDX_NAMES[0], lambda raw: b"", "expected a header of 16 bytes, but got 0"),
+        (IDX_NAMES[0], lambda raw: b"\0\0\x08\x01" + raw[4:], "0x00000801; expected 0x00000803"),
+        (IDX_NAMES[3], lambda raw: b"\0\0\x08\x03" + raw[4:], "0x00000803; expected 0x00000801"),
+        (IDX_NAMES[0], lambda raw: b"", "magic number 0x00000000"),
+        (IDX_NAMES[0], lambda raw: raw[:9], r"shape \(28, 28\), but has"),
         (
             IDX_NAMES[0],
             lambda raw: raw[:-5],
-            f"truncated: expected {16 + 60 * 784} bytes for the 60 rows that its header names, "
-            f"but got {11 + 60 * 784}",
+            f"{16 + 60 * 784} bytes for the 60 rows that its header names, but has {11 + 60 * 784}",
         ),
-        (
-            IDX_NAMES[2],
-            lambda raw: raw + b"x",
-            f"too long: expected {16 + 20 * 784} bytes for the 20 rows that its header names, "
-            f"but got {17 + 20 * 784}",
-        ),
-        (IDX_NAMES[1], lambda raw: raw[:-1], "expected 68 bytes for the 60 rows"),
+        (IDX_NAMES[2], lambda raw: raw + b"x", f"but has {17 + 20 * 784}"),
+        (IDX_NAMES[1], lambda raw: raw[:-1], "must have 68 bytes for the 60 rows"),
         (
             IDX_NAMES[0],
             lambda raw: idx_bytes(np.zeros((60, 32, 32), np.uint8)),
-            "holds 60 x 32 x 32 numbers; expected one or more rows of 28 x 28",
+            r"rows of the shape \(28, 28\), but has \[60, 32, 32\]",
         ),
-        (
-            IDX_NAMES[0],
-            lambda raw: idx_bytes(np.zeros((0, 28, 28), np.uint8)),
-            "holds 0 x 28 x 28 numbers; expected one or more rows",
-        ),
+        (IDX_NAMES[0], lambda raw: idx_bytes(np.zeros((0, 28, 28), np.uint8)), "one or more rows"),
         (
             IDX_NAMES[1],
             lambda raw: raw[:10] + b"\x0b\x0a" + raw[12:],
-            r"labels must lie between 0 and 9, but row 2 has 11 \(2 such rows of 60\)",
+            "labels must lie between 0 and 9, but row 2 has 11",
         ),
         (
             IDX_NAMES[1],
             lambda raw: idx_bytes(np.zeros(59, np.uint8)),
             "must belong together, but have 60 images and 59 labels",
         ),
-        (
-            IDX_NAMES[0],
-            lambda raw: gzip.compress(raw)[:200],
-            "damaged gzip file of 200 bytes .* fetch the file again",
-        ),
-        (IDX_NAMES[0], lambda raw: b"\x1f\x8bnonsense", "damaged gzip file of 10 bytes"),
+        (IDX_NAMES[0], lambda raw: gzip.compress(raw)[:200], "damaged gzip file of 200 bytes"),
     ],
 )
 def test_damaged_idx_files_are_refused(tmp_path, name, change, expected):
@@ -292,15 +228,10 @@ def test_damaged_idx_files_are_refused(tmp_path, name, change, expected):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (
-            lambda raw: raw[:-1],
-            f"expected 3073 bytes for each row, 30730000 in the original, but got {12 * 3073 - 1}, "
-            "which is 11 rows and 3072 bytes",
-        ),
-        (lambda raw: raw + b"ab", "which is 12 rows and 2 bytes"),
-        (lambda raw: b"", "but got 0, which is 0 rows and 0 bytes"),
-        (lambda raw: raw[:3073], "data_batch_1.bin 12, data_batch_2.bin 1, data_batch_3.bin 12"),
-        (lambda raw: b"\x0a" + raw[1:], r"row 0 has 10 \(1 such rows of 12\)"),
+        (lambda raw: raw[:-1], f"3073 bytes for each row, .* but has {12 * 3073 - 1}"),
+        (lambda raw: b"", "but has 0"),
+        (lambda raw: b"\x80\x02}q\x01.", "fetch the binary version"),
+        (lambda raw: b"\x0a" + raw[1:], "row 0 has 10"),
     ],
 )
 def test_damaged_cifar_files_are_refused(tmp_path, change, expected):
@@ -340,10 +271,9 @@ def test_families_pass_what_every_family_passes(name, data):
     assert one[0].seed == two[0].seed != other[0].seed
     assert one[0].seed != one[1].seed
     assert one[0].name == name
-    assert "| drawn" in type(registry.make_family(name, data=data)).__doc__
 
 
-@pytest.mark.parametrize("name", registry.FROM_FILES)
+@pytest.mark.parametrize("name", ["mnist-mlp", "cifar10-convnet"])
 def test_families_are_learnable(name, data):
     task = registry.fixed_task(name, 0, data=data)
     rates = [1e-3, 1e-2, 3e-2]
