@@ -133,7 +133,7 @@ def families_in(data: str | Path | None) -> tuple[str, ...]:
     Raises:
         FileNotFoundError: it holds none; the message has the files of all of them.
     """
-    from pacesetter.inner_models.families.real.image_sources import (
+    from pacesetter.inner_models.families.real.image_files import (
         SOURCES,
         data_folder,
         data_sets_in,
