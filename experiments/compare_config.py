@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pacesetter.experiments.rivals.baselines import arm_names
+from pacesetter.experiments.rivals.baselines import default_arms
 from pacesetter.inner_models.registry import FROM_FILES, SETS, VALIDATION, fixed_task
 
 if TYPE_CHECKING:
@@ -64,12 +64,12 @@ class CompareConfig:
         tasks: names of fixed tasks.
         own_tasks: functions that make tasks of the user's own, each as ``"module:function"``.
         steps: inner steps of the user's own tasks; None: what they say themselves.
-        arms: names of arms; the reference is always run.
+        arms: names of arms; the reference is always run. Some run only where they are named.
         num_seeds: seeds of the report, 0 to ``num_seeds - 1``, on every task.
         trials: settings that a tuned arm may try on each task, its default among them.
         start_lrs: learning rates from which the agent starts, one run each.
         replay_tasks: meta-train tasks whose mean schedule the open-loop replay plays back.
-        seed: of these tasks, of what tuning tries, and of the bootstrap.
+        seed: of these tasks, of what tuning tries, of random actions, and of the bootstrap.
         device: where the runs live.
         data: folder of the image files that tasks on MNIST, Fashion-MNIST and CIFAR-10 read; None:
             the one that the environment variable ``PACESETTER_DATA`` names.
@@ -84,7 +84,7 @@ class CompareConfig:
     tasks: tuple[str, ...] = task_names()
     own_tasks: tuple[str, ...] = ()
     steps: int | None = None
-    arms: tuple[str, ...] = arm_names()
+    arms: tuple[str, ...] = default_arms()
     num_seeds: int = 5
     trials: int = 20
     start_lrs: tuple[float, ...] = (1e-3,)

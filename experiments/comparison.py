@@ -23,10 +23,10 @@ from pacesetter.experiments.compare_config import TUNING_SEEDS, CompareConfig, n
 from pacesetter.experiments.own_job import check_task, own_task
 from pacesetter.experiments.report.report import Report, write_report
 from pacesetter.experiments.report.tables import format_latex, format_markdown, format_summary
+from pacesetter.experiments.rivals.arms import Baseline
 from pacesetter.experiments.rivals.baselines import (
     BASELINES,
     REFERENCE,
-    Baseline,
     all_arms,
     arm_labels,
     check_arms,
@@ -198,8 +198,8 @@ def _notes(plan: Plan) -> list[str]:
     several = ", ".join(map(str, config.budgets[:-1]))
     trials = f"{several} and {config.trials} trials" if several else "one trial, its default"
     return [
-        "Baselines never clip gradients; the agent sets a clip threshold. beta2 and eps of AdamW "
-        "are the task's own in every AdamW arm.",
+        "Baselines do not clip gradients, except adamw-pooled; the agent sets a clip threshold. "
+        "beta2 and eps of AdamW are the task's own in every AdamW arm.",
         f"Tuned arms chose among {trials} per task, the default first, then quasi-random ones, "
         f"then Optuna's TPE, by the mean outer-valid loss over {len(TUNING_SEEDS)} seeds that this "
         "report does not use. The test split was read once per run, at its end.",

@@ -32,7 +32,8 @@ from pacesetter.experiments.comparison import Comparison
 from pacesetter.experiments.presets import get_preset
 from pacesetter.experiments.report.report import Report, write_report
 from pacesetter.experiments.report.tables import format_summary
-from pacesetter.experiments.rivals.baselines import ADAMW_LRS, AgentArm
+from pacesetter.experiments.rivals.arms import AgentArm
+from pacesetter.experiments.rivals.baselines import ADAMW_LRS
 from pacesetter.experiments.runs.execution import describe_environment
 from pacesetter.experiments.runs.records import REPORTED_SPLITS, RunRecord, write_csv
 from pacesetter.inner_models.families.real.digits import digits_splits

@@ -100,7 +100,8 @@ def add_parser(
         nargs="+",
         action="extend",
         metavar="ARM",
-        help="names of arms, with blanks or commas between them (default: all)",
+        help="names of arms, with blanks or commas between them (default: those that --list does "
+        "not mark as optional)",
     )
     effort = parser.add_argument_group("how thoroughly")
     effort.add_argument(
@@ -231,10 +232,10 @@ def config_of(args: argparse.Namespace) -> CompareConfig:
 def left_out(config: CompareConfig) -> str:
     """What a quick look leaves out, in a sentence."""
     from pacesetter.experiments.compare_config import CompareConfig
-    from pacesetter.experiments.rivals.baselines import arm_names
+    from pacesetter.experiments.rivals.baselines import default_arms
 
     whole = CompareConfig(tasks=config.tasks, own_tasks=config.own_tasks)
-    missing = [name for name in arm_names() if name not in config.arms]
+    missing = [name for name in default_arms() if name not in config.arms]
     parts = [
         f"{len(config.tasks) + len(config.own_tasks)} tasks",
         f"{config.num_seeds} seeds instead of {whole.num_seeds}",
@@ -256,7 +257,8 @@ def listing() -> str:
         dimensions = (
             arm.space.dimensions if isinstance(arm, Baseline) and not arm.calibrated else ()
         )
-        rows.append([arm.name, ", ".join(dimensions) or "-", arm.source])
+        source = arm.source if arm.by_default else f"{arm.source} (optional)"
+        rows.append([arm.name, ", ".join(dimensions) or "-", source])
     families = [["tasks (family/0, family/1, ...)", "for"]]
     for names, purpose in (
         (VALIDATION, "validation: the default"),

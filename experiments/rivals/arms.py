@@ -1,35 +1,31 @@
-"""What an arm is: a way of training that is held against others."""
+"""What an arm is: a baseline, or a way of using the policy.
+
+The module does not import torch, so that `compare --list` answers at once.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
-from torch import nn
 
-from pacesetter.experiments.rivals.schedules import (
-    WARM_UP,
-    Feedback,
-    FloatArray,
-    Schedule,
-    constant,
-)
-from pacesetter.experiments.rivals.space import Dimension, Setting, Space
-from pacesetter.inner_models.task import OPTIMIZERS, OptimizerName, Task
+from pacesetter.experiments.rivals.schedules import Feedback, FloatArray, Schedule, constant
+from pacesetter.experiments.rivals.space import Setting, Space
 
-OptimizerFactory = Callable[[Iterable[nn.Parameter], Setting, Task], torch.optim.Optimizer]
-"""``factory(params, hyperparameters, task)``: an optimizer of a package's or one's own."""
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
-LR = Dimension(1e-4, 1e-1, default=1e-3, most=1e2)
-"""Learning rate of the Adam family; the default is that of `torch.optim.AdamW`."""
-MOMENTUM = Dimension(0.5, 0.98, default=0.9, log=False, most=0.999)
-"""beta1, or momentum."""
-WEIGHT_DECAY = Dimension(1e-3, 1.0, default=0.01)
-"""Decoupled; the default is that of `torch.optim.AdamW`."""
-RISE = Dimension(0.01, 0.3, default=WARM_UP, most=0.5)
-"""Share of a run in which a warm-up rises."""
+    from pacesetter.inner_models.task import OptimizerName, Task
+
+    OptimizerFactory = Callable[[Iterable[nn.Parameter], Setting, Task], torch.optim.Optimizer]
+
+BATCHED = ("adamw", "adam", "sgd", "rmsprop")
+"""Optimizers whose runs train side by side: `inner_models.task.OPTIMIZERS`."""
+START_MOMENTUM = 0.9
+"""``betas[0]`` from which the agent starts: AdamW's default, as in every AdamW baseline."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +47,7 @@ class Baseline:
         calibrated: the default of the space is used on every task. It was found once on the
             meta-train families (`benchmarks/calibration.py`).
         population: the runs of one budget train together and learn from each other.
+        by_default: whether a comparison runs it where no arms are named.
 
     Raises:
         ValueError: no learning rate is given, or the optimizer is not known.
@@ -66,11 +63,12 @@ class Baseline:
     source: str
     calibrated: bool = False
     population: bool = False
+    by_default: bool = True
 
     def __post_init__(self) -> None:
-        if not callable(self.optimizer) and self.optimizer not in OPTIMIZERS:
+        if not callable(self.optimizer) and self.optimizer not in BATCHED:
             raise ValueError(
-                f"optimizer of {self.name!r} must be one of {', '.join(OPTIMIZERS)} or a factory, "
+                f"optimizer of {self.name!r} must be one of {', '.join(BATCHED)} or a factory, "
                 f"but got {self.optimizer!r}"
             )
         if "lr" not in {*self.space.dimensions, *self.fixed}:
@@ -117,17 +115,44 @@ class Baseline:
 
 @dataclass(frozen=True, kw_only=True)
 class AgentArm:
-    """One way of using the policy, run from every start of the learning rate.
+    """One way of using the policy, or a substitute for it, run from every start of the rate.
 
     Attributes:
         name: as in tables and on the command line.
         label: as in figures.
-        source: what it is and why it is held against the policy.
+        source: what it is and why it is compared.
+        controller: what decides: the policy, its mean schedule over meta-train tasks or over the
+            compared tasks, random actions, or nothing.
+        valid_every: intervals between validation losses that the agent sees; None: as the task has
+            it.
+        horizon: share of the task's steps that the run takes.
+        multiple: factor on the start of the learning rate, which the agent is not told.
+        by_default: whether a comparison runs it where no arms are named.
     """
 
     name: str
     label: str
     source: str
+    controller: Literal["policy", "replay", "strict", "random", "idle"] = "policy"
+    valid_every: int | None = None
+    horizon: float = 1.0
+    multiple: float = 1.0
+    by_default: bool = True
+
+    @property
+    def together(self) -> tuple[float, float, int | None]:
+        """Equal for arms whose runs can train side by side on the same tasks."""
+        return self.horizon, self.multiple, self.valid_every
+
+    def task(self, task: Task, *, start: float, seed: int) -> Task:
+        """The task as the arm runs it, from a start of the learning rate."""
+        changes: dict[str, Any] = {"seed": seed}
+        if self.valid_every is not None:
+            changes["valid_every"] = self.valid_every
+        if self.horizon != 1:
+            changes["horizon"] = max(1, round(self.horizon * task.horizon))
+        own = task.with_optimizer(name="adamw", lr=self.multiple * start, momentum=START_MOMENTUM)
+        return replace(own, **changes)
 
 
 Arm = AgentArm | Baseline

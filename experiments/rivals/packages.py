@@ -1,19 +1,20 @@
-"""Arms whose optimizer is a package's own class, made from a setting; they train one by one."""
+"""Optimizers that train one model at a time: those of packages, and hypergradient descent.
+
+Each function makes one from parameters, a setting and the task; `rivals.baselines` has their rows.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import redirect_stdout
-from dataclasses import replace
 from io import StringIO
+from typing import Any, overload
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from pacesetter.experiments.rivals.arms import LR, MOMENTUM, RISE, WEIGHT_DECAY, Baseline
-from pacesetter.experiments.rivals.hypergradient import AdamHD
-from pacesetter.experiments.rivals.schedules import WARM_UP, cosine, number
-from pacesetter.experiments.rivals.space import Dimension, Setting, Space
+from pacesetter.experiments.rivals.schedules import WARM_UP, number
+from pacesetter.experiments.rivals.space import Setting
 from pacesetter.inner_models.lookup import require
 from pacesetter.inner_models.task import Task
 
@@ -100,65 +101,81 @@ def hypergradient(params: Params, h: Setting, task: Task) -> torch.optim.Optimiz
     )
 
 
-PACKAGE_ARMS: tuple[Baseline, ...] = (
-    Baseline(
-        name="nadam-cosine",
-        label="tuned NAdam cosine",
-        optimizer=nadam,
-        schedule=cosine,
-        space=Space({"lr": replace(LR, default=2e-3), "momentum": MOMENTUM}),
-        source="Dozat 2016, ICLR workshop; torch.optim.NAdam, decoupled weight decay",
-    ),
-    Baseline(
-        name="radam-cosine",
-        label="tuned RAdam cosine",
-        optimizer=radam,
-        schedule=cosine,
-        space=Space({"lr": LR, "momentum": MOMENTUM}),
-        source="Liu et al. 2020, arXiv:1908.03265; torch.optim.RAdam, decoupled weight decay",
-    ),
-    Baseline(
-        name="lion-cosine",
-        label="tuned Lion cosine",
-        optimizer=lion,
-        schedule=cosine,
-        space=Space(
+class AdamHD(torch.optim.Optimizer):
+    """Adam with decoupled weight decay and a learning rate that descends its hypergradient.
+
+    Adam-HD of Baydin, Cornish, Martínez Rubio, Schmidt & Wood, "Online Learning Rate Adaptation
+    with Hypergradient Descent", ICLR 2018, arXiv:1703.04782, algorithm 5.
+
+    With u the direction of the last update, params -= lr * u, one step is::
+
+        lr = max(0, lr + hyper_lr * <gradient, u>)
+        params -= lr * Adam's direction
+
+    Args:
+        params: to train.
+        lr: learning rate at the start.
+        hyper_lr: beta of the paper, the step size of the learning rate itself.
+        betas: of Adam.
+        eps: of Adam.
+        weight_decay: decoupled, as in AdamW; it takes no part in the hypergradient.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        *,
+        lr: float = 1e-3,
+        hyper_lr: float = 1e-7,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(
+            params,
             {
-                "lr": Dimension(1e-5, 1e-2, default=1e-4, most=1e2),
-                "weight_decay": Dimension(1e-2, 10.0, default=0.1),
-            }
-        ),
-        source="Chen et al. 2023, arXiv:2302.06675; lion_pytorch.Lion",
-    ),
-    Baseline(
-        name="schedule-free",
-        label="tuned Schedule-Free AdamW",
-        optimizer=schedule_free,
-        schedule=None,
-        space=Space(
-            {
-                "lr": Dimension(2.5e-4, 2.5e-1, default=2.5e-3, most=1e2),
-                "momentum": Dimension(0.8, 0.98, default=0.9, log=False, most=0.999),
-                "warm_up": RISE,
-            }
-        ),
-        source="Defazio et al. 2024, arXiv:2405.15682; schedulefree.AdamWScheduleFree",
-    ),
-    Baseline(
-        name="prodigy-cosine",
-        label="tuned Prodigy cosine",
-        optimizer=prodigy,
-        schedule=cosine,
-        space=Space({"d_coef": Dimension(0.1, 10.0, default=1.0), "weight_decay": WEIGHT_DECAY}),
-        fixed={"lr": 1.0},
-        source="Mishchenko & Defazio 2024, arXiv:2306.06101; prodigyopt.Prodigy",
-    ),
-    Baseline(
-        name="hypergradient",
-        label="tuned hypergradient Adam",
-        optimizer=hypergradient,
-        schedule=None,
-        space=Space({"lr": LR, "hyper_lr": Dimension(1e-9, 1e-3, default=1e-7)}),
-        source="Baydin et al. 2018, arXiv:1703.04782, Adam-HD with decoupled weight decay",
-    ),
-)
+                "lr": lr,
+                "hyper_lr": hyper_lr,
+                "betas": betas,
+                "eps": eps,
+                "weight_decay": weight_decay,
+            },
+        )
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One update."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            # One learning rate for all of a group: the inner product runs over all of it.
+            dots = [(self.state[p]["u"] * p.grad).sum() for p in params if self.state[p]]
+            if dots:
+                change = group["hyper_lr"] * float(torch.stack(dots).sum())
+                group["lr"] = max(0.0, group["lr"] + change)
+            for param in params:
+                self._update(param, group)
+        return loss
+
+    def _update(self, param: Tensor, group: dict[str, Any]) -> None:
+        state, (beta1, beta2) = self.state[param], group["betas"]
+        if not state:
+            state["step"] = 0
+            for name in ("first", "second", "u"):
+                state[name] = torch.zeros_like(param)
+        assert param.grad is not None
+        state["step"] += 1
+        state["first"].lerp_(param.grad, 1 - beta1)
+        state["second"].mul_(beta2).addcmul_(param.grad, param.grad, value=1 - beta2)
+        root = (state["second"] / (1 - beta2 ** state["step"])).sqrt_().add_(group["eps"])
+        torch.div(state["first"], root, out=state["u"]).div_(1 - beta1 ** state["step"])
+        param.mul_(1 - group["lr"] * group["weight_decay"])
+        param.add_(state["u"], alpha=-group["lr"])

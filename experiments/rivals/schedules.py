@@ -11,9 +11,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from pacesetter.experiments.rivals.space import Setting
 
@@ -151,6 +149,9 @@ class Plateau:
     """
 
     def __init__(self, setting: Setting) -> None:
+        import torch  # late, so that the names of arms can be listed at once
+        from torch.optim.lr_scheduler import ReduceLROnPlateau
+
         self._optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
         self._scheduler = ReduceLROnPlateau(
             self._optimizer,

@@ -1,9 +1,15 @@
-"""Runs under the policy, and under what is held against it in its place."""
+"""The ways in which the policy, or a substitute for it, runs on tasks.
+
+The open-loop replay plays back the policy's mean schedule. A policy that does no better than that
+has learned a schedule and no adaptivity. The mean is taken in logs, relative to each run's start,
+over progress.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import cycle
 from typing import Protocol
 
 import numpy as np
@@ -14,9 +20,14 @@ from pacesetter.agent.policy.policy import Policy
 from pacesetter.envs.actions import NUM_ACTIONS, ControlConfig
 from pacesetter.envs.runs import ScheduledRuns
 from pacesetter.experiments.runs.batched import FinishedRuns
-from pacesetter.inner_models.task import Task
+from pacesetter.inner_models.task import Task, TaskFamily
 
 FloatArray = NDArray[np.float64]
+
+TASKS_PER_GROUP = 4
+"""Tasks of one shape that are drawn together."""
+MAX_MISSES = 200
+"""Groups of other optimizers in a row before giving up."""
 
 
 class Controller(Protocol):
@@ -42,7 +53,6 @@ class ClosedLoop:
     policy: Policy
 
     def act(self, features: FloatArray, *, interval: int, num_intervals: int) -> FloatArray:
-        """See `Controller.act`."""
         return self.policy.act(features)
 
 
@@ -50,7 +60,6 @@ class Idle:
     """Never acts."""
 
     def act(self, features: FloatArray, *, interval: int, num_intervals: int) -> FloatArray:
-        """See `Controller.act`."""
         return np.zeros((len(features), NUM_ACTIONS))
 
 
@@ -59,14 +68,119 @@ class RandomActions:
     """Acts without looking, uniformly within the bounds of an action.
 
     Attributes:
-        generator: of the actions.
+        seed: of the comparison.
+        task: its name; every task has actions of its own.
     """
 
-    generator: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
+    seed: int
+    task: str = ""
 
     def act(self, features: FloatArray, *, interval: int, num_intervals: int) -> FloatArray:
-        """See `Controller.act`."""
-        return self.generator.uniform(-1.0, 1.0, size=(len(features), NUM_ACTIONS))
+        # Made anew for each interval, so that a run that is repeated gets the same actions.
+        entropy = [self.seed, *self.task.encode(), interval]
+        generator = np.random.default_rng(entropy)
+        return generator.uniform(-1.0, 1.0, size=(len(features), NUM_ACTIONS))
+
+
+@dataclass(frozen=True)
+class Replay:
+    """An open-loop controller.
+
+    Attributes:
+        mean: (K, 3), mean log factors of lr, 1 - momentum and clip ratio over their starts, by
+            interval; the first row is zero.
+        control: bounds and step sizes of the policy that is replayed.
+    """
+
+    mean: FloatArray
+    control: ControlConfig
+
+    def state(self, progress: float) -> FloatArray:
+        """(3,), the mean where a share of the intervals is over."""
+        grid = np.arange(len(self.mean)) / len(self.mean)
+        return np.array([np.interp(progress, grid, column) for column in self.mean.T])
+
+    def act(self, features: FloatArray, *, interval: int, num_intervals: int) -> FloatArray:
+        # A mean of changes within bounds is within bounds, so the actions can follow it exactly,
+        # but for what the guard cuts off a run that breaks: it does so for every controller.
+        now, before = (self.state(k / num_intervals) for k in (interval, interval - 1))
+        sizes = (self.control.lr_step, self.control.momentum_step, self.control.clip_step)
+        return np.tile((now - before) / np.array(sizes), (len(features), 1))
+
+
+def mean_replay(trajectories: Sequence[FloatArray], control: ControlConfig) -> Replay:
+    """The replay of the mean of some trajectories.
+
+    Args:
+        trajectories: (K_i, 3) each, as in `RunRecord.trajectory`; short runs may have fewer
+            intervals than others.
+        control: of the policy that made them.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if not trajectories:
+        raise ValueError("need at least one trajectory to replay the mean of")
+    longest = max(len(t) for t in trajectories)
+    grid = np.arange(longest) / longest
+    aligned = [Replay(np.asarray(t), control) for t in trajectories]
+    return Replay(np.mean([[r.state(p) for p in grid] for r in aligned], axis=0), control)
+
+
+def meta_train_replay(
+    policy: Policy,
+    families: Sequence[TaskFamily],
+    *,
+    num_tasks: int,
+    generator: torch.Generator,
+    device: torch.device | str = "cpu",
+) -> Replay:
+    """The replay that knows the meta-train families and nothing of the task at hand.
+
+    Tasks are drawn as the policy met them, the noise of their start included; those of another
+    optimizer than AdamW, on which it is compared, are passed over.
+
+    Args:
+        policy: whose schedule to replay.
+        families: to draw tasks from, in turn.
+        num_tasks: how many, rounded up to whole groups.
+        generator: of the tasks.
+        device: where the runs live.
+    """
+    trajectories: list[FloatArray] = []
+    for tasks in adamw_groups(families, num_tasks=num_tasks, generator=generator):
+        runs = run_agents(tasks, [ClosedLoop(policy)], control=policy.control, device=device)
+        trajectories += list(np.stack(runs.trajectory, axis=1))
+    return mean_replay(trajectories, policy.control)
+
+
+def adamw_groups(
+    families: Sequence[TaskFamily], *, num_tasks: int, generator: torch.Generator
+) -> Iterator[list[Task]]:
+    """Yields groups of `TASKS_PER_GROUP` tasks of one shape, from each family in turn.
+
+    Args:
+        families: to draw from. Tasks of another optimizer than AdamW are passed over.
+        num_tasks: how many in all, rounded up to whole groups.
+        generator: of the draws.
+
+    Raises:
+        ValueError: there is no family, or a family has hardly any AdamW task.
+    """
+    if not families or num_tasks < 1:
+        raise ValueError(
+            f"need a family and at least one task, but got {len(families)} and {num_tasks}"
+        )
+    turn = cycle(families)
+    for _ in range(-(-num_tasks // TASKS_PER_GROUP)):
+        family = next(turn)
+        for _ in range(MAX_MISSES):
+            tasks = family.sample_group(TASKS_PER_GROUP, generator)
+            if tasks[0].optimizer.name == "adamw":
+                yield tasks
+                break
+        else:
+            raise ValueError(f"family {family.name!r} has hardly any task with AdamW")
 
 
 def run_agents(

@@ -229,7 +229,7 @@ def train_batch(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> FinishedRuns:
-    """Trains a task once per setting and seed; gradients are never clipped.
+    """Trains a task once per setting and seed; gradients are clipped only where a setting says so.
 
     Args:
         task: its data and model; seed and optimizer are replaced.
@@ -252,6 +252,8 @@ def train_batch(
     )
     rates = np.tile(rates, (1, len(seeds)))
     momentum = np.tile([number(h, "momentum", 0.9) for h in hyper], len(seeds))
+    clips = np.tile([number(h, "clip", np.inf) for h in hyper], len(seeds))
+    clip_ratio = clips if np.isfinite(clips).any() else None
     watchers = {
         i * len(configured) + j: c.baseline.feedback(h)
         for i in range(len(seeds))
@@ -267,7 +269,7 @@ def train_batch(
     for start, end in segments(task.horizon, steps, checked=bool(watchers)):
         with runs.watch:
             used.append(rates[start:end] * scale)
-            losses.append(trainer.run(used[-1], momentum=momentum).losses)
+            losses.append(trainer.run(used[-1], momentum=momentum, clip_ratio=clip_ratio).losses)
             if watchers and end in check_points(task.horizon):
                 valid = trainer.evaluate("inner_valid")
                 for row, watcher in watchers.items():

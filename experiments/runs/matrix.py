@@ -14,12 +14,10 @@ import numpy as np
 from pacesetter.agent.policy.policy import Policy
 from pacesetter.envs.actions import ControlConfig
 from pacesetter.experiments.compare_config import TUNING_SEEDS, CompareConfig
-from pacesetter.experiments.rivals.arms import Baseline, Configured
+from pacesetter.experiments.rivals.arms import AgentArm, Baseline, Configured
 from pacesetter.experiments.rivals.baselines import (
-    DO_NOTHING,
-    OPEN_LOOP,
+    AGENT_ARMS,
     POLICY,
-    RANDOM,
     REFERENCE,
     STRICT,
 )
@@ -30,17 +28,15 @@ from pacesetter.experiments.runs.agents import (
     Controller,
     Idle,
     RandomActions,
+    Replay,
+    mean_replay,
     run_agents,
 )
 from pacesetter.experiments.runs.batched import RunKey, RunOptions, batches, run_batch
 from pacesetter.experiments.runs.plain import run_plain
 from pacesetter.experiments.runs.population import population_size, run_population
 from pacesetter.experiments.runs.records import REPORTED_SPLITS, RunRecord, crashed
-from pacesetter.experiments.runs.replay import Replay, mean_replay
 from pacesetter.inner_models.task import Task
-
-START_MOMENTUM = 0.9
-"""``betas[0]`` from which the agent starts: AdamW's default, as in every AdamW baseline."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,12 +218,12 @@ class AgentGroup(RunGroup):
     """Ways of using the policy, each on every seed and from every start of the learning rate.
 
     Attributes:
-        rows: names of arms with what decides in them.
+        rows: arms that can train together, with what decides in them.
         starts: learning rates.
         control: bounds and step sizes of the policy.
     """
 
-    rows: tuple[tuple[str, Controller], ...]
+    rows: tuple[tuple[AgentArm, Controller], ...]
     starts: tuple[float, ...]
     control: ControlConfig
 
@@ -237,18 +233,18 @@ class AgentGroup(RunGroup):
 
     def train(self, task: Task) -> list[RunRecord]:
         """Trains all of them side by side."""
-        tasks = [
-            task.with_optimizer(name="adamw", lr=start, momentum=START_MOMENTUM).with_seed(seed)
-            for start, seed in self._pairs
-        ]
+        arm, _ = self.rows[0]
         runs = run_agents(
-            tasks,
-            [controller for _, controller in self.rows],
+            [arm.task(task, start=start, seed=seed) for start, seed in self._pairs],
+            [
+                replace(c, task=task.name) if isinstance(c, RandomActions) else c
+                for _, c in self.rows
+            ],
             control=self.control,
             device=self.options.device,
         )
         keys: list[RunKey] = [
-            (name, {}, seed, start) for start, seed in self._pairs for name, _ in self.rows
+            (arm.name, {}, seed, start) for start, seed in self._pairs for arm, _ in self.rows
         ]
         found = runs.records(task, keys, evaluate=self.options.evaluate)
         n = len(self.rows)
@@ -258,8 +254,8 @@ class AgentGroup(RunGroup):
         """The records where all of them crashed."""
         evaluate = self.options.evaluate
         found = [
-            crashed(task.name, name, {}, seed=seed, lr=start, evaluate=evaluate, reason=reason)
-            for name, _ in self.rows
+            crashed(task.name, arm.name, {}, seed=seed, lr=start, evaluate=evaluate, reason=reason)
+            for arm, _ in self.rows
             for start, seed in self._pairs
         ]
         return [replace(record, start_lr=record.lr) for record in found]
@@ -306,9 +302,10 @@ def pieces(
         budget by budget.
     """
     found = []
-    agents = _controllers(plan, replay)
-    if agents:
-        found.append(Piece("agents", _agents(plan, agents, plan.config.start_lrs)))
+    for agents in _programs(plan, replay):
+        together = [arm.name for arm in agents if not arm.by_default]
+        name = "-".join(["agents", *together])
+        found.append(Piece(name, _agents(plan, agents, plan.config.start_lrs)))
     siblings = [b for b in plan.baselines if is_sibling(b)]
     if siblings:
         found.append(_piece(plan, "siblings", siblings, choices, seeds=plan.seeds))
@@ -355,7 +352,7 @@ def strict_pieces(plan: Plan, records: Sequence[RunRecord]) -> list[Piece]:
             if r.arm == POLICY.name and r.start_lr == start and r.trajectory
         ]
         if schedules:
-            agents = {STRICT.name: mean_replay(schedules, plan.policy.control)}
+            agents = {STRICT: mean_replay(schedules, plan.policy.control)}
             found.append(Piece(f"{start:g}", _agents(plan, agents, (start,))))
     return found
 
@@ -369,21 +366,24 @@ def slug(name: str) -> str:
     return re.sub(r"[^\w.-]+", "_", name)
 
 
-def _controllers(plan: Plan, replay: Replay | None) -> dict[str, Controller]:
-    found: dict[str, Controller] = {}
-    if POLICY.name in plan.arms:
-        found[POLICY.name] = ClosedLoop(plan.policy)
-    if replay is not None:
-        found[OPEN_LOOP.name] = replay
-    if RANDOM.name in plan.arms:
-        found[RANDOM.name] = RandomActions()
-    if DO_NOTHING.name in plan.arms:
-        found[DO_NOTHING.name] = Idle()
-    return found
+def _programs(plan: Plan, replay: Replay | None) -> list[dict[AgentArm, Controller]]:
+    """The agents with what decides in them; those of one program train side by side."""
+    controllers: dict[str, Controller | None] = {
+        "policy": ClosedLoop(plan.policy),
+        "replay": replay,
+        "random": RandomActions(plan.config.seed),
+        "idle": Idle(),
+    }
+    programs: dict[object, dict[AgentArm, Controller]] = {}
+    for arm in AGENT_ARMS:
+        controller = controllers.get(arm.controller)
+        if arm.name in plan.arms and controller is not None:
+            programs.setdefault(arm.together, {})[arm] = controller
+    return list(programs.values())
 
 
 def _agents(
-    plan: Plan, controllers: Mapping[str, Controller], starts: tuple[float, ...]
+    plan: Plan, controllers: Mapping[AgentArm, Controller], starts: tuple[float, ...]
 ) -> AgentGroup:
     return AgentGroup(
         rows=tuple(controllers.items()),

@@ -34,7 +34,7 @@ from pacesetter.experiments.runs.matrix import (
     strict_pieces,
 )
 from pacesetter.experiments.runs.records import RunRecord, read_records, write_records
-from pacesetter.experiments.runs.replay import Replay, meta_train_replay
+from pacesetter.experiments.runs.agents import Replay, meta_train_replay
 from pacesetter.experiments.tuning import Proposal, Search, Searches, rounds, tune
 from pacesetter.inner_models.task import Task, TaskFamily
 

@@ -20,8 +20,8 @@ from pacesetter.envs.actions import ControlConfig
 from pacesetter.envs.features import NUM_FEATURES
 from pacesetter.experiments.compare_config import CompareConfig
 from pacesetter.experiments.rivals.arms import Baseline, Configured
-from pacesetter.experiments.rivals.baselines import BASELINES
-from pacesetter.experiments.rivals.hypergradient import AdamHD
+from pacesetter.experiments.rivals.baselines import BASELINES, default_arms
+from pacesetter.experiments.rivals.packages import AdamHD
 from pacesetter.experiments.rivals.space import Dimension
 from pacesetter.experiments.runs.agents import RandomActions
 from pacesetter.experiments.runs.batched import RunOptions, check_points
@@ -408,9 +408,12 @@ def test_metric_of_a_bundled_task(family, name):
 
 def test_random_actions_are_seeded_and_within_bounds():
     features = np.zeros((500, NUM_FEATURES))
-    pair = [RandomActions(np.random.default_rng(4)) for _ in range(2)]
-    a, b = (r.act(features, interval=1, num_intervals=5) for r in pair)
+    actors = [RandomActions(4, "a/0"), RandomActions(4, "a/0"), RandomActions(5, "a/0")]
+    a, b, *others = (r.act(features, interval=1, num_intervals=5) for r in actors)
+    others += [RandomActions(4, "a/1").act(features, interval=1, num_intervals=5)]
+    others += [actors[0].act(features, interval=2, num_intervals=5)]
     assert (a == b).all()
+    assert not any((a == other).any() for other in others)
     assert np.abs(a).max() <= 1
     assert a.mean(axis=0) == pytest.approx(np.zeros(3), abs=0.1)
     assert a.std(axis=0) == pytest.approx(np.full(3, 3**-0.5), abs=0.05)
@@ -536,3 +539,45 @@ def test_an_agent_that_crashes_leaves_the_others_alone(monkeypatch):
     (piece,) = strict_pieces(strict, found)
     ((_, replay),) = piece.group.rows
     assert replay.mean.shape == (6, 3)
+
+
+def agents_only(arms, task, **settings):
+    config = CompareConfig(arms=arms, num_seeds=1, **settings)
+    return task_records(pieces(a_plan(config=config, baselines=()), choices={}), task)
+
+
+def test_the_random_policy_differs_by_task_and_by_seed():
+    first = small_task(horizon=12)
+    jobs = ((first, 0), (first, 0), (first, 1), (replace(first, name="own/other"), 0))
+    a, same, seed, task = (
+        agents_only(("random-policy",), task, seed=seed)[0].lrs for task, seed in jobs
+    )
+    assert a == same
+    assert a[0] == seed[0] == task[0]  # before the first decision
+    assert len({a[1], seed[1], task[1]}) == 3
+
+
+def test_optional_arms_see_validation_losses_take_fewer_steps_and_start_elsewhere():
+    names = ("do-nothing", "multiple-10", "policy", "policy-seeing", "policy-two-thirds")
+    assert not {"multiple-10", "policy-seeing", "adamw-pooled"} & set(default_arms())
+    found = agents_only(names, small_task(horizon=60), start_lrs=(1e-3, 1e-2))
+    by = {(r.arm, r.start_lr): r for r in found}
+    assert len(by) == len(found) == 10
+    # Ten times the start is the start that is ten times as high.
+    assert by["multiple-10", 1e-3].losses == pytest.approx(by["do-nothing", 1e-2].losses, rel=1e-4)
+    assert by["policy-two-thirds", 1e-3].inner_steps == 40
+    assert by["policy-two-thirds", 1e-3].steps[-1] == 40
+    same, seeing = by["policy", 1e-3], by["policy-seeing", 1e-3]
+    assert same.lrs[:2] == pytest.approx(seeing.lrs[:2])  # nothing has been seen yet
+    assert same.lrs[3] != seeing.lrs[3]
+
+
+def test_pooled_adamw_chooses_its_schedule_and_clips():
+    setting = {**ROWS["adamw-pooled"].space.default, "lr": 0.05, "schedule": "linear"}
+    configured = [
+        Configured(ROWS["adamw-pooled"], {**setting, "clip": clip}) for clip in (0.5, 1e9)
+    ]
+    linear = Configured(ROWS["adamw-linear"], {"lr": 0.05, "weight_decay": 0.01})
+    clipped, free, plain = run_configured(small_task(), [*configured, linear], seeds=[0])
+    assert free.losses == pytest.approx(plain.losses, rel=1e-5)
+    assert clipped.losses["outer_valid"] != pytest.approx(plain.losses["outer_valid"], rel=1e-3)

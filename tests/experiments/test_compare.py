@@ -25,10 +25,9 @@ from pacesetter.experiments.comparison import CompareConfig, compare
 from pacesetter.experiments.rivals.arms import Baseline
 from pacesetter.experiments.rivals.baselines import AGENT_ARMS, BASELINES, STRICT
 from pacesetter.experiments.runs import stages
-from pacesetter.experiments.runs.agents import ClosedLoop, run_agents
+from pacesetter.experiments.runs.agents import ClosedLoop, Replay, mean_replay, run_agents
 from pacesetter.experiments.runs.plain import PlainRun
 from pacesetter.experiments.runs.records import CSV_COLUMNS, Entry, read_records
-from pacesetter.experiments.runs.replay import Replay, mean_replay
 from pacesetter.experiments.runs.stages import SENSITIVE, Clock
 from pacesetter.inner_models.engine.data import batch_stream, build_model
 from pacesetter.inner_models.engine.trainer import InnerTrainer
