@@ -8,9 +8,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pacesetter.experiments.cli.answer import Answer, summary_data
-from pacesetter.experiments.cli.engine import add_engine_options, engine_of
-from pacesetter.experiments.cli.parser import split_names
+from pacesetter.experiments.cli.parser import (
+    Answer,
+    add_engine_options,
+    engine_of,
+    split_names,
+    summary_data,
+)
 
 if TYPE_CHECKING:
     from pacesetter.experiments.compare_config import CompareConfig
@@ -53,12 +57,7 @@ def add_parser(
     command: Callable[[str, str], argparse.ArgumentParser],
     long_running: Callable[..., None],
 ) -> None:
-    """Adds the command.
-
-    Args:
-        command: makes a parser from a name and a summary.
-        long_running: adds the options that all long commands have.
-    """
+    """Adds the command; see `main.make_parser` for what makes parsers and common options."""
     parser = command("compare", "hold a policy against AdamW and its rivals")
     arms = parser.add_argument_group("what is compared")
     arms.add_argument(
@@ -81,12 +80,14 @@ def add_parser(
     )
     tasks.add_argument(
         "--tasks",
+        "--families",
         nargs="+",
         action="extend",
         metavar="TASK",
-        help="tasks such as digits-mlp/0, or families, of which each stands for 8 tasks (quick: "
-        "2), with blanks or commas between them; those of your own are module:attribute and "
-        "module:attribute/0 (default: all validation families)",
+        help="tasks such as digits-mlp/0; or families, of which each stands for 8 tasks (quick: "
+        "2); or sets of families: meta-train, validation or held-out; with blanks or commas "
+        "between them; those of your own are module:attribute and module:attribute/0 (default: "
+        "validation)",
     )
     tasks.add_argument(
         "--data",
@@ -128,7 +129,7 @@ def add_parser(
         type=int,
         default=1,
         metavar="N",
-        help="worker processes for optimizers that cannot be batched; changes no result",
+        help="worker processes, one thread each; changes no result but by rounding",
     )
     effort.add_argument(
         "--quick",
@@ -144,18 +145,9 @@ def add_parser(
 
 
 def run_compare(args: argparse.Namespace, line: str) -> Answer:
-    """Runs the command.
-
-    Args:
-        args: its arguments.
-        line: the command line, for the report.
-
-    Raises:
-        ImportError: a package of the extra `compare` is missing.
-        ValueError: an argument is out of its range.
-    """
+    """`pacesetter compare`; the command line `line` goes into the report."""
     if args.list:
-        return Answer(listing(), listing_data())
+        return listing()
     if args.out is None:
         raise ValueError("compare needs a folder to write: --out DIR")
     from pacesetter.inner_models.lookup import require
@@ -184,15 +176,7 @@ def run_compare(args: argparse.Namespace, line: str) -> Answer:
 
 
 def config_of(args: argparse.Namespace) -> CompareConfig:
-    """The settings that the arguments stand for.
-
-    Args:
-        args: as parsed.
-
-    Raises:
-        FileNotFoundError: ``--data`` holds no image files.
-        ValueError: an argument is out of its range.
-    """
+    """The settings that the arguments stand for."""
     from pacesetter.experiments.compare_config import (
         QUICK_TASKS_PER_FAMILY,
         TASKS_PER_FAMILY,
@@ -202,15 +186,14 @@ def config_of(args: argparse.Namespace) -> CompareConfig:
     )
     from pacesetter.inner_models.registry import VALIDATION
 
+    asked: dict[str, Any] = {
+        "num_seeds": args.seeds,
+        "trials": args.trials,
+        "arms": args.arms and tuple(split_names(args.arms)),
+        "start_lrs": args.start_lrs and tuple(_numbers(args.start_lrs, "--start-lrs")),
+    }
     given: dict[str, Any] = dict(QUICK) if args.quick else {}
-    if args.seeds is not None:
-        given["num_seeds"] = args.seeds
-    if args.trials is not None:
-        given["trials"] = args.trials
-    if args.arms:
-        given["arms"] = tuple(split_names(args.arms))
-    if args.start_lrs:
-        given["start_lrs"] = tuple(_numbers(args.start_lrs, "--start-lrs"))
+    given |= {name: value for name, value in asked.items() if value is not None}
     names = split_names(args.tasks or ())
     if not names and not args.task:
         names = [*VALIDATION, *families_in(args.data)]
@@ -245,45 +228,38 @@ def left_out(config: CompareConfig) -> str:
     return f"A quick look: {', '.join(parts)}; {arms}."
 
 
-def listing() -> str:
+def listing() -> Answer:
     """Names of all arms, with what is tuned in them, and of all task families."""
-    from pacesetter.experiments.report.tables import align
     from pacesetter.experiments.rivals.arms import Baseline
     from pacesetter.experiments.rivals.baselines import all_arms
     from pacesetter.inner_models.registry import FROM_FILES, HELD_OUT, META_TRAIN, VALIDATION
 
-    rows = [["arm", "tuned", "what it is"]]
-    for arm in all_arms():
-        dimensions = (
-            arm.space.dimensions if isinstance(arm, Baseline) and not arm.calibrated else ()
-        )
-        source = arm.source if arm.by_default else f"{arm.source} (optional)"
-        rows.append([arm.name, ", ".join(dimensions) or "-", source])
-    families = [["tasks (family/0, family/1, ...)", "for"]]
-    for names, purpose in (
-        (VALIDATION, "validation: the default"),
-        (HELD_OUT, "held out: for final reports"),
-        (FROM_FILES, "held out, on files of your own (--data)"),
-        (META_TRAIN, "meta-training: policies have learned on them"),
-    ):
-        families += [[name, purpose] for name in names]
-    return f"{align(rows, left=3)}\n\n{align(families, left=2)}"
-
-
-def listing_data() -> dict[str, Any]:
-    """The names in `listing`, for machines."""
-    from pacesetter.experiments.rivals.baselines import all_arms
-    from pacesetter.inner_models.registry import FROM_FILES, HELD_OUT, META_TRAIN, VALIDATION
-
-    return {
-        "arms": [arm.name for arm in all_arms()],
-        "families": {
-            "validation": VALIDATION,
-            "held_out": HELD_OUT,
-            "from_files": FROM_FILES,
-            "meta_train": META_TRAIN,
-        },
+    families = {
+        "validation": (VALIDATION, "validation: the default"),
+        "held_out": (HELD_OUT, "held-out: for final reports"),
+        "from_files": (FROM_FILES, "held out too, on files of your own (--data)"),
+        "meta_train": (META_TRAIN, "meta-train: policies have learned on them"),
     }
+    arms = [("arm", "tuned", "what it is")]
+    for arm in all_arms():
+        tuned = isinstance(arm, Baseline) and not arm.calibrated and ", ".join(arm.space.dimensions)
+        optional = "" if arm.by_default else " (optional)"
+        arms.append((arm.name, tuned or "-", arm.source + optional))
+    rows = [("tasks (family/0, family/1, ...)", "set")]
+    rows += [(name, purpose) for names, purpose in families.values() for name in names]
+    data = {
+        "arms": [arm.name for arm in all_arms()],
+        "families": {name: names for name, (names, _) in families.items()},
+    }
+    return Answer(f"{_columns(arms)}\n\n{_columns(rows)}", data)
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells flush left, under a head."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    ruled = [rows[0], ["-" * width for width in widths], *rows[1:]]
+    lines = [[c.ljust(w) for c, w in zip(row, widths, strict=True)] for row in ruled]
+    return "\n".join("  ".join(line).rstrip() for line in lines)
 
 
 def _numbers(values: Sequence[str], option: str) -> list[float]:

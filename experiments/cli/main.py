@@ -19,21 +19,24 @@ from importlib import metadata
 from typing import Any
 
 from pacesetter.experiments.cli import compare as cli_compare
-from pacesetter.experiments.cli import completion as cli_completion
 from pacesetter.experiments.cli import policy as cli_policy
 from pacesetter.experiments.cli import train as cli_train
-from pacesetter.experiments.cli.answer import Answer, to_json
 from pacesetter.experiments.cli.parser import (
     EXIT_CODES,
+    Answer,
     CommandParser,
     HelpFormatter,
     WrongUsage,
     add_command,
     add_run_options,
+    to_json,
 )
 from pacesetter.inner_models.engine.host import prepare_process
+from pacesetter.inner_models.lookup import require
+from pacesetter.inner_models.registry import SETS, family_names
 
 DONE, FAILED, WRONG_INPUT, MISSING_PACKAGE = 0, 1, 2, 3
+SHELLS = ("bash", "zsh", "fish", "tcsh")
 STOPPED = 128
 """Plus the number of the signal: 130 after Ctrl-C, 143 after SIGTERM."""
 
@@ -68,7 +71,18 @@ _EXAMPLES = {
     **cli_train.EXAMPLES,
     "compare": cli_compare.EXAMPLE,
     **cli_policy.EXAMPLES,
-    "completion": cli_completion.EXAMPLE,
+    "completion": """\
+Print a script that lets a shell complete commands, options, files and names.
+
+examples:
+  eval "$(pacesetter completion bash)"                  for this bash
+  pacesetter completion bash > ~/.local/share/bash-completion/completions/pacesetter
+  pacesetter completion zsh > "${fpath[1]}/_pacesetter"
+  pacesetter completion fish > ~/.config/fish/completions/pacesetter.fish
+
+The names of presets, arms and task families are those of this version: make the
+script anew after an upgrade.
+""",
 }
 _LONG = {"train", "compare"}
 """Commands that stop where nothing is lost, and go on."""
@@ -97,7 +111,8 @@ def make_parser() -> argparse.ArgumentParser:
     cli_train.add_parsers(command, add_run_options)
     cli_compare.add_parser(command, add_run_options)
     cli_policy.add_parsers(command)
-    cli_completion.add_parser(command)
+    completion = command("completion", "print a script for the shell's completion")
+    completion.add_argument("shell", choices=SHELLS, help="whose script to print")
     return parser
 
 
@@ -188,7 +203,29 @@ def _print(text: str) -> None:
 
 
 def _completion(args: argparse.Namespace, line: str) -> Answer:
-    return cli_completion.run_completion(make_parser(), args.shell)
+    """`pacesetter completion`."""
+    shtab = require("shtab", extra="completion")
+    from pacesetter.experiments.presets import PRESETS
+    from pacesetter.experiments.rivals.baselines import arm_names
+
+    families = (*SETS, *family_names())
+    words = {"preset": tuple(PRESETS), "arms": arm_names(), "device": ("cpu", "cuda")}
+    words |= dict.fromkeys(("families", "validation_families", "tasks"), families)
+    complete: dict[Any, Any] = {name: shtab.cmd(f"echo {' '.join(w)}") for name, w in words.items()}
+    complete |= dict.fromkeys(("FILE", "CSV", "PNG", "OUT", "RUN_DIR_OR_FILE"), shtab.FILE)
+    complete["DIR"] = shtab.DIRECTORY
+    parser = make_parser()
+    for action in [a for p in (parser, *_subparsers(parser).values()) for a in p._actions]:
+        known = complete.get(action.metavar) or complete.get(action.dest)
+        if known is not None:
+            action.complete = known  # type: ignore[attr-defined]
+    script: str = shtab.complete(parser, shell=args.shell)
+    return Answer(script, {"shell": args.shell, "script": script})
+
+
+def _subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    (commands,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    return dict(commands.choices)
 
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace, str], Any]] = {

@@ -1,12 +1,24 @@
-"""How all commands look: pages of help that begin with examples, and the options that all share."""
+"""What all commands share: pages of help, options, the engine that they name, and answers."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    import torch
+
+    from pacesetter.agent.training.config import TrainConfig
+    from pacesetter.agent.training.engines import MakeEnv, RayEngine
+    from pacesetter.experiments.analysis.findings import Summary
+    from pacesetter.experiments.analysis.statistics import Interval
 
 EXIT_CODES = """\
 exit codes:
@@ -22,6 +34,9 @@ stopping:
   a rule, and prints the command that goes on. A second one stops at once; what
   was under way is then done anew. After kill -9, --resume goes on as well.
 """
+
+
+_ONLY_RAY = ("workers", "threads_per_worker", "gpus_per_worker", "address", "patience")
 
 
 class WrongUsage(SystemExit):
@@ -68,14 +83,14 @@ def add_command(
     *,
     long: bool = False,
 ) -> CommandParser:
-    """Adds a command with the options that all of them have.
+    """Adds a command, with the options that all of them have.
 
     Args:
         commands: of the program.
         name: of the command.
         summary: a phrase for the list of commands.
-        page: what help begins with: a sentence, examples, more.
-        long: whether it may take long, so that stopping it has to be explained.
+        page: the beginning of its help: a sentence, examples, more.
+        long: whether its help explains how to stop it.
     """
     parser = commands.add_parser(
         name,
@@ -128,3 +143,175 @@ def split_names(values: Sequence[str]) -> list[str]:
     ['a', 'b', 'c']
     """
     return [part for value in values for part in value.split(",") if part]
+
+
+def add_engine_options(parser: argparse.ArgumentParser, *, episodes: bool = False) -> None:
+    """Adds ``--engine`` and what belongs to it, in a group of their own.
+
+    Args:
+        parser: of the command.
+        episodes: whether workers hold groups of runs, which others can take over.
+    """
+    group = parser.add_argument_group("where the work is done")
+    group.add_argument(
+        "--engine",
+        choices=("local", "ray"),
+        default="local",
+        help="local: in this process; ray: in workers on one machine or many, with the same "
+        "result but for rounding (docs/scale-out.md)",
+    )
+    group.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="Ray workers (default: one for each core, as far as there is work)",
+    )
+    group.add_argument(
+        "--threads-per-worker",
+        type=int,
+        metavar="N",
+        help="threads, and CPUs, of each (default: 1; of a single worker, those of this process)",
+    )
+    group.add_argument(
+        "--gpus-per-worker",
+        type=float,
+        metavar="F",
+        help="share of a GPU of each, such as 0.25, for --device cuda (default: none)",
+    )
+    group.add_argument(
+        "--address",
+        metavar="HOST:PORT",
+        help="Ray cluster to connect to (default: $RAY_ADDRESS, or else one of this machine alone)",
+    )
+    if episodes:
+        group.add_argument(
+            "--patience",
+            type=float,
+            metavar="SECONDS",
+            help="how long a worker that is lost or stuck is waited for before others take its "
+            "runs over (default: 60)",
+        )
+
+
+def engine_of(args: argparse.Namespace) -> RayEngine | None:
+    """The engine that the arguments stand for; None: this machine, without Ray."""
+    given = [name for name in _ONLY_RAY if getattr(args, name, None) is not None]
+    if args.engine == "local":
+        if given:
+            raise ValueError(f"--{given[0].replace('_', '-')} is of use with --engine ray only")
+        return None
+    from pacesetter.inner_models.lookup import require
+
+    require("ray", extra="ray")
+    from pacesetter.agent.training.engines import RayEngine
+
+    engine = RayEngine(
+        workers=args.workers,
+        threads=args.threads_per_worker,
+        gpus_per_worker=args.gpus_per_worker or 0.0,
+        address=args.address,
+    )
+    patience = getattr(args, "patience", None)
+    return engine if patience is None else replace(engine, patience=patience)
+
+
+@contextmanager
+def environments(
+    args: argparse.Namespace, config: TrainConfig
+) -> Iterator[tuple[MakeEnv, torch.device]]:
+    """What makes the environment of a meta-training, and the device of all the rest of it.
+
+    That is the device asked for where this machine has it. Where only the workers have, policies
+    are validated on the CPU.
+    """
+    from pacesetter.envs.vec_env import ScheduleVecEnv
+    from pacesetter.experiments.runs.execution import check_device
+
+    engine = engine_of(args)
+    if engine is None:
+        yield ScheduleVecEnv, check_device(args.device)
+        return
+    engine.check_device(args.device)
+    try:
+        home = check_device(args.device)
+    except ValueError:
+        home = check_device("cpu")
+    with engine.environments(config, device=args.device) as make:
+        yield make, home
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The result of a command.
+
+    Attributes:
+        text: for standard output.
+        data: the same for ``--json``: names to numbers, texts, paths, lists and mappings of them.
+    """
+
+    text: str
+    data: Mapping[str, Any]
+
+
+def to_json(data: Mapping[str, Any]) -> str:
+    """Data as one JSON object that every parser reads: numbers without a value become null.
+
+    >>> print(to_json({"loss": float("nan"), "out": Path("runs"), "steps": (1, 2)}))
+    {
+      "loss": null,
+      "out": "runs",
+      "steps": [
+        1,
+        2
+      ]
+    }
+    """
+    return json.dumps(_plain(data), indent=2, allow_nan=False)
+
+
+def summary_data(summary: Summary) -> dict[str, Any]:
+    """What a comparison found, arm by arm: the columns of its table.
+
+    Args:
+        summary: of the comparison.
+
+    Returns:
+        ``tasks``, ``seeds``, ``reference`` and ``arms``, the best on test first. A score is the
+        mean over tasks of log(final loss / the reference's), with its 95 % interval.
+    """
+    arms = [
+        {
+            "arm": e.entry.arm,
+            "label": e.label,
+            "start_lr": e.entry.start_lr,
+            "budget": e.entry.budget,
+            "scores": {split: _interval(score) for split, score in e.scores.items()},
+            "finding": e.finding(),
+            "normalised": {split: _interval(score) for split, score in e.normalised.items()},
+            "trials": e.trials,
+            "inner_steps": e.inner_steps,
+            "diverged": e.diverged,
+            "runs": e.num_runs,
+        }
+        for e in sorted(summary.entries, key=lambda e: e.scores["test"].estimate)
+    ]
+    reference = summary.labels[summary.reference]
+    return {"tasks": summary.tasks, "seeds": summary.seeds, "reference": reference, "arms": arms}
+
+
+def _interval(interval: Interval) -> dict[str, float]:
+    return {"estimate": interval.estimate, "low": interval.low, "high": interval.high}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _plain(part) for name, part in value.items()}
+    if hasattr(value, "tolist"):  # of NumPy
+        return _plain(value.tolist())
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(part) for part in value]
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

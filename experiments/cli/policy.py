@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pacesetter.experiments.cli.answer import Answer
+from pacesetter.experiments.cli.parser import Answer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,11 +53,7 @@ their metadata.
 
 
 def add_parsers(command: Callable[[str, str], argparse.ArgumentParser]) -> None:
-    """Adds both commands.
-
-    Args:
-        command: makes the parser of a command from its name and a summary.
-    """
+    """Adds both commands."""
     inspect = command("inspect", "say what a policy file holds")
     inspect.add_argument(
         "policy",

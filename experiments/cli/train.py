@@ -11,9 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pacesetter.experiments.cli.answer import Answer, summary_data
-from pacesetter.experiments.cli.engine import add_engine_options, environments
-from pacesetter.experiments.cli.parser import split_names
+from pacesetter.experiments.cli.parser import (
+    Answer,
+    add_engine_options,
+    environments,
+    split_names,
+    summary_data,
+)
 
 if TYPE_CHECKING:
     from pacesetter.agent.policy.policy import Policy
@@ -63,12 +67,7 @@ def add_parsers(
     command: Callable[[str, str], argparse.ArgumentParser],
     long_running: Callable[..., None],
 ) -> None:
-    """Adds both commands.
-
-    Args:
-        command: makes a parser from a name and a summary.
-        long_running: adds the options that all long commands have.
-    """
+    """Adds both commands; see `main.make_parser` for what makes parsers and common options."""
     train = command("train", "meta-train an agent, or fine-tune one on jobs of your own")
     what = train.add_argument_group("what to learn")
     what.add_argument(
@@ -92,8 +91,8 @@ def add_parsers(
         metavar="FAMILY",
         help="task families to learn from and no others, with blanks or commas between them: names "
         "of bundled ones, module:attribute for your own (a TaskFamily, or a class or function that "
-        "gives one; the working directory is looked into), meta-train for all that the shipped "
-        "policy learned from (default: the preset's)",
+        "gives one; the working directory is looked into), or sets: meta-train, from which the "
+        "shipped policy learned, validation or held-out (default: the preset's)",
     )
     what.add_argument(
         "--validation-families",
@@ -164,15 +163,7 @@ def preset_of(args: argparse.Namespace) -> str:
 
 
 def config_of(args: argparse.Namespace, init: Policy | None) -> TrainConfig:
-    """The settings that the arguments stand for.
-
-    Args:
-        args: as parsed.
-        init: policy to start from, if any.
-
-    Raises:
-        ValueError: a name is unknown, or a number out of its range.
-    """
+    """The settings that the arguments stand for, and the policy to start from, if any."""
     from pacesetter.agent.training.fine_tuning import (
         fine_tuning_config,
         validation_families,
@@ -198,12 +189,7 @@ def config_of(args: argparse.Namespace, init: Policy | None) -> TrainConfig:
 
 
 def remarks(args: argparse.Namespace, config: TrainConfig) -> list[str]:
-    """What a user should know of the settings, a sentence each.
-
-    Args:
-        args: as parsed.
-        config: the settings that they stand for.
-    """
+    """What a user should know of the settings, a sentence each."""
     from pacesetter.inner_models.registry import HELD_OUT, is_own
 
     found = []

@@ -19,7 +19,7 @@ from pacesetter.envs.actions import ControlConfig
 from pacesetter.envs.features import NUM_FEATURES
 from pacesetter.experiments.cli import completion as cli_completion
 from pacesetter.experiments.cli import main as cli
-from pacesetter.experiments.cli.answer import to_json
+from pacesetter.experiments.cli.parser import to_json
 
 
 def a_policy():
