@@ -8,16 +8,17 @@ whose learning rate was tuned.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -38,7 +39,7 @@ from pacesetter.experiments.runs.execution import describe_environment
 from pacesetter.experiments.runs.records import REPORTED_SPLITS, RunRecord, write_csv
 from pacesetter.inner_models.families.real.digits import digits_splits
 from pacesetter.inner_models.lookup import require
-from pacesetter.inner_models.task import Batch, SplitName
+from pacesetter.inner_models.task import SplitName
 
 TASK = "digits, plain PyTorch loop"
 SHIPPED = AgentArm(name="shipped-policy", label="shipped policy", source="comes with pacesetter")
@@ -56,7 +57,6 @@ NOTES = (
     "training run is chosen by tasks like this one. One small job shows how things work and not "
     "how good they are in general: for that, run `pacesetter compare`.",
 )
-
 
 Control = Callable[[torch.optim.Optimizer], "LearnedScheduler | CosineAnnealingLR | None"]
 """Attaches to an optimizer what sets its learning rate; None leaves it as it is."""
@@ -166,15 +166,10 @@ def run_demo(
 def digits_records(
     config: DemoConfig, policies: Mapping[AgentArm, Policy], *, progress: bool = False
 ) -> list[RunRecord]:
-    """Runs every arm on the digits, the rival's tuning first.
-
-    Args:
-        config: sizes.
-        policies: by the arm that they are.
-        progress: show a progress bar.
-    """
+    """Runs every arm on the digits, the rival's tuning first; `policies` by the arm they are."""
     tuning_runs = len(config.lrs) * len(TUNING_SEEDS)
     total = tuning_runs + (len(policies) + 2) * config.num_seeds
+    ends = interval_ends(config.steps, ControlConfig().num_intervals)
     records: list[RunRecord] = []
     with progress_bar("digits", total=total, unit="runs", shown=progress) as bar:
 
@@ -183,62 +178,46 @@ def digits_records(
             bar.update()
             return job
 
-        tuning = {
-            lr: np.mean(
-                [split_loss(run(_cosine(config), lr, s).model, "outer_valid") for s in TUNING_SEEDS]
-            )
-            for lr in config.lrs
-        }
-        best = min(tuning, key=lambda lr: np.nan_to_num(tuning[lr], nan=np.inf))
+        def tuning_loss(lr: float) -> float:
+            models = [run(cosine, lr, seed).model for seed in TUNING_SEEDS]
+            loss = float(np.mean([split_loss(model, "outer_valid") for model in models]))
+            return float(np.nan_to_num(loss, nan=np.inf))
+
+        def cosine(optimizer: torch.optim.Optimizer) -> CosineAnnealingLR:
+            return CosineAnnealingLR(optimizer, T_max=config.steps)
+
+        def learned(policy: Policy) -> Control:
+            return lambda optimizer: LearnedScheduler(optimizer, config.steps, policy=policy)
+
+        best = min(config.lrs, key=tuning_loss)
         arms: list[tuple[AgentArm, Control, float]] = [
-            *((arm, _learned(config, policy), config.start_lr) for arm, policy in policies.items()),
+            *((arm, learned(policy), config.start_lr) for arm, policy in policies.items()),
             (DEFAULT, lambda optimizer: None, 1e-3),
-            (COSINE, _cosine(config), best),
+            (COSINE, cosine, best),
         ]
         for arm, control, lr in arms:
-            trials = len(config.lrs) if arm is COSINE else 1
-            spent = tuning_runs * config.steps if arm is COSINE else 0
             for seed in range(config.num_seeds):
                 job = run(control, lr, seed)
+                parts = np.split(job.history, ends[:-1], axis=1)
+                curve, lrs, momenta, _ = np.stack([part.mean(axis=1) for part in parts], axis=1)
                 record = RunRecord(
                     task=TASK,
                     arm=arm.name,
                     seed=seed,
                     start_lr=config.start_lr if arm in policies else None,
                     lr=lr,
-                    trials=trials,
-                    inner_steps=spent + config.steps,
+                    trials=len(config.lrs) if arm is COSINE else 1,
+                    inner_steps=config.steps * (1 + (tuning_runs if arm is COSINE else 0)),
                     untrained=job.untrained,
                     losses={split: split_loss(job.model, split) for split in REPORTED_SPLITS},
-                    **_histories(job),
+                    steps=list(ends),
+                    curve=curve.tolist(),
+                    lrs=lrs.tolist(),
+                    momenta=momenta.tolist(),
+                    clip_thresholds=[float(part[3, -1]) for part in parts],
                 )
                 records.append(record)
     return records
-
-
-def _learned(config: DemoConfig, policy: Policy) -> Control:
-    return lambda optimizer: LearnedScheduler(optimizer, config.steps, policy=policy)
-
-
-def _cosine(config: DemoConfig) -> Control:
-    return lambda optimizer: CosineAnnealingLR(optimizer, T_max=config.steps)
-
-
-def _histories(job: Job) -> dict[str, Any]:
-    """The histories of a record, interval by interval."""
-    ends = interval_ends(len(job.losses), ControlConfig().num_intervals)
-
-    def means(values: list[float]) -> list[float]:
-        parts = np.split(np.asarray(values), ends[:-1])
-        return [float(part.mean()) for part in parts]
-
-    return {
-        "steps": list(ends),
-        "curve": means(job.losses),
-        "lrs": means(job.lrs),
-        "momenta": means(job.momenta),
-        "clip_thresholds": [job.clip_thresholds[end - 1] for end in ends],
-    }
 
 
 def _remove_earlier(out: Path) -> None:
@@ -248,30 +227,22 @@ def _remove_earlier(out: Path) -> None:
         shutil.rmtree(out)
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(NamedTuple):
     """One finished run of the plain loop.
 
     Attributes:
         model: as trained.
         untrained: outer-valid loss before the first update.
-        losses: (steps,), training loss of each update.
-        lrs: (steps,), learning rate of each update.
-        momenta: (steps,), ``betas[0]`` of each update.
-        clip_thresholds: (steps,), NaN where nothing was clipped.
+        history: (4, steps), training loss, learning rate, ``betas[0]`` and clip threshold of each
+            update; NaN where nothing was clipped.
     """
 
     model: nn.Module
     untrained: float
-    losses: list[float]
-    lrs: list[float]
-    momenta: list[float]
-    clip_thresholds: list[float]
+    history: NDArray[np.float64]
 
 
-def train_digits(
-    control: Control, *, lr: float, seed: int, steps: int, width: int = 64, batch_size: int = 32
-) -> Job:
+def train_digits(control: Control, *, lr: float, seed: int, steps: int) -> Job:
     """An ordinary training run on scikit-learn's digits, written as its user would write it.
 
     Args:
@@ -279,63 +250,39 @@ def train_digits(
         lr: learning rate that the optimizer is made with.
         seed: of initial weights and batch order, equal for all arms.
         steps: updates.
-        width: of the two hidden layers.
-        batch_size: rows per update.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = nn.Sequential(
-            nn.Linear(64, width),
-            nn.ReLU(),
-            nn.Linear(width, width),
-            nn.ReLU(),
-            nn.Linear(width, 10),
-        )
+        layers = [nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)]
+        model = nn.Sequential(*layers)
     untrained = split_loss(model, "outer_valid")
-    loader = DataLoader(
-        _dataset(),
-        batch_size=batch_size,
-        shuffle=True,
-        generator=torch.Generator().manual_seed(seed),
-    )
+    data = TensorDataset(*digits_splits().train)
+    order = torch.Generator().manual_seed(seed)
+    loader = DataLoader(data, batch_size=32, shuffle=True, generator=order)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
     scheduler = control(optimizer)
-    job = Job(model, untrained, [], [], [], [])
     group = optimizer.param_groups[0]
-    while len(job.losses) < steps:
+    history: list[tuple[float, ...]] = []
+    while len(history) < steps:
         for inputs, labels in loader:
             loss = nn.functional.cross_entropy(model(inputs), labels)
             optimizer.zero_grad()
             loss.backward()
-            job.lrs.append(group["lr"])
-            job.momenta.append(group["betas"][0])
+            lr, momentum, clip = group["lr"], group["betas"][0], math.nan
             optimizer.step()
             if isinstance(scheduler, LearnedScheduler):
-                job.clip_thresholds.append(scheduler.last_clip_norm)
+                clip = scheduler.last_clip_norm
                 scheduler.step(loss)
-            else:
-                job.clip_thresholds.append(np.nan)
-                if scheduler is not None:
-                    scheduler.step()
-            job.losses.append(loss.item())
-            if len(job.losses) == steps:
+            elif scheduler is not None:
+                scheduler.step()
+            history.append((loss.item(), lr, momentum, clip))
+            if len(history) == steps:
                 break
-    return job
+    return Job(model, untrained, np.array(history).T)
 
 
 @torch.no_grad()
 def split_loss(model: nn.Module, split: SplitName) -> float:
     """Mean cross-entropy on a whole split of the digits."""
-    inputs, labels = _split(split)
+    inputs, labels = getattr(digits_splits(), split)
     return float(nn.functional.cross_entropy(model(inputs), labels))
-
-
-def _split(split: SplitName) -> tuple[Tensor, Tensor]:
-    batch: Batch = getattr(digits_splits(), split)
-    inputs, labels = batch
-    return inputs, labels
-
-
-@cache
-def _dataset() -> TensorDataset:
-    return TensorDataset(*_split("train"))

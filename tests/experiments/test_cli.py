@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import sys
 from importlib.metadata import version
 
@@ -19,6 +20,7 @@ from pacesetter.experiments.cli import main as cli
 from pacesetter.experiments.cli import policy as cli_policy
 from pacesetter.experiments.demo import DemoConfig, digits_records, run_demo
 from pacesetter.experiments.runs.records import Entry
+from pacesetter.inner_models.registry import SETS
 
 COMMANDS = ("train", "compare", "inspect", "export", "demo", "completion")
 
@@ -247,7 +249,8 @@ def test_compare_end_to_end(capsys, tmp_path, policy_file):
     said = capsys.readouterr()
     assert "policy from 0.003" in said.out
     assert "calibrated AdamW cosine" in said.out
-    assert re.fullmatch(r"\d+ of \d+ stages, \d+\.\d minutes: .*\n", said.err)  # no bar in a log
+    assert "\r" not in said.err  # no bar in a log
+    assert re.search(r"comparison: \d+ of \d+ stages", said.err)
     assert "digits-mlp/2" in (out / "results.csv").read_text()
     assert "--start-lrs 3e-3" in (out / "report.html").read_text()
     assert (out / "table.tex").is_file()
@@ -349,6 +352,35 @@ def test_list_names_all_arms_and_families(capsys):
     assert set(found["arms"]) == set(arm_names())
     assert {name for names in found["families"].values() for name in names} == set(family_names())
     assert "--out DIR" in failure(capsys, "compare")
+
+
+LIGHT = """
+import contextlib, sys
+from pacesetter.experiments.cli.main import main
+with contextlib.suppress(SystemExit):
+    main(sys.argv[1:])
+print(*{m.partition(".")[0] for m in sys.modules}, file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["compare", "--list"]])
+def test_help_and_lists_need_no_heavy_package(argv):
+    command = [sys.executable, "-c", LIGHT, *argv]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout
+    assert not {"torch", "optuna", "matplotlib", "sklearn", "gymnasium"} & set(done.stderr.split())
+
+
+def test_all_commands_know_the_same_sets_of_families():
+    from pacesetter.experiments.cli.train import config_of
+
+    parser = cli.make_parser()
+    for name, families in SETS.items():
+        for option in ("--tasks", "--families"):
+            tasks = parsed(option, name).tasks
+            assert tuple(dict.fromkeys(task.partition("/")[0] for task in tasks)) == families
+        args = parser.parse_args(["train", "--out", "x", "--families", name])
+        assert config_of(args, None).families == families
 
 
 def test_ctrl_c_says_how_to_go_on(capsys, tmp_path, policy_file, monkeypatch):

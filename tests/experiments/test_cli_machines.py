@@ -17,7 +17,6 @@ from pacesetter.agent.runs.progress import progress_bar
 from pacesetter.agent.training import train as ppo
 from pacesetter.envs.actions import ControlConfig
 from pacesetter.envs.features import NUM_FEATURES
-from pacesetter.experiments.cli import completion as cli_completion
 from pacesetter.experiments.cli import main as cli
 from pacesetter.experiments.cli.parser import to_json
 
@@ -188,7 +187,7 @@ def test_bash_completes_commands_options_and_names(tmp_path, capsys):
     assert {"teacher-mlp"} <= completed(script, "pacesetter", "train", "--families", "te")
 
 
-@pytest.mark.parametrize("shell", cli_completion.SHELLS)
+@pytest.mark.parametrize("shell", cli.SHELLS)
 def test_scripts_for_all_shells_name_all_commands(shell, capsys):
     assert cli.main(["completion", shell]) == 0
     script = capsys.readouterr().out
