@@ -287,17 +287,12 @@ class Piece:
 
 
 def pieces(
-    plan: Plan,
-    task: str,
-    *,
-    choices: Mapping[str, Sequence[Choice]],
-    replay: Replay | None = None,
+    plan: Plan, *, choices: Mapping[str, Sequence[Choice]], replay: Replay | None = None
 ) -> list[Piece]:
     """All runs on one task, but for the strict replay, which needs all tasks' runs first.
 
     Args:
         plan: what to run.
-        task: its name.
         choices: what baselines are run with, by name; one that is not named runs as it is. Equal
             settings are run once.
         replay: the open-loop replay; None: it is not among the arms.

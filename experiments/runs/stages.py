@@ -91,7 +91,7 @@ class Stages:
     def count(plan: Plan, num_tasks: int) -> int:
         """How many steps the bar is told of."""
         starts = len(plan.config.start_lrs)
-        each = len(rounds(plan.config.trials)) + len(pieces(plan, "", choices={})) + starts
+        each = len(rounds(plan.config.trials)) + len(pieces(plan, choices={})) + starts
         return 1 + num_tasks * each
 
     def done(self) -> tuple[list[RunRecord], Searches]:
@@ -101,8 +101,7 @@ class Stages:
         work = []
         for task in self.tasks:
             chosen = choose(self.plan, task, searches[task.name])
-            parts = pieces(self.plan, task.name, choices=chosen, replay=replay)
-            work += [(task, piece) for piece in parts]
+            work += [(task, piece) for piece in pieces(self.plan, choices=chosen, replay=replay)]
         found = self._pieces("tasks", work)
         records = [r for task in self.tasks for r in in_order(self.plan, found[task.name])]
         strict = strict_pieces(self.plan, records)

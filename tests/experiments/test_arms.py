@@ -458,7 +458,7 @@ def task_records(work, task):
 @pytest.fixture(scope="module")
 def records():
     """Records of one task, and how many settings were run for them."""
-    work = pieces(a_plan(), "own/small", choices=chosen())
+    work = pieces(a_plan(), choices=chosen())
     settings = [row for p in work if isinstance(p.group, BaselineGroup) for row in p.group.rows]
     return task_records(work, small_task(metric=Metric("accuracy", right))), settings
 
@@ -531,7 +531,7 @@ def test_an_agent_that_crashes_leaves_the_others_alone(monkeypatch):
 
     monkeypatch.setattr(RandomActions, "act", broken)
     plan = a_plan(baselines=(ROWS["adamw-default"],))
-    found = task_records(pieces(plan, "own/small", choices={}), small_task())
+    found = task_records(pieces(plan, choices={}), small_task())
     assert {r.arm for r in found if r.failed} == {"random-policy"}
     assert {r.failed for r in found} == {None, "RuntimeError: no more"}
     assert len(found) == 2 * 4
