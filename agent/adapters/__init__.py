@@ -1,4 +1,4 @@
-"""`LearnedScheduler` inside other people's training loops, with no loss to pass by hand.
+"""`LearnedScheduler` in the Trainers of transformers and Lightning, with no loss to pass by hand.
 
 - `pacesetter.agent.adapters.huggingface`: a callback for the Trainer of transformers.
 - `pacesetter.agent.adapters.lightning`: a callback for the Trainer of Lightning.

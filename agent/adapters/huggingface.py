@@ -144,14 +144,13 @@ class LearnedSchedulerCallback(transformers.TrainerCallback):  # type: ignore[mi
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any
     ) -> None:
-        """Hands over a validation loss."""
         if self._attachment is not None and self.monitor in metrics:
             self._attachment.scheduler.observe_validation(metrics[self.monitor])
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any
     ) -> None:
-        """Adds momentum and clip threshold to what Trainer logs of training."""
+        """Adds momentum and clip threshold to the logs of training."""
         if self._attachment is None or "loss" not in logs:
             return
         readings = self._attachment.readings()
@@ -161,7 +160,6 @@ class LearnedSchedulerCallback(transformers.TrainerCallback):  # type: ignore[mi
             state.log_history[-1].update(readings)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Takes the scheduler off and gives Trainer back what was its own."""
         self._release()
 
     def _take_over(self, args: Any, lr_scheduler: Any) -> None:
@@ -206,7 +204,6 @@ class LearnedSchedulerCallback(transformers.TrainerCallback):  # type: ignore[mi
             self._losses.append((loss * self._share_factor if shared else loss, shared))
 
     def _loss(self) -> Tensor:
-        """Loss of the update just done."""
         if not self._losses:
             raise ValueError(
                 "the model returned no loss in training, so LearnedSchedulerCallback cannot read "

@@ -173,11 +173,9 @@ class LearnedSchedulerCallback(*_callback_classes()):  # type: ignore[misc]
             )
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Takes the scheduler off."""
         self._release()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Takes the scheduler off."""
         self._release()
 
     def state_dict(self) -> dict[str, Any]:
@@ -192,7 +190,6 @@ class LearnedSchedulerCallback(*_callback_classes()):  # type: ignore[misc]
         self._saved = state_dict.get("attachment")
 
     def _horizon(self, trainer: Any) -> int:
-        """Updates of the whole run."""
         if self.total_steps is not None:
             return self.total_steps
         estimate = trainer.estimated_stepping_batches

@@ -1,4 +1,4 @@
-"""What is told to others while a run goes on: decisions as curves in TensorBoard and the like.
+"""Callbacks that log decisions to TensorBoard, Weights & Biases or a CSV file.
 
 A callback has one method, which a scheduler calls at every decision. Decisions are few (some tens
 in a run), so that a callback may take its time.
@@ -59,7 +59,6 @@ class TensorBoardCallback:
         self._writer = writer
 
     def on_decision(self, decision: Decision) -> None:
-        """Writes the decision at its step, at once."""
         for name, value in scalars(decision).items():
             self._writer.add_scalar(name, value, decision.step)
         for intervention in decision.interventions:
@@ -96,7 +95,6 @@ class WandbCallback:
         run.define_metric(f"{PREFIX}*", step_metric=f"{PREFIX}step")
 
     def on_decision(self, decision: Decision) -> None:
-        """Logs the decision in one call."""
         values: dict[str, Any] = {f"{PREFIX}step": decision.step, **scalars(decision)}
         if decision.interventions:
             values[f"{PREFIX}interventions"] = "; ".join(map(str, decision.interventions))
@@ -131,7 +129,6 @@ class CSVCallback:
             self._rows = list(reader)
 
     def on_decision(self, decision: Decision) -> None:
-        """Adds a line."""
         self._rows = [row for row in self._rows if int(row["step"]) < decision.step]
         self._rows.append(decision.row())
         write_text(self._path, csv_text(self._rows))

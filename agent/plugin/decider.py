@@ -157,13 +157,7 @@ class EarlyStopping:
 
     def state_dict(self) -> dict[str, Any]:
         """What was seen so far, as plain types; patience is not in it."""
-        return {
-            "best": self.best,
-            "waited": self.waited,
-            "observed": self._observed,
-            "improved": self._improved,
-        }
+        return {name: value for name, value in vars(self).items() if name != "patience"}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best, self.waited = state["best"], state["waited"]
-        self._observed, self._improved = state["observed"], state["improved"]
+        vars(self).update(state)

@@ -10,8 +10,7 @@ Small parameters are read many at a time: the cost of this is that of starting o
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,26 +48,15 @@ def is_adaptive(optimizer: Optimizer) -> bool:
     return not isinstance(optimizer, SGD)
 
 
-def momentum_scales_lr(optimizer: Optimizer) -> bool:
-    """Whether its momentum multiplies the size of steps, because its buffer is a plain sum."""
-    return isinstance(optimizer, SGD | RMSprop)
-
-
-@dataclass(frozen=True)
-class _Part:
-    """What is read of one parameter: tensors that this process holds.
-
-    Attributes:
-        grad: its gradient.
-        momentum: the optimizer's.
-        second: second moment, if the update is divided by it.
-        step: updates that the parameter has had; a tensor where only the device knows.
-    """
+class _Part(NamedTuple):
+    """What is read of one parameter: tensors that this process holds."""
 
     grad: Tensor
     momentum: Tensor
     second: Tensor | None
+    """Second moment, if the update is divided by it."""
     step: float | Tensor
+    """Updates that the parameter has had; a tensor where only the device knows."""
 
 
 def read_directions(

@@ -1,10 +1,9 @@
-"""One job on several processes: what they have to agree on, and tensors that are spread over them.
+"""Jobs on several processes: common decisions, and tensors that are sharded.
 
 With data parallelism every process sees other losses, and all have to take the same decisions:
-`Group` averages the statistics and hands around what was decided, once per decision. Sharded
-parameters (FSDP2, tensor parallelism) are DTensors, of which each process holds a part: `Layout`
-tells how, and `across_shards` adds up. Where torch.distributed is not in use, nothing here costs
-anything.
+`Group` averages the statistics and broadcasts the decision. Sharded parameters (FSDP2, tensor
+parallelism) are DTensors: `Layout` tells how, and `across_shards` adds up. Where torch.distributed
+is not in use, nothing here costs anything.
 """
 
 from __future__ import annotations
@@ -13,13 +12,12 @@ import sys
 from collections.abc import Iterable
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
 from torch import Tensor
 
-FloatArray = NDArray[np.float64]
+from pacesetter.envs.features import FloatArray
+
 Layout: TypeAlias = "tuple[Any, Any] | None"
 """Mesh and placements of a DTensor; None for a tensor that is whole on every process."""
 
@@ -67,17 +65,14 @@ class Group:
     def _to_device(self, array: FloatArray) -> Tensor:
         """A copy where the group's backend can read it: NCCL reads no host memory."""
         backend = str(dist.get_backend(self._group))
-        device = "cpu" if "gloo" in backend or "mpi" in backend else _accelerator()
+        on_host = "gloo" in backend or "mpi" in backend
+        device = "cpu" if on_host else torch.device("cuda", torch.cuda.current_device())
         return torch.tensor(array, dtype=torch.float64, device=device)
 
     @staticmethod
     def _to_host(table: Tensor) -> FloatArray:
         array: FloatArray = table.cpu().numpy()
         return array
-
-
-def _accelerator() -> torch.device:
-    return torch.device("cuda", torch.cuda.current_device())
 
 
 def layout_of(tensor: Tensor) -> Layout:

@@ -150,11 +150,10 @@ class History(Sequence[Decision]):
 
     @property
     def interventions(self) -> list[Intervention]:
-        """All that the guard did, oldest first."""
         return [*(i for d in self for i in d.interventions), *self.interventions_at_end]
 
     def _told(self) -> list[Decision]:
-        """The decisions as tables tell of them, those without a row of their own included."""
+        """The decisions, with what came after the last one joined to it."""
         if not (self._decisions and self.interventions_at_end):
             return self._decisions
         *earlier, last = self._decisions
@@ -331,9 +330,9 @@ class RecordedSchedule:
         self.clip_thresholds.append(clip_threshold)
 
     def lr_lambda(self) -> Callable[[int], float]:
-        """A function from the number of updates done to the learning rate over its start.
+        """For torch's `LambdaLR`: from updates done to the learning rate over its start.
 
-        It holds a copy; beyond the end the last value holds. Made for torch's `LambdaLR`.
+        It holds a copy; beyond the end the last value holds.
 
         Raises:
             ValueError: nothing was recorded.
@@ -382,9 +381,7 @@ class RecordedSchedule:
         schedule = cls()
         with Path(path).open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
-            missing = {"step", "lr_factor", "momentum", "clip_threshold"} - {
-                *(reader.fieldnames or ())
-            }
+            missing = {*SCHEDULE_COLUMNS} - {"lr", *(reader.fieldnames or ())}
             if missing:
                 raise ValueError(
                     f"{path}, line 1: expected the columns {', '.join(SCHEDULE_COLUMNS)}, but "
@@ -393,29 +390,27 @@ class RecordedSchedule:
             for row in reader:
                 try:
                     schedule._append_row(row)
-                except (TypeError, ValueError) as error:
+                except ValueError as error:
                     raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
         return schedule
 
     def _append_row(self, row: Mapping[str, str | None]) -> None:
-        cells = {name: _cell(row, name) for name in ("step", "lr_factor", "clip_threshold")}
+        step, factor, threshold = (_cell(row, n) for n in ("step", "lr_factor", "clip_threshold"))
         momentum = _cell(row, "momentum") if row["momentum"] else None
-        if cells["step"] != len(self):
+        if step != len(self):
             raise ValueError(f"expected step {len(self)}, but got {row['step']}")
-        if not 0 <= cells["lr_factor"] < math.inf:
-            raise ValueError(f"lr_factor must be finite and not negative: {row['lr_factor']}")
+        if not 0 <= factor < math.inf:
+            raise ValueError(f"lr_factor must be finite and not negative: {factor}")
         if momentum is not None and not 0 <= momentum < 1:
             raise ValueError(f"momentum must lie in [0, 1), but got {momentum}")
-        if not cells["clip_threshold"] > 0:
-            raise ValueError(f"clip_threshold must be positive, but got {row['clip_threshold']}")
-        self.append(cells["lr_factor"], momentum=momentum, clip_threshold=cells["clip_threshold"])
+        if not threshold > 0:
+            raise ValueError(f"clip_threshold must be positive, but got {threshold}")
+        self.append(factor, momentum=momentum, clip_threshold=threshold)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Three float64 tensors of shape (number of updates,)."""
-        return {
-            name: torch.tensor(getattr(self, name).tolist(), dtype=torch.float64)
-            for name in _SCHEDULE
-        }
+        arrays = {name: getattr(self, name).tolist() for name in _SCHEDULE}
+        return {name: torch.tensor(a, dtype=torch.float64) for name, a in arrays.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         for name in _SCHEDULE:

@@ -9,25 +9,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer, RMSprop
 
 
-@dataclass(frozen=True)
-class Setting:
-    """Hyperparameters of one param group.
-
-    Attributes:
-        lr: learning rate.
-        momentum: ``betas[0]`` or ``momentum``; None where there is none to control.
-    """
+class Setting(NamedTuple):
+    """Hyperparameters of one param group."""
 
     lr: float
     momentum: float | None
+    """``betas[0]`` or ``momentum``; None where there is none to control."""
 
 
 class GroupHyperparameters:
@@ -36,7 +30,6 @@ class GroupHyperparameters:
     Args:
         optimizer: whose groups.
         one_minus_momentum_bounds: range of 1 - momentum; widened to hold each group's start.
-        momentum_scales_lr: whether lr is multiplied by (1 - momentum) over its start.
         control: of ``"lr"`` and ``"momentum"``, those to set; the other is left alone.
         lr_bounds: learning rates never left by a group whose start is not zero; None: any.
 
@@ -53,7 +46,6 @@ class GroupHyperparameters:
         optimizer: Optimizer,
         *,
         one_minus_momentum_bounds: tuple[float, float],
-        momentum_scales_lr: bool,
         control: Collection[str] = ("lr", "momentum"),
         lr_bounds: tuple[float, float] | None = None,
     ) -> None:
@@ -61,7 +53,7 @@ class GroupHyperparameters:
         self.lr_bounds = lr_bounds
         self._sets_lr, self._sets_momentum = "lr" in control, "momentum" in control
         self._bounds = tuple(math.log(b) for b in one_minus_momentum_bounds)
-        self._scales_lr = momentum_scales_lr
+        self._scales_lr = momentum_scales_lr(optimizer)
         self._starts: list[Setting] = []
         self._written: list[Setting] = []
         self._asked = (math.nan, math.nan)
@@ -75,7 +67,6 @@ class GroupHyperparameters:
 
     @property
     def current(self) -> list[Setting]:
-        """What was last written, group by group."""
         return list(self._written)
 
     @property
@@ -89,7 +80,7 @@ class GroupHyperparameters:
         return self._starts[self.lead].lr
 
     def held(self) -> list[Setting]:
-        """What the groups hold, as far as that can be told for free."""
+        """What the groups hold, as far as that can be told without waiting for a device."""
         self._adopt()
         known = self._written or self._starts
         pairs = zip(self._optimizer.param_groups, known, strict=False)
@@ -142,11 +133,9 @@ class GroupHyperparameters:
         return settings
 
     def mark_update(self) -> None:
-        """Remembers what is in force now as the hyperparameters of the latest update."""
         self.latest = self.held()
 
     def _adopt(self) -> None:
-        """Reads the starts of groups that are new."""
         groups = self._optimizer.param_groups
         for i in range(len(self._starts), len(groups)):
             start, lr = _read(groups[i]), groups[i]["lr"]
@@ -209,11 +198,7 @@ class GroupHyperparameters:
         return (low if change < 0 else high) - origin
 
     def state_dict(self) -> dict[str, Any]:
-        """Starts and latest values as plain lists."""
-        return {
-            "starts": [[s.lr, s.momentum] for s in self._starts],
-            "latest": [[s.lr, s.momentum] for s in self.latest],
-        }
+        return {"starts": list(map(list, self._starts)), "latest": list(map(list, self.latest))}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` returned; the next `write` sets the groups.
@@ -231,6 +216,14 @@ class GroupHyperparameters:
         self._starts = starts
         self._written = []
         self.latest = [Setting(*row) for row in state["latest"]]
+
+
+def momentum_scales_lr(optimizer: Optimizer) -> bool:
+    """Whether momentum multiplies the size of steps, because its buffer is a plain sum.
+
+    Then lr is multiplied by (1 - momentum) over its start.
+    """
+    return isinstance(optimizer, SGD | RMSprop)
 
 
 def _read(group: dict[str, Any]) -> Setting:

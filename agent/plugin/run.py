@@ -12,10 +12,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from pacesetter.agent.plugin.decider import Decider, EarlyStopping
-from pacesetter.agent.plugin.directions import is_adaptive, momentum_scales_lr
+from pacesetter.agent.plugin.directions import is_adaptive
 from pacesetter.agent.plugin.distributed import Group
 from pacesetter.agent.plugin.history import Decision, Intervention, RecordedSchedule
-from pacesetter.agent.plugin.optimizer_state import GroupHyperparameters, Setting
+from pacesetter.agent.plugin.optimizer_state import (
+    GroupHyperparameters,
+    Setting,
+    momentum_scales_lr,
+)
 from pacesetter.agent.plugin.options import Options
 from pacesetter.agent.plugin.snapshot import KEPT_BY_DEFAULT, JobSnapshot, snapshot_bytes
 from pacesetter.agent.plugin.updates import UpdateMonitor
@@ -39,16 +43,12 @@ class ControlledRun:
     Attributes:
         total_steps: updates of the whole run, warm-up included.
         steps: updates done.
-        warmup_left: updates that still belong to the user's own warm-up.
         warming: whether the run is still the user's; it is ours from the update after the warm-up.
         groups: hyperparameters of the param groups.
-        clock: where the run stands.
         decider: policy and decision core.
         monitor: statistics, clipping and skipping.
         snapshot: the last good state; None where none is kept.
-        stopping: counts intervals without a better validation loss.
-        should_stop: what that said at the latest decision, on all ranks alike.
-        warmup_lrs: learning rates of the warm-up, group by group, until it is over.
+        should_stop: what early stopping said at the latest decision, on all ranks alike.
 
     Raises:
         ValueError: a param group starts outside the bounds of the learning rate.
@@ -59,7 +59,6 @@ class ControlledRun:
         self._policy = policy
         self._options = options
         self._ranks = Group(options.process_group)
-        self._momentum_scales_lr = momentum_scales_lr(optimizer)
         self.total_steps = options.total_steps
         self.steps = 0
         self.warmup_left = options.warmup_steps
@@ -70,7 +69,7 @@ class ControlledRun:
         self.warmup_lrs: list[list[float]] = []
         self._recorded = RecordedSchedule()
         self._unrecorded: list[tuple[float, float | None]] = []
-        self._valid_loss: float | None = None
+        self.valid_loss: float | None = None
         self._foreign: set[int] = set()
         size = snapshot_bytes(optimizer, options.model)
         wanted = size < KEPT_BY_DEFAULT if options.rollback is None else options.rollback
@@ -88,7 +87,6 @@ class ControlledRun:
         self.groups = GroupHyperparameters(
             self._optimizer,
             one_minus_momentum_bounds=self._policy.control.one_minus_momentum_bounds,
-            momentum_scales_lr=self._momentum_scales_lr,
             control=self._options.control,
             lr_bounds=self._lr_bounds,
         )
@@ -107,7 +105,7 @@ class ControlledRun:
             self._policy.control,
             total_steps=self.total_steps - self._options.warmup_steps,
             momentum_start=self._momentum_start,
-            momentum_scales_lr=self._momentum_scales_lr,
+            momentum_scales_lr=momentum_scales_lr(self._optimizer),
             lr_bounds=factors,
             ramp=not self._options.warmup_steps,
         )
@@ -121,12 +119,11 @@ class ControlledRun:
 
     @property
     def over(self) -> bool:
-        """Whether the horizon is reached."""
         return self.steps >= self.total_steps
 
     @property
     def _sign(self) -> float:
-        """What is maximised is turned round: within, less is better."""
+        """What is maximised is negated: within, less is better."""
         return -1.0 if self._optimizer.param_groups[0].get("maximize") else 1.0
 
     @property
@@ -142,8 +139,6 @@ class ControlledRun:
         if "clip" not in self._options.control:
             return math.inf
         return float(self.decider.core.codec.clip_ratio[0])
-
-    # -- at every update ----------------------------------------------------------------------
 
     def before_update(self) -> None:
         """Sees to it that the update is done with our hyperparameters, and can be undone."""
@@ -164,7 +159,6 @@ class ControlledRun:
         return found
 
     def on_gradients(self) -> None:
-        """Takes the statistics; clips, and skips what would break the run."""
         if self.monitor.on_gradients(
             self._optimizer,
             in_window=not self.warming and self.clock.in_window,
@@ -222,13 +216,10 @@ class ControlledRun:
             self._recorded.append(self._factor(lrs), momentum=None)
         self.warmup_lrs = []
 
-    # -- decisions ----------------------------------------------------------------------------
-
     def observe_validation(self, valid_loss: float) -> None:
-        """Takes in a validation loss, for the next decision."""
         self.decider.core.observe_validation(np.array([self._sign * valid_loss]))
         self.stopping.observe(self._sign * valid_loss)
-        self._valid_loss = valid_loss
+        self.valid_loss = valid_loss
 
     def _decide(self) -> Decision:
         stats = self.monitor.fetch(reduce=self._ranks.reduce)
@@ -247,8 +238,8 @@ class ControlledRun:
         self.monitor.set_clip_ratio(self._clip_ratio())
         self.write()
         self._record_thresholds()
-        settings, valid_loss = self.settings, self._valid_loss
-        self._valid_loss = None
+        settings, valid_loss = self.settings, self.valid_loss
+        self.valid_loss = None
         running = float(stats.norm_running[0])
         return Decision(
             step=self.steps,
@@ -295,18 +286,9 @@ class ControlledRun:
     def state_dict(self) -> dict[str, Any]:
         """Everything to go on from, but the policy and the history."""
         return {
-            "total_steps": self.total_steps,
-            "steps": self.steps,
-            "warmup_left": self.warmup_left,
-            "warming": self.warming,
+            **{name: getattr(self, name) for name in _PLAIN},
+            **{name: getattr(self, name).state_dict() for name in _PARTS},
             "warmup_lrs": list(self.warmup_lrs),
-            "clock": self.clock.state_dict(),
-            "groups": self.groups.state_dict(),
-            "decider": self.decider.state_dict(),
-            "monitor": self.monitor.state_dict(),
-            "stopping": self.stopping.state_dict(),
-            "should_stop": self.should_stop,
-            "valid_loss": self._valid_loss,
             "recorded": self.recorded.state_dict(),
             "snapshot": self.snapshot.state_dict() if self.snapshot is not None else None,
         }
@@ -318,22 +300,22 @@ class ControlledRun:
             ValueError: the optimizer has fewer param groups than there were.
         """
         self.groups.load_state_dict(state["groups"])  # first: it may refuse
-        self.total_steps, self.steps = state["total_steps"], state["steps"]
-        self.warmup_left, self.warming = state["warmup_left"], state["warming"]
-        self.warmup_lrs = list(state["warmup_lrs"])
+        for name in _PLAIN:
+            setattr(self, name, state[name])
         self.groups.lr_bounds = self._lr_bounds
         self._start(self._codec())
-        self.decider.load_state_dict(state["decider"])
-        self.clock.load_state_dict(state["clock"])
-        self.monitor.load_state_dict(state["monitor"])
-        self._unrecorded = []
-        self.stopping.load_state_dict(state["stopping"])
-        self.should_stop = state["should_stop"]
-        self._valid_loss = state["valid_loss"]
+        for name in _PARTS[1:]:
+            getattr(self, name).load_state_dict(state[name])
+        self.warmup_lrs = list(state["warmup_lrs"])
         self._recorded.load_state_dict(state["recorded"])
+        self._unrecorded = []
         if self.snapshot is not None and state["snapshot"] is not None:
             self.snapshot.load_state_dict(state["snapshot"])
         self.write()
+
+
+_PLAIN = ("total_steps", "steps", "warmup_left", "warming", "should_stop", "valid_loss")
+_PARTS = ("groups", "decider", "clock", "monitor", "stopping")
 
 
 def _momentum(settings: Sequence[Setting]) -> float | None:
@@ -345,11 +327,7 @@ class Clock:
     """Counts the steps of one run.
 
     Args:
-        codec: knows where intervals end and what the learning rate is. The clock only reads it.
-
-    Attributes:
-        step: updates done.
-        interval: intervals that are over.
+        codec: knows where intervals end and what the learning rate is; only read.
     """
 
     def __init__(self, codec: ActionCodec) -> None:

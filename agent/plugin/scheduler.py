@@ -1,8 +1,7 @@
 """`LearnedScheduler`: a policy in charge of an ordinary PyTorch optimizer.
 
-It does in a user's loop what the trainer of the environments does with many runs: the same
-statistics, taken at the same moments, through the same encoder, codec and guard, so that the policy
-meets in a job what it met in meta-training.
+Statistics are taken at the same moments as in the trainer of the environments, and go through the
+same decision core, so that the policy meets in a job what it met in meta-training.
 """
 
 from __future__ import annotations
@@ -122,8 +121,6 @@ class LearnedScheduler:
             self.detach()
             raise
         self._run.write()
-
-    # -- the user's side ----------------------------------------------------------------------
 
     @property
     def total_steps(self) -> int:
@@ -306,22 +303,18 @@ class LearnedScheduler:
         self._run.load_state_dict(state_dict["run"])
         self.history.load_state_dict(state_dict["history"])
 
-    # -- called by the hooks, at every update -------------------------------------------------
-
     def before_update(self) -> None:
-        """Sees to it that the update is done with our hyperparameters."""
+        """Called by the hooks before an update: sets our hyperparameters."""
         self._run.before_update()
         self._warn_of_others()
 
     def on_gradients(self) -> None:
-        """Takes the statistics, clips, and has an update skipped that would break the run."""
+        """Called by the hooks: statistics, clipping, skipping."""
         self._run.on_gradients()
 
     def after_update(self) -> None:
-        """Leaves the optimizer as its user knows it."""
+        """Called by the hooks after an update."""
         restore_found_inf(self.optimizer)
-
-    # -- the rest -----------------------------------------------------------------------------
 
     def _warn_of_others(self) -> None:
         foreign = self._run.take_foreign()
@@ -331,12 +324,11 @@ class LearnedScheduler:
 
     def _tell(self, interventions: Sequence[Intervention]) -> None:
         for intervention in interventions:
-            if intervention.kind == "overfitting":  # nothing is wrong: the history has it
+            kind = intervention.kind
+            # Overfitting is no fault. What is unfamiliar may come and go: it is said once.
+            if kind == "overfitting" or (kind == "unfamiliar" and kind in self._warned):
                 continue
-            if intervention.kind == "unfamiliar":  # it may come and go: it is said once
-                if "unfamiliar" in self._warned:
-                    continue
-                self._warned.add("unfamiliar")
+            self._warned.add(kind)
             warnings.warn(f"LearnedScheduler: {intervention}", stacklevel=3)
 
     def _warn_once(self, message: str) -> None:

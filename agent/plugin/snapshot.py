@@ -55,7 +55,6 @@ class JobSnapshot:
         self.discard_candidate()
 
     def state_dict(self) -> dict[str, Any]:
-        """Copies of what is kept: tensors in lists and dictionaries."""
         return {"good": self._good.state_dict(), "candidate": self._candidate.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -104,16 +103,14 @@ class _Copy:
             self._optimizer.state.pop(param, None)
             return
         live = self._optimizer.state[param]
-        for name in [n for n in live if n not in kept]:
+        for name in live.keys() - kept.keys():
             del live[name]
         for name, value in kept.items():
             now = live.get(name)
-            if not isinstance(value, Tensor):
-                live[name] = value
-            elif isinstance(now, Tensor) and now.shape == value.shape:
+            if isinstance(value, Tensor) and isinstance(now, Tensor) and now.shape == value.shape:
                 now.copy_(value)  # in place: compiled steps hold on to it
             else:
-                live[name] = value.clone()
+                live[name] = _cloned(value)
 
     def _live_buffers(self) -> dict[str, Tensor]:
         return {} if self._model is None else dict(self._model.named_buffers())
@@ -121,14 +118,10 @@ class _Copy:
     def state_dict(self) -> dict[str, Any] | None:
         if not self.taken:
             return None
-        states = [
-            {n: v.clone() if isinstance(v, Tensor) else v for n, v in s.items()}
-            for s in self._states
-        ]
         return {
             "weights": [t.clone() for t in self._weights],
             "buffers": {n: t.clone() for n, t in self._buffers.items()},
-            "states": states,
+            "states": [{n: _cloned(v) for n, v in s.items()} for s in self._states],
         }
 
     def load_state_dict(self, state: dict[str, Any] | None) -> None:
@@ -195,6 +188,10 @@ def _kept_state(live: dict[str, Any], kept: dict[str, Any]) -> dict[str, Any]:
         else:
             found[name] = value
     return found
+
+
+def _cloned(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def _moved(value: Any, param: Tensor) -> Any:

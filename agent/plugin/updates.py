@@ -62,7 +62,6 @@ class UpdateMonitor:
         return self._skipped + int(self._skipped_on_device)
 
     def set_clip_ratio(self, clip_ratio: float) -> None:
-        """The ratio from the next update on."""
         self._clip_ratio = clip_ratio
         self._ratio.fill_(clip_ratio)
 
@@ -203,11 +202,7 @@ class UpdateMonitor:
         return [next(fetched) if isinstance(t, Tensor) else t for t in kept]
 
     def fetch(self, reduce: Reduce | None = None) -> IntervalStatistics:
-        """The interval's statistics, in one copy from the device; starts a new interval.
-
-        Args:
-            reduce: the mean over the processes of a job; see `plugin.distributed.Group`.
-        """
+        """The interval's statistics, in one copy from the device; starts a new interval."""
         return self._signals.fetch(reduce)
 
     def _move_to(self, device: torch.device) -> None:
@@ -243,12 +238,7 @@ class UpdateMonitor:
 
 
 def with_gradients(optimizer: Optimizer, *, coalesce: bool = True) -> list[Tensor]:
-    """The optimizer's parameters that have a gradient.
-
-    Args:
-        optimizer: whose parameters.
-        coalesce: whether sparse gradients are replaced by coalesced ones, which can be clipped.
-    """
+    """Parameters with a gradient; sparse ones are coalesced in place, lest clipping miss them."""
     params: list[Tensor] = []
     for group in optimizer.param_groups:
         for param in group["params"]:
@@ -280,15 +270,12 @@ def overflowed(optimizer: Optimizer) -> bool:
 
 
 def total_norm(tensors: Iterable[Tensor], *, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Norm of all tensors laid end to end; of sharded ones, over all their parts.
+    """Norm of all tensors laid end to end, (1,); of sharded ones, over all their parts.
 
     Args:
         tensors: at least one, dense, of any devices and dtypes. Gradient tracking has to be off.
         device: of the result.
-        dtype: of the result; those of 16 bits are added up in float32 before.
-
-    Returns:
-        (1,).
+        dtype: of the result; 16-bit numbers are added up in float32 before.
     """
     norms: list[Tensor] = []
     for layout, members in by_layout(tensors).items():
@@ -321,7 +308,7 @@ def scale_gradients(grads: Sequence[Tensor], scale: Tensor | float) -> None:
 
 
 def _drop_gradients(params: Sequence[Tensor]) -> None:
-    """Takes the gradients away: the optimizer passes over parameters that have none."""
+    """The optimizer passes over parameters that have no gradient."""
     for param in params:
         param.grad = None
 

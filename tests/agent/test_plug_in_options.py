@@ -154,7 +154,6 @@ def test_validation_losses_of_the_warm_up_are_not_forgotten():
         (TypeError, r"torch.nn.Module whose buffers .* got list", {"model": [1]}),
         (TypeError, r"on_decision\(decision\), but got int", {"callbacks": [3]}),
     ],
-    ids=str,
 )
 def test_choices_out_of_range_are_refused(error, message, options):
     with pytest.raises(error, match=message):
@@ -182,7 +181,6 @@ def test_composed_schedulers_are_refused_with_the_recipe():
 @pytest.mark.parametrize(
     "control",
     [("lr",), ("momentum",), ("clip",), ("lr", "clip"), ("momentum", "lr"), "lr", ["clip", "lr"]],
-    ids=str,
 )
 def test_what_is_not_controlled_is_left_alone(control):
     job = Job(lr=0.01)
