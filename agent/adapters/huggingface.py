@@ -94,7 +94,6 @@ class LearnedSchedulerCallback(transformers.TrainerCallback):  # type: ignore[mi
         self._trainer_tells_loss = True
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Attaches the scheduler; on a resumed run, with its state from the checkpoint."""
         if self.early_stopping and args.eval_strategy == "no":
             raise ValueError(
                 "early_stopping=True needs validation losses, but eval_strategy is 'no': set "
@@ -130,7 +129,6 @@ class LearnedSchedulerCallback(transformers.TrainerCallback):  # type: ignore[mi
         self._take_over(args, kwargs["lr_scheduler"])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        """Steps the scheduler with the loss of the update just done."""
         attachment = self._attachment
         if attachment is None:
             return control

@@ -98,7 +98,6 @@ class LearnedSchedulerCallback(*_callback_classes()):  # type: ignore[misc]
             )
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Attaches the scheduler; on a resumed run, with its state from the checkpoint."""
         self._release()
         self._step = trainer.global_step
         self._attachment = attach(
@@ -134,7 +133,6 @@ class LearnedSchedulerCallback(*_callback_classes()):  # type: ignore[misc]
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Takes in a micro-batch, and steps the scheduler if there was an update."""
         attachment = self._attachment
         if attachment is None or not self._active:
             return

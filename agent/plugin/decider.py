@@ -95,7 +95,6 @@ class Decider:
         return notes
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the policy, as plain types."""
         return {
             **self.core.state_dict(),
             "meter": self._meter.state_dict(),
@@ -156,7 +155,6 @@ class EarlyStopping:
         self._observed = self._improved = False
 
     def state_dict(self) -> dict[str, Any]:
-        """What was seen so far, as plain types; patience is not in it."""
         return {name: value for name, value in vars(self).items() if name != "patience"}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -44,7 +44,6 @@ def check_supported(optimizer: Any) -> None:
 
 
 def is_adaptive(optimizer: Optimizer) -> bool:
-    """Whether it divides by a second moment."""
     return not isinstance(optimizer, SGD)
 
 
@@ -103,7 +102,6 @@ def read_directions(
 
 
 def _read(optimizer: Optimizer, grad: Tensor, state: dict[str, Any]) -> _Part | None:
-    """What the optimizer knows of one parameter, if anything."""
     if isinstance(optimizer, SGD | RMSprop):
         buffer = state.get("momentum_buffer")
         if buffer is None or buffer.is_sparse:
@@ -175,7 +173,6 @@ def _chunks(parts: Sequence[_Part]) -> Iterator[tuple[Tensor, Tensor, Tensor | N
 
 
 def _joined(parts: Sequence[_Part]) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Gradients, momenta and second moments of some parameters, each as one row."""
     grad = _flat([p.grad for p in parts])
     momentum = _flat([p.momentum for p in parts]).to(grad.dtype)
     seconds = [p.second for p in parts if p.second is not None]

@@ -76,7 +76,6 @@ class Group:
 
 
 def layout_of(tensor: Tensor) -> Layout:
-    """How a tensor is spread over processes."""
     kind = _dtensor()
     if kind is None or not isinstance(tensor, kind):
         return None

@@ -258,7 +258,6 @@ class History(Sequence[Decision]):
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows of a history's table as CSV, with a line of headings; None is an empty cell."""
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -270,7 +269,6 @@ _HEADINGS = ("step", "loss", "valid loss", "lr", "momentum", "clip at", *ACTION_
 
 
 def _cells(d: Decision) -> tuple[str, ...]:
-    """One line of the printed table; what the guard did comes last, in full."""
     numbers = (d.loss, d.valid_loss, d.lr, d.momentum, d.clip_threshold)
     return (
         str(d.step),
@@ -324,7 +322,6 @@ class RecordedSchedule:
     def append(
         self, lr_factor: float, *, momentum: float | None, clip_threshold: float = math.inf
     ) -> None:
-        """Records what one update was done with."""
         self.lr_factors.append(lr_factor)
         self.momenta.append(math.nan if momentum is None else momentum)
         self.clip_thresholds.append(clip_threshold)

@@ -38,7 +38,8 @@ class GroupHyperparameters:
 
     Attributes:
         lr_bounds: as given.
-        latest: learning rate and momentum in force at the latest update, group by group.
+        latest: what was in force at the latest update, group by group.
+        written: what was last written, group by group.
     """
 
     def __init__(
@@ -55,19 +56,14 @@ class GroupHyperparameters:
         self._bounds = tuple(math.log(b) for b in one_minus_momentum_bounds)
         self._scales_lr = momentum_scales_lr(optimizer)
         self._starts: list[Setting] = []
-        self._written: list[Setting] = []
+        self.written: list[Setting] = []
         self._asked = (math.nan, math.nan)
         self.latest: list[Setting] = []
         self._adopt()
 
     @property
     def momentum_start(self) -> float:
-        """Momentum at the start of the first group that has any; 0 if none has."""
         return next((s.momentum for s in self._starts if s.momentum is not None), 0.0)
-
-    @property
-    def current(self) -> list[Setting]:
-        return list(self._written)
 
     @property
     def lead(self) -> int:
@@ -76,13 +72,12 @@ class GroupHyperparameters:
 
     @property
     def lr_start(self) -> float:
-        """Learning rate at the start of the leading group."""
         return self._starts[self.lead].lr
 
     def held(self) -> list[Setting]:
         """What the groups hold, as far as that can be told without waiting for a device."""
         self._adopt()
-        known = self._written or self._starts
+        known = self.written or self._starts
         pairs = zip(self._optimizer.param_groups, known, strict=False)
         return [_held(group, setting) for group, setting in pairs]
 
@@ -99,12 +94,12 @@ class GroupHyperparameters:
         """
         groups = self._optimizer.param_groups
         # Looked at before anything is written: groups may share one tensor for their lr.
-        pairs = enumerate(zip(groups, self._written, strict=False))
+        pairs = enumerate(zip(groups, self.written, strict=False))
         foreign = [i for i, (group, written) in pairs if self._is_foreign(group, written)]
         asked = (lr_factor, momentum_change)
-        if foreign or asked != self._asked or len(groups) != len(self._written):
+        if foreign or asked != self._asked or len(groups) != len(self.written):
             wanted = self.proposed(lr_factor, momentum_change)
-            self._written = [self._set(g, w) for g, w in zip(groups, wanted, strict=True)]
+            self.written = [self._set(g, w) for g, w in zip(groups, wanted, strict=True)]
             self._asked = asked
         return foreign
 
@@ -123,13 +118,9 @@ class GroupHyperparameters:
             momentum = start.momentum
             if momentum is not None and own:
                 momentum = -math.expm1(math.log1p(-momentum) + own)
-            now = _held(group, start)
-            settings.append(
-                Setting(
-                    lr if self._sets_lr else now.lr,
-                    momentum if self._sets_momentum else now.momentum,
-                )
-            )
+            held_lr, held_momentum = _held(group, start)
+            lr = lr if self._sets_lr else held_lr
+            settings.append(Setting(lr, momentum if self._sets_momentum else held_momentum))
         return settings
 
     def mark_update(self) -> None:
@@ -158,7 +149,6 @@ class GroupHyperparameters:
             )
 
     def _is_foreign(self, group: dict[str, Any], written: Setting) -> bool:
-        """Whether somebody has changed what we set, as far as that can be told for free."""
         if self._sets_lr and _differs(group["lr"], written.lr):
             return True
         if not self._sets_momentum or written.momentum is None:
@@ -214,7 +204,7 @@ class GroupHyperparameters:
                 f"but this one has {have}"
             )
         self._starts = starts
-        self._written = []
+        self.written = []
         self.latest = [Setting(*row) for row in state["latest"]]
 
 

@@ -83,7 +83,6 @@ class ControlledRun:
         self._start(codec)
 
     def _read_groups(self) -> None:
-        """Takes what the param groups hold as the start of the schedule."""
         self.groups = GroupHyperparameters(
             self._optimizer,
             one_minus_momentum_bounds=self._policy.control.one_minus_momentum_bounds,
@@ -93,7 +92,7 @@ class ControlledRun:
 
     @property
     def _lr_bounds(self) -> tuple[float, float] | None:
-        """A warm-up may begin below the bounds."""
+        # A warm-up may begin below the bounds.
         return None if self.warming else self._options.lr_bounds
 
     def _codec(self) -> ActionCodec:
@@ -123,7 +122,7 @@ class ControlledRun:
 
     @property
     def _sign(self) -> float:
-        """What is maximised is negated: within, less is better."""
+        # What is maximised is negated: within, less is better.
         return -1.0 if self._optimizer.param_groups[0].get("maximize") else 1.0
 
     @property
@@ -133,7 +132,7 @@ class ControlledRun:
             return self.groups.held()
         if self._options.dry_run:
             return self.groups.proposed(self.clock.lr_factor(), self._momentum_change())
-        return self.groups.current if "lr" in self._options.control else self.groups.held()
+        return self.groups.written if "lr" in self._options.control else self.groups.held()
 
     def _clip_ratio(self) -> float:
         if "clip" not in self._options.control:
@@ -149,12 +148,10 @@ class ControlledRun:
         self.write()
 
     def write(self) -> None:
-        """Sets the hyperparameters of the next update."""
         if not self.warming and not self._options.dry_run:
             self._foreign.update(self.groups.write(self.clock.lr_factor(), self._momentum_change()))
 
     def take_foreign(self) -> list[int]:
-        """Numbers of the groups that somebody else has written to since the last call."""
         found, self._foreign = sorted(self._foreign), set()
         return found
 
@@ -183,7 +180,6 @@ class ControlledRun:
         return None
 
     def _record_thresholds(self) -> None:
-        """Completes the recorded schedule. Waits for the device."""
         if not self._unrecorded:
             return
         thresholds = self.monitor.take_thresholds()
@@ -198,7 +194,6 @@ class ControlledRun:
         return self._recorded
 
     def _factor(self, lrs: Sequence[float]) -> float:
-        """Learning rate over its start, given that of every group."""
         start = self.groups.lr_start
         return lrs[self.groups.lead] / start if start else 0.0
 
@@ -255,13 +250,12 @@ class ControlledRun:
         )
 
     def _broadcast(self, array: FloatArray) -> FloatArray:
-        """The array of the first rank, on every rank; whether to stop goes along."""
+        # Whether to stop goes along: one broadcast per decision.
         told = self._ranks.broadcast(np.append(array, float(self.stopping.should_stop)))
         self.should_stop = bool(told[-1])
         return told[:-1].reshape(array.shape)
 
     def finish(self) -> list[Intervention]:
-        """Looks at the last interval, after which there is no decision; returns what was done."""
         stats = self.monitor.fetch(reduce=self._ranks.reduce)
         notes = self.decider.judge_end(stats, step=self.steps, broadcast=self._broadcast)
         if notes and self.snapshot is not None:
@@ -319,7 +313,6 @@ _PARTS = ("groups", "decider", "clock", "monitor", "stopping")
 
 
 def _momentum(settings: Sequence[Setting]) -> float | None:
-    """That of the first group that has any."""
     return next((s.momentum for s in settings if s.momentum is not None), None)
 
 
@@ -340,7 +333,6 @@ class Clock:
 
     @property
     def in_window(self) -> bool:
-        """Whether the next update is one of those in which directions are compared."""
         return self.step >= self._window_start
 
     def advance(self) -> bool:
@@ -368,12 +360,10 @@ class Clock:
         return self._factors[ahead]
 
     def realign(self) -> None:
-        """Finds its place again after the codec's horizon has moved."""
         self.interval = bisect_right(self._codec.ends, self.step)
         self._turn()
 
     def _turn(self) -> None:
-        """Prepares for the interval that begins."""
         ends, k = self._codec.ends, self.interval
         # Nothing is decided at the horizon, so the last interval needs no window.
         self._window_start = math.inf

@@ -303,17 +303,16 @@ class LearnedScheduler:
         self._run.load_state_dict(state_dict["run"])
         self.history.load_state_dict(state_dict["history"])
 
+    # The hooks call these three at every update; see `plugin.hooks.Listener`.
+
     def before_update(self) -> None:
-        """Called by the hooks before an update: sets our hyperparameters."""
         self._run.before_update()
         self._warn_of_others()
 
     def on_gradients(self) -> None:
-        """Called by the hooks: statistics, clipping, skipping."""
         self._run.on_gradients()
 
     def after_update(self) -> None:
-        """Called by the hooks after an update."""
         restore_found_inf(self.optimizer)
 
     def _warn_of_others(self) -> None:

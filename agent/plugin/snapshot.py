@@ -30,7 +30,6 @@ class JobSnapshot:
 
     @property
     def taken(self) -> bool:
-        """Whether there is anything to go back to."""
         return self._good.taken
 
     def keep(self) -> None:
@@ -58,7 +57,6 @@ class JobSnapshot:
         return {"good": self._good.state_dict(), "candidate": self._candidate.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes over what `state_dict` returned, onto the devices in use."""
         self._good.load_state_dict(state["good"])
         self._candidate.load_state_dict(state["candidate"])
 
@@ -152,7 +150,6 @@ def snapshot_bytes(optimizer: Optimizer, model: nn.Module | None) -> int:
 
 
 def _slots(optimizer: Optimizer, group: dict[str, Any]) -> int:
-    """Tensors of a parameter's size that the optimizer keeps for it."""
     momentum = bool(group.get("momentum"))
     if isinstance(optimizer, SGD):
         return int(momentum)

@@ -125,7 +125,6 @@ class UpdateMonitor:
     def _record_on_host(
         self, signals: HostSignals, norm: Tensor, size: Tensor | None, found: Tensor | None
     ) -> tuple[float, bool]:
-        """Factor for the gradients, and whether they are finite."""
         grad_norm = float(norm)
         scale, self._threshold, finite = signals.record_gradient(grad_norm, self._clip_ratio)
         if size is not None:
@@ -218,7 +217,6 @@ class UpdateMonitor:
         self._thresholds = [*self.take_thresholds()]
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on in the middle of an interval. Waits for the device."""
         return {
             "signals": self._signals.state_dict(),
             "ratio": self._clip_ratio,
@@ -228,7 +226,6 @@ class UpdateMonitor:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned, onto the device in use."""
         self._signals.load_state_dict(state["signals"])
         self.set_clip_ratio(state["ratio"])
         self._threshold, self._thresholds = state["threshold"], []
@@ -308,7 +305,6 @@ def scale_gradients(grads: Sequence[Tensor], scale: Tensor | float) -> None:
 
 
 def _drop_gradients(params: Sequence[Tensor]) -> None:
-    """The optimizer passes over parameters that have no gradient."""
     for param in params:
         param.grad = None
 
@@ -327,7 +323,6 @@ def set_found_inf(optimizer: Optimizer, broken: Tensor) -> None:
 
 
 def restore_found_inf(optimizer: Optimizer) -> None:
-    """Undoes `set_found_inf` after the update."""
     if _KEPT_FLAG not in optimizer.__dict__:
         return
     own = optimizer.__dict__.pop(_KEPT_FLAG)

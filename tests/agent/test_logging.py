@@ -18,17 +18,9 @@ from pacesetter.envs.features import NUM_FEATURES
 
 
 def decision(step, **changes):
-    values = {
-        "step": step,
-        "loss": 1 / step,
-        "features": (0.5,) * NUM_FEATURES,
-        "action": (0.25, -0.5, 1.0),
-        "lr": 0.1 / step,
-        "lr_factor": 1 / step,
-        "momentum": 0.9,
-        "clip_threshold": 2.0,
-    }
-    return Decision(**{**values, **changes})
+    known = {"loss": 1 / step, "lr": 0.1 / step, "lr_factor": 1 / step}
+    held = {"momentum": 0.9, "clip_threshold": 2.0, "features": (0.5,) * NUM_FEATURES}
+    return Decision(**{"step": step, "action": (0.25, -0.5, 1.0), **known, **held, **changes})
 
 
 CUT = Intervention(step=18, kind="lr_cut", detail="loss 12 times its best")
@@ -56,9 +48,6 @@ def test_scalars_leave_out_what_is_unknown():
     assert "pacesetter/loss" not in scalars(RUN[2])
 
 
-# -- TensorBoard ------------------------------------------------------------------------------
-
-
 def read_events(folder):
     accumulator = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator"
@@ -72,9 +61,7 @@ def test_tensorboard_reads_back_what_was_decided(own_writer, tmp_path):
     pytest.importorskip("tensorboard")
     target = tmp_path / "events"
     if own_writer:
-        from torch.utils.tensorboard import SummaryWriter
-
-        target = SummaryWriter(str(target))
+        target = pytest.importorskip("torch.utils.tensorboard").SummaryWriter(str(target))
     callback = TensorBoardCallback(target)
     for taken in RUN:
         callback.on_decision(taken)
@@ -96,9 +83,6 @@ def test_without_tensorboard_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     with pytest.raises(ImportError, match=r"pip install 'pacesetter\[train\]'"):
         TensorBoardCallback(tmp_path)
-
-
-# -- Weights & Biases -------------------------------------------------------------------------
 
 
 class FakeRun:
@@ -137,9 +121,6 @@ def test_wandb_without_a_run_or_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ImportError, match="pip install wandb"):
         WandbCallback()
-
-
-# -- CSV --------------------------------------------------------------------------------------
 
 
 def test_csv_is_that_of_the_history_at_any_moment(tmp_path):

@@ -84,7 +84,6 @@ def environment(task, policy, dtype):
                 "features": seen,
                 "action": action[0],
                 "momentum": runs.codec.momentum[0],
-                "clip_ratio": runs.codec.clip_ratio[0],
                 "clipped": runs.stats.clipped_share[0],
                 "broken": runs.stats.nonfinite_share[0],
             }
@@ -96,18 +95,11 @@ def plain_job(task, policy, dtype):
     """The same task as a user would train it."""
     model = build_model(task).to(dtype)
     o = task.optimizer
+    shared = {"params": model.parameters(), "lr": o.lr, "weight_decay": o.weight_decay}
     if o.name == "adamw":
-        optimizer = torch.optim.AdamW(
-            model.parameters(),
-            lr=o.lr,
-            betas=(o.momentum, o.beta2),
-            eps=o.eps,
-            weight_decay=o.weight_decay,
-        )
+        optimizer = torch.optim.AdamW(**shared, betas=(o.momentum, o.beta2), eps=o.eps)
     else:
-        optimizer = torch.optim.SGD(
-            model.parameters(), lr=o.lr, momentum=o.momentum, weight_decay=o.weight_decay
-        )
+        optimizer = torch.optim.SGD(**shared, momentum=o.momentum)
     scheduler = LearnedScheduler(optimizer, total_steps=task.horizon, policy=policy)
     train = [column.to(dtype) for column in task.splits.train]
     valid = [column.to(dtype) for column in task.splits.inner_valid]
@@ -128,9 +120,16 @@ def plain_job(task, policy, dtype):
 
 
 @pytest.mark.filterwarnings("ignore:LearnedScheduler. ")  # the guard is to step in
-@pytest.mark.parametrize("broken", [(), ("gradient",), ("gradient", "loss")], ids=str)
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize(
+    ("optimizer", "dtype", "tolerance", "broken"),
+    [
+        ("adamw", torch.float64, 1e-9, ()),
+        ("adamw", torch.float32, 1e-4, ("gradient",)),
+        ("adamw", torch.float64, 1e-9, ("gradient", "loss")),
+        ("sgd", torch.float32, 1e-4, ()),
+        ("sgd", torch.float64, 1e-9, ("gradient", "loss")),
+    ],
+)
 def test_job_meets_what_the_environment_showed(optimizer, dtype, tolerance, broken):
     task = make_task(optimizer, broken=broken)
     policy = random_policy()
@@ -168,7 +167,7 @@ def test_a_user_without_momentum_meets_the_same(optimizer):
         assert wanted["momentum"] == 0
 
 
-@pytest.mark.parametrize("horizon", [1, 3, 4, 7, 79, 81, 1003])
+@pytest.mark.parametrize("horizon", [1, 3, 7, 79, 403])
 def test_learning_rates_of_every_step_at_odd_horizons(horizon):
     task = make_task("sgd", horizon=horizon, valid_every=1)
     policy = random_policy(seed=1)

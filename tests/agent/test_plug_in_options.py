@@ -5,6 +5,7 @@ import io
 import math
 import warnings
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -82,9 +83,6 @@ def same(one, two):
         torch.cat([t.flatten().double() for t in j.model.state_dict().values()]) for j in (one, two)
     ]
     return torch.equal(*flat)
-
-
-# -- warm-up ----------------------------------------------------------------------------------
 
 
 def test_a_warm_up_of_the_users_own_is_left_alone_and_its_end_is_the_start():
@@ -175,37 +173,23 @@ def test_composed_schedulers_are_refused_with_the_recipe():
         scheduler.step()
 
 
-# -- a part of the hyperparameters ------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "control",
-    [("lr",), ("momentum",), ("clip",), ("lr", "clip"), ("momentum", "lr"), "lr", ["clip", "lr"]],
-)
+@pytest.mark.parametrize("control", [("lr",), ("momentum", "clip"), "lr", ["clip", "lr"]], ids=str)
 def test_what_is_not_controlled_is_left_alone(control):
     job = Job(lr=0.01)
     policy = always(-0.5, 0.8, -1.0, clip_ratio_start=0.5)
     scheduler = LearnedScheduler(job.optimizer, 100, policy=policy, control=control)
-    job.run(1)
-    scheduler.step(job.losses[-1])
-    for _ in range(99):
+    for step in range(100):
         job.run(1, scheduler)
         group = job.optimizer.param_groups[0]
-        if "lr" not in control:
-            assert group["lr"] == 0.01
-        if "momentum" not in control:
-            assert group["betas"] == (0.9, 0.999)
-        if "clip" not in control:
-            assert scheduler.last_clip_norm == math.inf
+        assert "lr" in control or group["lr"] == 0.01
+        assert "momentum" in control or group["betas"] == (0.9, 0.999)
+        assert math.isfinite(scheduler.last_clip_norm) == ("clip" in control and step > 0)
     last = scheduler.history[-1]
     assert (group["lr"] < 1e-4) == ("lr" in control)
     assert (group["betas"][0] < 0.8) == ("momentum" in control)
-    assert math.isfinite(last.clip_threshold) == math.isfinite(scheduler.last_clip_norm)
     assert math.isfinite(last.clip_threshold) == ("clip" in control)
-    wanted = [
-        a * (n in control) for a, n in zip((-0.5, 0.8, -1), ("lr", "momentum", "clip"), strict=True)
-    ]
-    assert last.action == pytest.approx(wanted)
+    pairs = zip((-0.5, 0.8, -1), ("lr", "momentum", "clip"), strict=True)
+    assert last.action == pytest.approx([a * (name in control) for a, name in pairs])
     assert last.lr == group["lr"] or "lr" in control
 
 
@@ -218,33 +202,23 @@ def test_a_learning_rate_that_is_the_users_may_follow_the_users_schedule():
     assert scheduler.get_last_lr() == own.get_last_lr()
 
 
-# -- bounds -----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("push", [1.0, -1.0])
-def test_the_learning_rate_never_leaves_its_bounds(push):
-    job = Job(lr=0.01)
-    scheduler = LearnedScheduler(
-        job.optimizer, 100, policy=always(push, 0, 0), lr_bounds=(0.004, 0.02), rollback=False
-    )
-    job.run(100, scheduler)
-    assert 0.004 <= min(job.lrs) <= max(job.lrs) <= 0.02
-    assert len(set(job.lrs)) > 3
-
-
-def test_every_group_keeps_to_the_bounds_and_zero_stays_zero():
+def test_every_group_keeps_to_the_bounds_and_zero_stays_zero(push):
     job = Job()
     params = list(job.model.parameters())
     groups = [{"params": params[:2], "lr": 0.005}, {"params": params[2:4], "lr": 0.0}]
     job.optimizer = SGD([*groups, {"params": params[4:], "lr": 0.02}])
     scheduler = LearnedScheduler(
-        job.optimizer, 100, policy=always(0.5, 0, 0), lr_bounds=(0.004, 0.03), rollback=False
+        job.optimizer, 100, policy=always(push, 0, 0), lr_bounds=(0.004, 0.03), rollback=False
     )
+    seen = set()
     for _ in range(100):
         job.run(1, scheduler)
         low, zero, high = (g["lr"] for g in job.optimizer.param_groups)
         assert zero == 0
         assert 0.004 <= low <= high <= 0.03
+        seen.add(low)
+    assert len(seen) > 3
 
 
 def test_a_start_outside_the_bounds_is_refused_and_leaves_no_hooks():
@@ -252,9 +226,6 @@ def test_a_start_outside_the_bounds_is_refused_and_leaves_no_hooks():
     with pytest.raises(ValueError, match=r"param group 0 starts at a learning rate of 0.5"):
         LearnedScheduler(job.optimizer, 10, lr_bounds=(1e-4, 0.1))
     LearnedScheduler(job.optimizer, 10)
-
-
-# -- divergence -------------------------------------------------------------------------------
 
 
 def blown_up(optimizer=SGD, *, steps=200, **options):
@@ -335,41 +306,27 @@ def test_a_start_that_is_far_off_ends_better_than_it_began(optimizer, lr, factor
         assert job.whole_loss() < before
 
 
-# -- shadow mode ------------------------------------------------------------------------------
-
-
 @GUARDED
 @pytest.mark.parametrize("optimizer", [AdamW, SGD])
 def test_a_dry_run_changes_nothing_and_tells_what_it_would_do(optimizer):
     plain, job = Job(optimizer), Job(optimizer)
     scheduler = LearnedScheduler(
-        job.optimizer, 120, policy=always(-1, 0.5, -1, clip_ratio_start=0.5), dry_run=True
+        job.optimizer, 80, policy=always(-1, 0.5, -1, clip_ratio_start=0.5), dry_run=True
     )
-    for i in range(120):
+    for i in range(80):
+        if i == 60:  # nothing is skipped or put back either
+            for one in (plain, job):
+                with torch.no_grad():
+                    one.model[0].weight[0, 0] = math.nan
         plain.run(1)
         job.run(1, scheduler)
-        assert same(plain, job), i
+        assert repr(plain.model.state_dict()) == repr(job.model.state_dict()), i
         assert repr(plain.optimizer.state_dict()) == repr(job.optimizer.state_dict())
     assert len(scheduler.history) == 39
     assert scheduler.history[-1].lr < 1e-4 < job.lrs[-1]
     assert scheduler.get_last_lr()[0] < 1e-4
     assert scheduler.rollback_bytes == 0
-
-
-@GUARDED
-def test_a_dry_run_skips_nothing_and_restores_nothing():
-    plain, job = Job(SGD), Job(SGD)
-    scheduler = LearnedScheduler(job.optimizer, 60, policy=gentle(), dry_run=True)
-    for one, other in ((plain, None), (job, scheduler)):
-        one.run(20, other)
-        with torch.no_grad():
-            one.model[0].weight[0, 0] = math.nan
-        one.run(40, other)
-    assert repr(plain.model.state_dict()) == repr(job.model.state_dict())
     assert scheduler.history.interventions
-
-
-# -- going on longer --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("at", [5, 60, 99, 100])
@@ -453,13 +410,10 @@ def test_an_extended_run_resumes_bit_for_bit(stop, warmup_steps):
         assert thresholds == scheduler.export_schedule().clip_thresholds
 
 
-# -- jobs unlike all that the policy knows ----------------------------------------------------
-
-
 def knowing(features, threshold):
     """A policy that raises the rate, and knows features around those given."""
     rng = np.random.default_rng(0)
-    rows = np.clip(features + rng.normal(size=(2000, NUM_FEATURES)), -5, 5)
+    rows = np.clip(features + rng.normal(size=(500, NUM_FEATURES)), -5, 5)
     return always(0.2, 0.1, -0.1).with_familiarity(
         replace(fit_familiarity(rows), threshold=threshold)
     )
@@ -467,24 +421,21 @@ def knowing(features, threshold):
 
 def test_in_a_strange_job_the_plain_decay_decides_and_it_is_said_once():
     strange, plain = Job(), Job()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        scheduler = LearnedScheduler(
-            strange.optimizer, 200, policy=knowing(np.full(NUM_FEATURES, 4.0), 1.5)
-        )
-        strange.run(200, scheduler)
-    (message,) = [str(w.message) for w in caught]
-    assert "unlike all that the policy was trained on" in message
+    policy = knowing(np.full(NUM_FEATURES, 4.0), 1.5)
+    scheduler = LearnedScheduler(strange.optimizer, 100, policy=policy)
+    with pytest.warns(UserWarning, match="unlike all that the policy was trained on") as caught:
+        strange.run(100, scheduler)
+    assert len(caught) == 1
     (record,) = scheduler.history.interventions
     assert record.kind == "unfamiliar"
     assert record.step == scheduler.history[0].step
-    plain.run(200, LearnedScheduler(plain.optimizer, 200, policy=Policy.do_nothing()))
+    plain.run(100, LearnedScheduler(plain.optimizer, 100, policy=Policy.do_nothing()))
     assert strange.lrs == plain.lrs
     assert same(strange, plain)
     # The same policy, where nothing is strange, acts.
     job = Job()
-    known = LearnedScheduler(job.optimizer, 200, policy=knowing(np.zeros(NUM_FEATURES), 1e9))
-    job.run(200, known)
+    known = LearnedScheduler(job.optimizer, 50, policy=knowing(np.zeros(NUM_FEATURES), 1e9))
+    job.run(50, known)
     assert known.history[-1].action == pytest.approx((0.2, 0.1, -0.1))
 
 
@@ -520,9 +471,6 @@ def test_bounds_hold_after_a_warm_up_and_a_resumption():
         assert same(again, whole)
 
 
-# -- the rest ---------------------------------------------------------------------------------
-
-
 def test_should_stop_after_patience_intervals_without_a_better_validation_loss():
     job = Job()
     scheduler = LearnedScheduler(job.optimizer, 400, policy=Policy.do_nothing(), patience=3)
@@ -537,17 +485,11 @@ def test_should_stop_after_patience_intervals_without_a_better_validation_loss()
 
 
 def test_callbacks_are_told_of_every_decision():
-    class Keep:
-        def __init__(self):
-            self.seen = []
-
-        def on_decision(self, decision):
-            self.seen.append(decision)
-
-    job, keep = Job(), Keep()
+    job, seen = Job(), []
+    keep = SimpleNamespace(on_decision=seen.append)
     scheduler = LearnedScheduler(job.optimizer, 50, policy=gentle(), callbacks=[keep])
     job.run(50, scheduler)
-    assert keep.seen == list(scheduler.history)
+    assert seen == list(scheduler.history)
 
 
 def test_explain_and_export_of_a_run(tmp_path):

@@ -3,7 +3,6 @@
 import copy
 import gc
 import math
-import warnings
 import weakref
 
 import numpy as np
@@ -15,33 +14,29 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, NAdam, RAdam, RMSprop
 
 from pacesetter.agent.plugin.scheduler import LearnedScheduler
-from pacesetter.agent.plugin.updates import UpdateMonitor
+from pacesetter.agent.plugin.updates import UpdateMonitor, restore_found_inf, set_found_inf
 from pacesetter.agent.policy.policy import Policy, PolicyFileError, save_policy
 from pacesetter.envs.actions import ControlConfig, interval_ends
 from pacesetter.envs.features import FEATURE_NAMES, FEATURES, NUM_FEATURES
 from pacesetter.inner_models.watch.guard import LR_CUT
 
-OPTIMIZERS = {
-    "AdamW": lambda params, **kw: AdamW(params, **{"lr": 1e-2, **kw}),
-    "AdamW-fused": lambda params, **kw: AdamW(params, **{"lr": 1e-2, "fused": True, **kw}),
-    "AdamW-foreach": lambda params, **kw: AdamW(params, **{"lr": 1e-2, "foreach": True, **kw}),
-    "AdamW-amsgrad": lambda params, **kw: AdamW(params, **{"lr": 1e-2, "amsgrad": True, **kw}),
-    "Adam": lambda params, **kw: Adam(params, **{"lr": 1e-2, "weight_decay": 1e-3, **kw}),
-    "SGD": lambda params, **kw: SGD(params, **{"lr": 1e-2, "momentum": 0.9, **kw}),
-    "SGD-nesterov": lambda params, **kw: SGD(
-        params, **{"lr": 1e-2, "momentum": 0.8, "nesterov": True, **kw}
-    ),
-    "SGD-plain": lambda params, **kw: SGD(params, **{"lr": 1e-1, **kw}),
-    "SGD-fused": lambda params, **kw: SGD(
-        params, **{"lr": 1e-2, "momentum": 0.9, "fused": True, **kw}
-    ),
-    "RMSprop": lambda params, **kw: RMSprop(params, **{"lr": 1e-3, "momentum": 0.9, **kw}),
-    "RMSprop-plain": lambda params, **kw: RMSprop(params, **{"lr": 1e-3, **kw}),
-    "NAdam": lambda params, **kw: NAdam(params, **{"lr": 1e-2, **kw}),
-    "RAdam": lambda params, **kw: RAdam(params, **{"lr": 1e-2, **kw}),
+KINDS = {
+    "AdamW": (AdamW, {"lr": 1e-2}),
+    "AdamW-fused": (AdamW, {"lr": 1e-2, "fused": True}),
+    "AdamW-foreach": (AdamW, {"lr": 1e-2, "foreach": True}),
+    "AdamW-amsgrad": (AdamW, {"lr": 1e-2, "amsgrad": True}),
+    "Adam": (Adam, {"lr": 1e-2, "weight_decay": 1e-3}),
+    "SGD": (SGD, {"lr": 1e-2, "momentum": 0.9}),
+    "SGD-nesterov": (SGD, {"lr": 1e-2, "momentum": 0.8, "nesterov": True}),
+    "SGD-plain": (SGD, {"lr": 1e-1}),
+    "SGD-fused": (SGD, {"lr": 1e-2, "momentum": 0.9, "fused": True}),
+    "RMSprop": (RMSprop, {"lr": 1e-3, "momentum": 0.9}),
+    "RMSprop-plain": (RMSprop, {"lr": 1e-3}),
+    "NAdam": (NAdam, {"lr": 1e-2}),
+    "RAdam": (RAdam, {"lr": 1e-2}),
 }
 FEATURE = {feature.name: feature for feature in FEATURES}
-every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
+every_optimizer = pytest.mark.parametrize("name", KINDS)
 
 
 def always(*action, **control):
@@ -76,7 +71,8 @@ class Job:
         with torch.random.fork_rng():
             torch.manual_seed(1)
             self.model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1)).to(dtype)
-        self.optimizer = OPTIMIZERS[name](self.model.parameters(), **kwargs)
+        kind, options = KINDS[name]
+        self.optimizer = kind(self.model.parameters(), **options, **kwargs)
         self.done = 0
 
     def loss(self):
@@ -107,9 +103,6 @@ def base_schedule(step, total, num_intervals=40, final=0.01, ramp=0.01):
     first = interval_ends(total, num_intervals)[0]  # of even ones: the ramp's length
     decay = final + (1 - final) * 0.5 * (1 + math.cos(math.pi * step / total))
     return (ramp + (1 - ramp) * min(1.0, step / first)) * decay
-
-
-# -- target curves ----------------------------------------------------------------------------
 
 
 @every_optimizer
@@ -158,16 +151,16 @@ def test_a_policy_moves_learning_rate_and_momentum(name):
     assert known == bool(start)
 
 
-@every_optimizer
+@pytest.mark.parametrize("name", ["AdamW", "SGD", "RMSprop"])
 def test_learning_goes_on(name):
     job = Job(name)
-    scheduler = LearnedScheduler(job.optimizer, 300, policy=reactive())
-    losses = [job.update(scheduler) for _ in range(300)]
+    scheduler = LearnedScheduler(job.optimizer, 200, policy=reactive())
+    losses = [job.update(scheduler) for _ in range(200)]
     assert np.mean(losses[-40:]) < 0.7 * np.mean(losses[:10])
     assert torch.isfinite(job.weights()).all()
 
 
-@pytest.mark.parametrize("total", [1, 2, 3, 4, 5, 50, 79, 80, 100, 1234])
+@pytest.mark.parametrize("total", [1, 2, 5, 79, 80, 100])
 def test_one_fetch_per_decision_at_the_ends_of_intervals(total, monkeypatch):
     fetches = []
     fetch = UpdateMonitor.fetch
@@ -176,14 +169,10 @@ def test_one_fetch_per_decision_at_the_ends_of_intervals(total, monkeypatch):
     )
     job = Job()
     scheduler = LearnedScheduler(job.optimizer, total, policy=reactive())
-    for _ in range(total):
-        job.update(scheduler)
+    job.updates(total, scheduler)
     expected = list(interval_ends(total, 40, 1.5)[:-1])
     assert [d.step for d in scheduler.history] == expected
     assert len(fetches) == len(expected) + 1  # the last interval is looked at too
-
-
-# -- clipping ---------------------------------------------------------------------------------
 
 
 def test_clipping_by_the_running_mean_of_earlier_norms():
@@ -217,9 +206,6 @@ def test_gradients_of_zero_at_the_start_do_not_stop_training():
     job.update(scheduler)
     assert not torch.equal(job.weights(), before)
     assert scheduler.last_clip_norm == math.inf
-
-
-# -- param groups -----------------------------------------------------------------------------
 
 
 def test_groups_keep_to_their_own_starts():
@@ -257,8 +243,7 @@ def test_groups_keep_to_their_own_starts():
 def test_group_that_joins_later_starts_from_its_own_learning_rate():
     job = Job()
     scheduler = LearnedScheduler(job.optimizer, 100, policy=Policy.do_nothing())
-    for _ in range(30):
-        job.update(scheduler)
+    job.updates(30, scheduler)
     late = nn.Parameter(torch.ones(2, dtype=torch.float64))
     job.optimizer.add_param_group({"params": [late], "lr": 0.5})
     for step in range(30, 40):
@@ -286,34 +271,22 @@ def test_groups_that_share_one_tensor_for_their_learning_rate():
 
 
 def test_parameters_without_gradients_frozen_and_of_other_kinds():
-    class Mixed(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.short = nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
-            self.single = nn.Parameter(torch.ones(3))
-            self.long = nn.Parameter(torch.ones(3, dtype=torch.float64))
-            self.frozen = nn.Parameter(torch.ones(3), requires_grad=False)
-            self.unused = nn.Parameter(torch.ones(3))
-            self.wave = nn.Parameter(torch.ones(3, dtype=torch.complex64))
-
-        def forward(self):
-            real = [self.short, self.single, self.long]
-            return sum((2 * p.double()).square().sum() for p in real) + self.wave.abs().sum()
-
-    model = Mixed()
-    optimizer = AdamW(model.parameters(), lr=1e-2)
+    kinds = (torch.bfloat16, torch.float32, torch.float64, torch.complex64)
+    trained = [nn.Parameter(torch.ones(3, dtype=kind)) for kind in kinds]
+    frozen, unused = nn.Parameter(torch.ones(3), requires_grad=False), nn.Parameter(torch.ones(3))
+    optimizer = AdamW([*trained, frozen, unused], lr=1e-2)
     scheduler = LearnedScheduler(optimizer, 50, policy=reactive())
-    first = None
+    losses = []
     for _ in range(50):
-        loss = model()
-        first = first or loss.item()
+        loss = sum(p.abs().double().square().sum() for p in trained)
         loss.backward()
         optimizer.step()
         scheduler.step(loss)
         optimizer.zero_grad(set_to_none=False)
-    assert model().item() < first
-    assert torch.equal(model.frozen, torch.ones(3))
-    assert torch.equal(model.unused, torch.ones(3))
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert torch.equal(frozen, torch.ones(3))
+    assert torch.equal(unused, torch.ones(3))
     assert all(np.isfinite(d.features).all() for d in scheduler.history)
 
 
@@ -334,24 +307,6 @@ def test_norm_is_that_of_all_gradients_together():
     assert [p.grad.item() for p in params] == pytest.approx([1.0, 1.5, 3.0])
 
 
-def test_sparse_gradients():
-    embedding = nn.Embedding(20, 4, sparse=True)
-    optimizer = SGD(embedding.parameters(), lr=0.5)
-    policy = Policy.do_nothing(ControlConfig(clip_ratio_start=0.5))
-    scheduler = LearnedScheduler(optimizer, 50, policy=policy)
-    start = embedding.weight.detach().clone()
-    for _ in range(50):
-        loss = embedding(torch.tensor([1, 1, 3])).square().sum()
-        loss.backward()
-        optimizer.step()
-        scheduler.step(loss)
-        optimizer.zero_grad()
-    touched = (embedding.weight != start).any(1)
-    assert touched.nonzero().flatten().tolist() == [1, 3]
-    assert embedding.weight[1].norm() < start[1].norm()
-    assert max(d.features[FEATURE_NAMES.index("clipped_share")] for d in scheduler.history) > 0
-
-
 def test_repeated_rows_of_a_sparse_gradient_are_added_before_the_norm():
     embedding = nn.Embedding(5, 4, sparse=True)
     optimizer = SGD(embedding.parameters(), lr=0.5)
@@ -366,6 +321,10 @@ def test_repeated_rows_of_a_sparse_gradient_are_added_before_the_norm():
     expected = torch.zeros(5, 4)
     expected[1] = 2 * 0.5
     torch.testing.assert_close(embedding.weight.grad.to_dense(), expected)
+    for _ in range(48):  # to the end, with statistics of directions that are unknown
+        optimizer.step()
+        scheduler.step(0.0)
+    assert all(np.isfinite(d.features).all() for d in scheduler.history)
 
 
 def test_maximising_the_negative_is_minimising():
@@ -381,9 +340,6 @@ def test_maximising_the_negative_is_minimising():
     for a, b in zip(one.history, two.history, strict=True):
         np.testing.assert_allclose(a.features, b.features, atol=1e-12)
     torch.testing.assert_close(down.weights(), up.weights(), rtol=1e-9, atol=1e-12)
-
-
-# -- ways to write a loop ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("how", ["positional", "keyword"])
@@ -431,14 +387,10 @@ def test_gradients_may_be_accumulated_and_cleared_anywhere():
 @pytest.mark.parametrize(
     "kind",
     [
-        float,
-        np.float32,
-        np.float64,
-        lambda x: torch.tensor(x),
+        *(float, np.float32, np.float64, round, torch.tensor),
         lambda x: torch.tensor([[x]]),
         lambda x: torch.tensor(x, dtype=torch.bfloat16),
         lambda x: nn.Parameter(torch.tensor(x)),
-        round,
     ],
 )
 def test_losses_of_any_numeric_kind(kind):
@@ -451,17 +403,15 @@ def test_losses_of_any_numeric_kind(kind):
     assert [d.loss for d in scheduler.history] == [0.5, 2.5, 4.5]
 
 
-# -- broken numbers ---------------------------------------------------------------------------
-
-
 @GUARDED
-@every_optimizer
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [*((n, math.nan) for n in KINDS), ("SGD", math.inf), ("Adam", -math.inf)],
+)
 def test_broken_gradients_are_skipped_counted_and_answered(name, value):
     job = Job(name)
     scheduler = LearnedScheduler(job.optimizer, 100, policy=evenly())
-    for _ in range(5):
-        job.update(scheduler)
+    job.updates(5, scheduler)
     before, state = job.weights(), copy.deepcopy(job.optimizer.state_dict()["state"])
     job.optimizer.zero_grad()
     job.loss().backward()
@@ -506,8 +456,6 @@ def test_a_broken_loss_is_answered_and_raises_nothing():
 @pytest.mark.parametrize("name", ["AdamW-fused", "SGD-fused"])
 def test_fused_kernels_leave_out_an_update_when_told_to(name):
     """The way of a GPU, where the host does not know; CPU kernels obey the same flag."""
-    from pacesetter.agent.plugin.updates import restore_found_inf, set_found_inf
-
     job = Job(name, dtype=torch.float32)
     job.update()
     before, state = job.weights(), copy.deepcopy(job.optimizer.state_dict()["state"])
@@ -525,7 +473,7 @@ def test_fused_kernels_leave_out_an_update_when_told_to(name):
     after = job.optimizer.state_dict()["state"]
     assert all(torch.equal(after[i][k], v) for i, s in state.items() for k, v in s.items())
     del job.optimizer.found_inf
-    restore_found_inf(job.optimizer)  # nothing lent, nothing to take back
+    restore_found_inf(job.optimizer)  # nothing was set, nothing to restore
     job.update()
     assert not torch.equal(job.weights(), before)
 
@@ -537,13 +485,13 @@ numbers = st.one_of(
 
 @GUARDED
 @settings(
-    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(st.lists(st.tuples(numbers, numbers, numbers), min_size=4, max_size=30))
 @pytest.mark.parametrize("name", ["AdamW", "SGD"])
 def test_no_sequence_of_losses_and_gradients_breaks_a_job(name, table):
     weight = nn.Parameter(torch.ones(3))
-    optimizer = OPTIMIZERS[name]([weight])
+    optimizer = KINDS[name][0]([weight], lr=1e-2)
     scheduler = LearnedScheduler(optimizer, len(table), policy=reactive())
     for loss, grad, valid in table:
         weight.grad = torch.tensor([grad, 1.0, 0.0])
@@ -555,17 +503,12 @@ def test_no_sequence_of_losses_and_gradients_breaks_a_job(name, table):
     assert all(math.isfinite(d.lr) and d.lr > 0 for d in scheduler.history)
 
 
-# -- bad input --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("total", [0, -3, 2.0, "100", None, True, np.float64(5), math.nan])
-def test_total_steps_must_be_a_positive_integer(total):
-    with pytest.raises(ValueError, match="Expected positive integer total_steps, but got"):
-        LearnedScheduler(Job().optimizer, total, policy=Policy.do_nothing())
-
-
-def test_total_steps_of_any_integer_type():
-    scheduler = LearnedScheduler(Job().optimizer, np.int64(5), policy=Policy.do_nothing())
+def test_total_steps_must_be_a_positive_integer_of_any_type():
+    optimizer = Job().optimizer
+    for total in (0, -3, 2.0, "100", None, True, np.float64(5), math.nan):
+        with pytest.raises(ValueError, match="Expected positive integer total_steps, but got"):
+            LearnedScheduler(optimizer, total, policy=Policy.do_nothing())
+    scheduler = LearnedScheduler(optimizer, np.int64(5), policy=Policy.do_nothing())
     assert type(scheduler.total_steps) is int
 
 
@@ -590,18 +533,14 @@ def test_other_optimizers_are_refused_with_the_list():
 
 
 def test_subclasses_are_taken():
-    class Mine(AdamW):
-        pass
-
-    optimizer = Mine([nn.Parameter(torch.zeros(1))], lr=0.1)
+    optimizer = type("Mine", (AdamW,), {})([nn.Parameter(torch.zeros(1))], lr=0.1)
     assert LearnedScheduler(optimizer, 10, policy=Policy.do_nothing()).get_last_lr()
 
 
 def test_a_second_scheduler_is_refused_until_the_first_is_off():
     job = Job()
     first = LearnedScheduler(job.optimizer, 50, policy=always(1.0, 1.0, 1.0))
-    for _ in range(10):
-        job.update(first)
+    job.updates(10, first)
     with pytest.raises(ValueError, match=r"has a LearnedScheduler already.*detach"):
         LearnedScheduler(job.optimizer, 50, policy=Policy.do_nothing())
     group = job.optimizer.param_groups[0]
@@ -625,22 +564,21 @@ def test_a_second_scheduler_is_refused_until_the_first_is_off():
 
 def test_policy_by_path(tmp_path):
     path = save_policy(reactive(), tmp_path / "p.safetensors")
-    assert LearnedScheduler(Job().optimizer, 9, policy=path).policy.digest == reactive().digest
-    assert LearnedScheduler(Job().optimizer, 9, policy=str(path)).policy.digest
+    for source in (path, str(path)):
+        scheduler = LearnedScheduler(Job().optimizer, 9, policy=source)
+        assert scheduler.policy.digest == reactive().digest
     path.write_bytes(path.read_bytes()[:-1])
     optimizer = Job().optimizer
-    with pytest.raises(PolicyFileError):
-        LearnedScheduler(optimizer, 9, policy=path)
-    with pytest.raises(FileNotFoundError):
-        LearnedScheduler(optimizer, 9, policy=tmp_path / "none")
+    for broken, error in ((path, PolicyFileError), (tmp_path / "none", FileNotFoundError)):
+        with pytest.raises(error):
+            LearnedScheduler(optimizer, 9, policy=broken)
     LearnedScheduler(optimizer, 9, policy=reactive())  # the failures have left nothing behind
 
 
 def test_one_warning_after_the_horizon_and_the_last_values_hold():
     job = Job()
     scheduler = LearnedScheduler(job.optimizer, 20, policy=reactive())
-    for _ in range(20):
-        job.update(scheduler)
+    job.updates(20, scheduler)
     lr, betas = scheduler.get_last_lr(), job.optimizer.param_groups[0]["betas"]
     assert lr[0] > 0
     with pytest.warns(UserWarning, match="total_steps=20") as caught:
@@ -657,8 +595,7 @@ def test_step_before_the_optimizer_is_warned_about():
     scheduler = LearnedScheduler(job.optimizer, 20, policy=reactive())
     with pytest.warns(UserWarning, match=r"before optimizer.step\(\)"):
         scheduler.step(1.0)
-    for _ in range(19):
-        job.update(scheduler)
+    job.updates(19, scheduler)
     assert scheduler.history[-1].step == 19 - 1
 
 
@@ -671,7 +608,6 @@ def test_updates_without_any_gradient_are_left_alone():
     job.optimizer.step()
     scheduler.step(1.0)
     assert torch.equal(job.weights(), before)
-    assert scheduler.last_clip_norm == math.inf
 
 
 def test_a_foreign_scheduler_is_overruled_and_named_once():
@@ -684,19 +620,12 @@ def test_a_foreign_scheduler_is_overruled_and_named_once():
         job.updates(30, scheduler, after=foreign.step)
     assert len(caught) == 1
     assert torch.equal(alone.weights(), job.weights())
-
-
-def test_hand_written_changes_are_overruled_too():
-    job = Job()
-    scheduler = LearnedScheduler(job.optimizer, 30, policy=Policy.do_nothing())
-    job.update(scheduler)
-    job.optimizer.param_groups[0]["betas"] = (0.5, 0.999)
+    other = Job()
+    scheduler = LearnedScheduler(other.optimizer, 30, policy=Policy.do_nothing())
+    other.optimizer.param_groups[0]["betas"] = (0.5, 0.999)
     with pytest.warns(UserWarning, match="something else changed"):
-        job.update(scheduler)
-    assert job.optimizer.param_groups[0]["betas"] == (0.9, 0.999)
-
-
-# -- lifetime ---------------------------------------------------------------------------------
+        other.update(scheduler)
+    assert other.optimizer.param_groups[0]["betas"] == (0.9, 0.999)
 
 
 def test_no_reference_cycle_and_hooks_go_with_the_scheduler():
@@ -720,9 +649,7 @@ def test_an_optimizer_with_a_scheduler_can_be_copied():
     job = Job()
     scheduler = LearnedScheduler(job.optimizer, 30, policy=reactive())
     job.update(scheduler)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        copied = copy.deepcopy(job.optimizer)
+    copied = copy.deepcopy(job.optimizer)
     assert copied.param_groups[0]["lr"] == job.optimizer.param_groups[0]["lr"]
 
 
@@ -752,8 +679,7 @@ def test_on_a_gpu_only_decisions_wait():
     job.model.cuda()
     job.optimizer = AdamW(job.model.parameters(), lr=1e-2, fused=True)
     scheduler = LearnedScheduler(job.optimizer, 400, policy=reactive())
-    for _ in range(10):
-        job.update(scheduler)
+    job.updates(10, scheduler)
     loss = job.loss()
     loss.backward()
     torch.cuda.set_sync_debug_mode("error")
