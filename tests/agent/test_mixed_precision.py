@@ -132,7 +132,8 @@ def test_a_gradient_that_breaks_by_itself_is_skipped_with_and_without_a_scaler(n
 @pytest.mark.parametrize("name", ["AdamW", "AdamW-fused"])
 def test_skips_survive_a_checkpoint(name):
     job, other = Job(name, scale=1.0), Job(name, scale=1.0)
-    for scale in (1.0, 2.0**127, 1.0):
+    job.update()
+    for scale in (2.0**127, 1.0):
         job.scaler.update(scale)
         job.update()
     other.model.load_state_dict(job.model.state_dict())
