@@ -12,6 +12,11 @@ import torch
 
 Option = TypeVar("Option")
 
+Range = tuple[float, float]
+"""Lowest and highest value, both included."""
+IntRange = tuple[int, int]
+"""The same of integers."""
+
 
 class Draw:
     """Draws from one generator.

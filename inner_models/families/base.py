@@ -16,7 +16,7 @@ from typing import ClassVar, Generic, TypeVar
 import torch
 from torch import nn
 
-from pacesetter.inner_models.draw import Draw, check_ranges
+from pacesetter.inner_models.draw import Draw, IntRange, Range, check_ranges
 from pacesetter.inner_models.losses import ScaledLoss
 from pacesetter.inner_models.task import (
     LossFn,
@@ -32,24 +32,15 @@ from pacesetter.inner_models.task import (
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """Sizes and code paths of a job, shared by all tasks of a group.
+    """Sizes and code paths of a job, shared by all tasks of a group."""
 
-    Attributes:
-        num_train: rows of the train split.
-        batch_size: rows per inner step.
-        horizon: inner steps.
-        optimizer: kind of base optimizer.
-        weight_decay: of the base optimizer.
-        valid_every: intervals between the validation losses that the agent sees; 0: none.
-        endless: whether every step sees fresh rows; the train split is then only for evaluation.
-    """
-
-    num_train: int
-    batch_size: int
-    horizon: int
-    optimizer: OptimizerName = "adamw"
-    weight_decay: float = 0.01
-    valid_every: int = 0
+    num_train: int  # rows of the train split
+    batch_size: int  # rows per inner step
+    horizon: int  # inner steps
+    optimizer: OptimizerName = "adamw"  # kind of base optimizer
+    weight_decay: float = 0.01  # of the base optimizer
+    valid_every: int = 0  # intervals between the validation losses that the agent sees; 0: none
+    # whether every step sees fresh rows; the train split is then only for evaluation
     endless: bool = False
 
 
@@ -80,15 +71,15 @@ class JobRanges:
         eval_rows: rows of each of the three other splits.
     """
 
-    num_train: tuple[int, int] = (32, 8192)
-    batch_size: tuple[int, int] = (8, 512)
-    horizon: tuple[int, int] = (50, 5000)
-    gain: tuple[float, float] = (0.5, 2.0)
-    loss_scale: tuple[float, float] = (0.01, 100.0)
-    start_factor: tuple[float, float] = (0.03, 30.0)
-    adam_lr: tuple[float, float] = (3e-3, 3e-2)
-    sgd_lr: tuple[float, float] = (0.03, 0.3)
-    rmsprop_lr: tuple[float, float] = (3e-4, 3e-3)
+    num_train: IntRange = (32, 8192)
+    batch_size: IntRange = (8, 512)
+    horizon: IntRange = (50, 5000)
+    gain: Range = (0.5, 2.0)
+    loss_scale: Range = (0.01, 100.0)
+    start_factor: Range = (0.03, 30.0)
+    adam_lr: Range = (3e-3, 3e-2)
+    sgd_lr: Range = (0.03, 0.3)
+    rmsprop_lr: Range = (3e-4, 3e-3)
     adam_share: float = 0.15
     sgd_share: float = 0.2
     rmsprop_share: float = 0.15

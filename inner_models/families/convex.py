@@ -17,7 +17,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from pacesetter.inner_models.draw import Draw
+from pacesetter.inner_models.draw import Draw, IntRange, Range
 from pacesetter.inner_models.families.base import GeneratedFamily, JobRanges, Problem, Shape
 from pacesetter.inner_models.losses import binary_cross_entropy, cross_entropy
 from pacesetter.inner_models.task import Batch
@@ -28,53 +28,39 @@ ENTROPY_POINTS = 2**14
 
 @dataclass(frozen=True, kw_only=True)
 class QuadraticRanges(JobRanges):
-    """Ranges of the quadratics, beside those of every job (`JobRanges`).
+    """Ranges of the quadratics, beside those of every job (`JobRanges`)."""
 
-    Attributes:
-        dim: number of weights.
-        condition: largest over smallest curvature.
-        curvature: largest curvature, at a loss scale of one.
-        distance: of the optimum from zero: root mean square over the weights.
-        start: spread of the initial weights over `distance`.
-        balance: exponent by which flat directions start further off; at 1 every direction has the
-            same share in the initial loss, at 0 the steep ones have it all.
-        noise: half the variance of the noise, each direction weighed by its curvature, over the
-            excess at the start.
-        visible: share of it that the loss contains; the rest is in the gradients alone.
-        noise_tilt: exponent by which flat directions are noisier: at 0 targets are as noisy in
-            every direction, at 1 the covariance of the gradient is the Hessian, at 2 gradients are
-            as noisy in every direction.
-        floor: constant part of the loss, over the excess at the start.
-        rotated_share: share of tasks whose axes of curvature are not those of the weights.
-    """
-
-    dim: tuple[int, int] = (4, 64)
-    condition: tuple[float, float] = (1.0, 1e4)
-    curvature: tuple[float, float] = (0.3, 3.0)
-    distance: tuple[float, float] = (0.1, 1.0)
-    start: tuple[float, float] = (0.1, 1.0)
-    balance: tuple[float, float] = (0.2, 1.0)
-    noise: tuple[float, float] = (1e-5, 3.0)
-    visible: tuple[float, float] = (0.1, 1.0)
-    noise_tilt: tuple[float, float] = (0.0, 2.0)
-    floor: tuple[float, float] = (1e-6, 1e-2)
+    dim: IntRange = (4, 64)  # number of weights
+    condition: Range = (1.0, 1e4)  # largest over smallest curvature
+    curvature: Range = (0.3, 3.0)  # largest curvature, at a loss scale of one
+    distance: Range = (0.1, 1.0)  # of the optimum from zero: root mean square over the weights
+    start: Range = (0.1, 1.0)  # spread of the initial weights over `distance`
+    # exponent by which flat directions start further off; at 1 every direction has the same
+    # share in the initial loss, at 0 the steep ones have it all
+    balance: Range = (0.2, 1.0)
+    # half the variance of the noise, each direction weighed by its curvature, over the
+    # excess at the start
+    noise: Range = (1e-5, 3.0)
+    # share of it that the loss contains; the rest is in the gradients alone
+    visible: Range = (0.1, 1.0)
+    # exponent by which flat directions are noisier: at 0 targets are as noisy in every
+    # direction, at 1 the covariance of the gradient is the Hessian, at 2 gradients are as
+    # noisy in every direction
+    noise_tilt: Range = (0.0, 2.0)
+    floor: Range = (1e-6, 1e-2)  # constant part of the loss, over the excess at the start
+    # share of tasks whose axes of curvature are not those of the weights
     rotated_share: float = 0.6
-    adam_lr: tuple[float, float] = (0.05, 0.25)
-    sgd_lr: tuple[float, float] = (0.5, 3.0)
-    rmsprop_lr: tuple[float, float] = (1e-3, 0.01)
+    adam_lr: Range = (0.05, 0.25)
+    sgd_lr: Range = (0.5, 3.0)
+    rmsprop_lr: Range = (1e-3, 0.01)
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuadraticShape:
-    """Size and code path of a quadratic.
+    """Size and code path of a quadratic."""
 
-    Attributes:
-        dim: number of weights.
-        rotated: whether a rotation leads from the weights to the axes of curvature.
-    """
-
-    dim: int
-    rotated: bool
+    dim: int  # number of weights
+    rotated: bool  # whether a rotation leads from the weights to the axes of curvature
 
 
 class NoisyQuadratic(nn.Module):
@@ -187,16 +173,7 @@ class Quadratic(GeneratedFamily[QuadraticShape]):
 
 
 def draw_spectrum(draw: Draw, *, dim: int, condition: float) -> Tensor:
-    """Curvatures of a random kind of spectrum, in descending order.
-
-    Args:
-        draw: the random numbers.
-        dim: how many, two or more.
-        condition: largest over smallest.
-
-    Returns:
-        (dim,), from one down to ``1 / condition``.
-    """
+    """Curvatures (dim,) of a random kind of spectrum, from one down to ``1 / condition``."""
     kind = draw.choice(("power law", "log-uniform", "clusters"))
     if kind == "power law":
         rank = torch.arange(1, dim + 1, dtype=torch.float32)
@@ -214,48 +191,33 @@ def _noise_rows(count: int, generator: torch.Generator, *, spread: Tensor) -> Ba
 
 @dataclass(frozen=True, kw_only=True)
 class LogisticRanges(JobRanges):
-    """Ranges of logistic regression, beside those of every job (`JobRanges`).
+    """Ranges of logistic regression, beside those of every job (`JobRanges`)."""
 
-    Attributes:
-        inputs: width of the input.
-        classes: number of classes, for the tasks that have more than two.
-        condition: condition number of the inputs' covariance.
-        input_scale: root mean square spread of the inputs.
-        offset: mean of the inputs over their spread.
-        balance: exponent by which narrow directions have larger true weights; at 1 every direction
-            says as much about the label, at 0 the wide ones say nearly all.
-        sharpness: spread of the true scores: at 1 many labels are wrong, at 10 few are.
-        imbalance: spread of the true biases.
-        binary_share: share of tasks with two classes and one score.
-        rotated_share: share of tasks whose wide directions are not those of single inputs.
-    """
-
-    inputs: tuple[int, int] = (2, 64)
-    classes: tuple[int, int] = (3, 10)
-    condition: tuple[float, float] = (1.0, 1e4)
-    input_scale: tuple[float, float] = (0.3, 3.0)
-    offset: tuple[float, float] = (0.0, 2.0)
-    balance: tuple[float, float] = (0.0, 1.0)
-    sharpness: tuple[float, float] = (1.0, 10.0)
-    imbalance: tuple[float, float] = (0.0, 2.0)
-    binary_share: float = 0.5
+    inputs: IntRange = (2, 64)  # width of the input
+    classes: IntRange = (3, 10)  # number of classes, for the tasks that have more than two
+    condition: Range = (1.0, 1e4)  # condition number of the inputs' covariance
+    input_scale: Range = (0.3, 3.0)  # root mean square spread of the inputs
+    offset: Range = (0.0, 2.0)  # mean of the inputs over their spread
+    # exponent by which narrow directions have larger true weights; at 1 every direction says
+    # as much about the label, at 0 the wide ones say nearly all
+    balance: Range = (0.0, 1.0)
+    # spread of the true scores: at 1 many labels are wrong, at 10 few are
+    sharpness: Range = (1.0, 10.0)
+    imbalance: Range = (0.0, 2.0)  # spread of the true biases
+    binary_share: float = 0.5  # share of tasks with two classes and one score
+    # share of tasks whose wide directions are not those of single inputs
     rotated_share: float = 0.6
-    adam_lr: tuple[float, float] = (0.1, 0.7)
-    sgd_lr: tuple[float, float] = (0.1, 1.8)
-    rmsprop_lr: tuple[float, float] = (1.5e-3, 0.01)
+    adam_lr: Range = (0.1, 0.7)
+    sgd_lr: Range = (0.1, 1.8)
+    rmsprop_lr: Range = (1.5e-3, 0.01)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogisticShape:
-    """Sizes of a logistic regression.
+    """Sizes of a logistic regression."""
 
-    Attributes:
-        inputs: width of the input.
-        classes: two have one score and the binary loss, more have a score each.
-    """
-
-    inputs: int
-    classes: int
+    inputs: int  # width of the input
+    classes: int  # two have one score and the binary loss, more have a score each
 
     @property
     def outputs(self) -> int:

@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from pacesetter.inner_models.draw import Draw
+from pacesetter.inner_models.draw import Draw, IntRange, Range
 from pacesetter.inner_models.families.base import GeneratedFamily, JobRanges, Problem, Shape
 from pacesetter.inner_models.losses import cross_entropy, with_label_noise
 from pacesetter.inner_models.networks.convnet import ConvShape, build_convnet, draw_convnet
@@ -27,47 +27,30 @@ Painter = Callable[[Tensor, torch.Generator], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRanges(JobRanges):
-    """Ranges of the image family, beside those of every job (`JobRanges`).
+    """Ranges of the image family, beside those of every job (`JobRanges`)."""
 
-    Attributes:
-        side: of the images, in pixels.
-        colours: channels of the images.
-        classes: number of classes.
-        width: channels of the first layer.
-        depth: number of convolutions.
-        max_cost: most multiply-adds of one image's forward pass.
-        pixel_noise: spread of white noise over the spread of the clean pixels.
-        label_noise: share of random labels; never none, for a loss of zero compares with nothing.
-        input_scale: factor on the pixels, whose spread is one otherwise.
-        waves: plane waves that make up a texture.
-        pattern: side of the patterns that hide in clutter.
-        clutter: other patterns beside the one that counts.
-        blur: width of the Gaussian that smooths prototypes, in pixels.
-        texture_share: share of tasks on textures.
-        pattern_share: share of tasks on patterns in clutter; the others have prototypes.
-    """
-
-    num_train: tuple[int, int] = (128, 4096)
-    batch_size: tuple[int, int] = (8, 256)
-    adam_lr: tuple[float, float] = (0.012, 0.09)
-    sgd_lr: tuple[float, float] = (0.04, 0.3)
-    rmsprop_lr: tuple[float, float] = (2e-4, 1.4e-3)
+    num_train: IntRange = (128, 4096)
+    batch_size: IntRange = (8, 256)
+    adam_lr: Range = (0.012, 0.09)
+    sgd_lr: Range = (0.04, 0.3)
+    rmsprop_lr: Range = (2e-4, 1.4e-3)
     work: float = 6e8
-    side: tuple[int, int] = (6, 12)
-    colours: tuple[int, int] = (1, 3)
-    classes: tuple[int, int] = (2, 10)
-    width: tuple[int, int] = (4, 16)
-    depth: tuple[int, int] = (1, 3)
-    max_cost: float = 16_000
-    pixel_noise: tuple[float, float] = (0.1, 1.0)
-    label_noise: tuple[float, float] = (0.005, 0.3)
-    input_scale: tuple[float, float] = (0.5, 2.0)
-    waves: tuple[int, int] = (1, 3)
-    pattern: tuple[int, int] = (3, 5)
-    clutter: tuple[int, int] = (0, 2)
-    blur: tuple[float, float] = (0.5, 1.5)
-    texture_share: float = 0.35
-    pattern_share: float = 0.3
+    side: IntRange = (6, 12)  # of the images, in pixels
+    colours: IntRange = (1, 3)  # channels of the images
+    classes: IntRange = (2, 10)  # number of classes
+    width: IntRange = (4, 16)  # channels of the first layer
+    depth: IntRange = (1, 3)  # number of convolutions
+    max_cost: float = 16_000  # most multiply-adds of one image's forward pass
+    pixel_noise: Range = (0.1, 1.0)  # spread of white noise over the spread of the clean pixels
+    # share of random labels; never none, for a loss of zero compares with nothing
+    label_noise: Range = (0.005, 0.3)
+    input_scale: Range = (0.5, 2.0)  # factor on the pixels, whose spread is one otherwise
+    waves: IntRange = (1, 3)  # plane waves that make up a texture
+    pattern: IntRange = (3, 5)  # side of the patterns that hide in clutter
+    clutter: IntRange = (0, 2)  # other patterns beside the one that counts
+    blur: Range = (0.5, 1.5)  # width of the Gaussian that smooths prototypes, in pixels
+    texture_share: float = 0.35  # share of tasks on textures
+    pattern_share: float = 0.3  # share of tasks on patterns in clutter; the others have prototypes
 
 
 @dataclass(frozen=True)
@@ -136,7 +119,7 @@ def draw_textures(draw: Draw, sizes: tuple[int, int, int], *, waves: int) -> Pai
 
     Args:
         draw: the random numbers.
-        sizes: number of classes, channels and side of the images.
+        sizes: number of classes, channels and side of the images, here and below.
         waves: per class, each with a wave vector and a colour of its own.
     """
     classes, colours, side = sizes
@@ -157,11 +140,7 @@ def draw_textures(draw: Draw, sizes: tuple[int, int, int], *, waves: int) -> Pai
 def draw_patterns(draw: Draw, sizes: tuple[int, int, int], *, side: int, clutter: int) -> Painter:
     """Classes are small patterns at random positions, among others that mean nothing.
 
-    Args:
-        draw: the random numbers.
-        sizes: number of classes, channels and side of the images.
-        side: of a pattern.
-        clutter: number of meaningless patterns in an image, half as strong as the other.
+    The `clutter` of an image is so many meaningless patterns, half as strong as the other.
     """
     classes, colours, _ = sizes
     patterns = torch.randn(classes + 8, colours, side, side, generator=draw.generator)
@@ -169,13 +148,9 @@ def draw_patterns(draw: Draw, sizes: tuple[int, int, int], *, side: int, clutter
 
 
 def draw_prototypes(draw: Draw, sizes: tuple[int, int, int], *, blur: float, shift: int) -> Painter:
-    """Classes are smooth images that are shifted, round the edges, by a random number of pixels.
+    """Classes are smooth images that are shifted, round the edges, by up to `shift` pixels.
 
-    Args:
-        draw: the random numbers.
-        sizes: number of classes, channels and side of the images.
-        blur: width of the Gaussian that smooths them, in pixels.
-        shift: most pixels of a shift, in each direction.
+    The Gaussian that smooths them is `blur` pixels wide.
     """
     side = sizes[2]
     distance = (torch.arange(side)[:, None] - torch.arange(side)).abs()

@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pacesetter.inner_models.draw import Draw
+from pacesetter.inner_models.draw import Draw, IntRange, Range
 from pacesetter.inner_models.families.base import GeneratedFamily, JobRanges, Problem, Shape
 from pacesetter.inner_models.losses import next_token_loss
 from pacesetter.inner_models.networks.mlp import ACTIVATIONS
@@ -26,15 +26,10 @@ _MIXING_STEPS = 64
 
 @dataclass(frozen=True)
 class MarkovChain:
-    """A stationary source in which a symbol depends on the two before it, or on one.
+    """A stationary source in which a symbol depends on the two before it, or on one."""
 
-    Attributes:
-        start: (symbols, symbols), probabilities of the first two symbols of a row.
-        table: (symbols, symbols, symbols), probabilities of a symbol after the two before it.
-    """
-
-    start: Tensor
-    table: Tensor
+    start: Tensor  # (symbols, symbols), probabilities of the first two symbols of a row
+    table: Tensor  # (symbols, symbols, symbols), probabilities of a symbol after the two before it
 
     def rows(self, count: int, generator: torch.Generator, *, length: int) -> Batch:
         """Draws `count` independent rows: tokens (count, length), int64."""
@@ -63,18 +58,13 @@ class Brackets:
 
     The first `kinds` symbols open, the next `kinds` close, the rest are letters. A string is a
     walk over depths, conditioned on its return to zero.
-
-    Attributes:
-        kinds: (kinds,), probabilities of the kinds of an opening bracket.
-        letters: (letters,), probabilities of the letters; one or more.
-        moves: (3,), weights of closing, of a letter and of opening, where the depth allows them.
-        depth: most brackets that are open at a time.
     """
 
-    kinds: Tensor
-    letters: Tensor
+    kinds: Tensor  # (kinds,), probabilities of the kinds of an opening bracket
+    letters: Tensor  # (letters,), probabilities of the letters; one or more
+    # (3,), weights of closing, of a letter and of opening, where the depth allows them
     moves: Tensor
-    depth: int
+    depth: int  # most brackets that are open at a time
 
     def rows(self, count: int, generator: torch.Generator, *, length: int) -> Batch:
         """Draws `count` independent rows: tokens (count, length), int64."""
@@ -133,39 +123,25 @@ Source = MarkovChain | Brackets
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageRanges(JobRanges):
-    """Ranges of the language family, beside those of every job (`JobRanges`).
+    """Ranges of the language family, beside those of every job (`JobRanges`)."""
 
-    Attributes:
-        vocabulary: number of symbols.
-        context: tokens that a model sees; a row has one more.
-        width: of the residual stream, a multiple of 4.
-        layers: blocks of a transformer.
-        sharpness: spread of the logarithms of a chain's transition probabilities.
-        noise: share of a chain's symbols that follow nothing.
-        kinds: kinds of brackets.
-        depth: most brackets that are open at a time.
-        letters_weight: of a letter, where opening and closing weigh one together.
-        bracket_share: share of bracket languages.
-        second_order_share: share of chains whose symbols depend on two before them, not one.
-        post_norm_share: share of transformers with LayerNorm after the sums.
-    """
-
-    vocabulary: tuple[int, int] = (4, 24)
-    context: tuple[int, int] = (6, 20)
-    width: tuple[int, int] = (8, 24)
-    layers: tuple[int, int] = (1, 2)
-    sharpness: tuple[float, float] = (0.7, 5.0)
-    noise: tuple[float, float] = (0.01, 0.2)
-    kinds: tuple[int, int] = (1, 4)
-    depth: tuple[int, int] = (2, 6)
-    letters_weight: tuple[float, float] = (0.1, 1.0)
-    bracket_share: float = 0.4
+    vocabulary: IntRange = (4, 24)  # number of symbols
+    context: IntRange = (6, 20)  # tokens that a model sees; a row has one more
+    width: IntRange = (8, 24)  # of the residual stream, a multiple of 4
+    layers: IntRange = (1, 2)  # blocks of a transformer
+    sharpness: Range = (0.7, 5.0)  # spread of the logarithms of a chain's transition probabilities
+    noise: Range = (0.01, 0.2)  # share of a chain's symbols that follow nothing
+    kinds: IntRange = (1, 4)  # kinds of brackets
+    depth: IntRange = (2, 6)  # most brackets that are open at a time
+    letters_weight: Range = (0.1, 1.0)  # of a letter, where opening and closing weigh one together
+    bracket_share: float = 0.4  # share of bracket languages
+    # share of chains whose symbols depend on two before them, not one
     second_order_share: float = 0.5
-    post_norm_share: float = 0.3
-    batch_size: tuple[int, int] = (8, 256)
-    adam_lr: tuple[float, float] = (1e-2, 3.2e-2)
-    sgd_lr: tuple[float, float] = (0.18, 0.56)
-    rmsprop_lr: tuple[float, float] = (1.8e-4, 5.6e-4)
+    post_norm_share: float = 0.3  # share of transformers with LayerNorm after the sums
+    batch_size: IntRange = (8, 256)
+    adam_lr: Range = (1e-2, 3.2e-2)
+    sgd_lr: Range = (0.18, 0.56)
+    rmsprop_lr: Range = (1.8e-4, 5.6e-4)
     work: float = 8e8
 
     LEAST: ClassVar[dict[str, int]] = {

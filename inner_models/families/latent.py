@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pacesetter.inner_models.draw import Draw
+from pacesetter.inner_models.draw import Draw, IntRange, Range
 from pacesetter.inner_models.families.base import GeneratedFamily, JobRanges, Problem, Shape
 from pacesetter.inner_models.losses import mean_squared_error
 from pacesetter.inner_models.networks.mlp import ACTIVATIONS, Activation
@@ -34,57 +34,41 @@ FEATURES = 32
 
 @dataclass(frozen=True, kw_only=True)
 class RatingsRanges(JobRanges):
-    """Ranges of the ratings, beside those of every job (`JobRanges`).
+    """Ranges of the ratings, beside those of every job (`JobRanges`)."""
 
-    Attributes:
-        users: number of users.
-        items: number of items.
-        rank: width of the model's embeddings.
-        true_rank: width of the true ones.
-        start: spread of the initial embeddings, over the root of the rank.
-        noise: spread of a rating's noise over that of true ratings.
-        offset: mean of all ratings over the spread of true ones, where the model learns it.
-        biases: share of the variance of true ratings that biases of users and items make.
-        skew: Zipf's exponent: the n-th most popular item is rated in proportion to n ** -skew;
-            activity of users has half the exponent.
-        seen: share of the pairs of user and item that training rows come from; the other pairs
-            make the three other splits.
-        mean_share: share of tasks whose model learns the mean of all ratings; it bounds the rate
-            that SGD can stand far below the one that rare rows would like. The others have ratings
-            of mean zero.
-    """
-
-    users: tuple[int, int] = (16, 400)
-    items: tuple[int, int] = (16, 400)
-    rank: tuple[int, int] = (1, 16)
-    true_rank: tuple[int, int] = (1, 8)
-    start: tuple[float, float] = (0.1, 1.0)
-    noise: tuple[float, float] = (0.1, 1.0)
-    offset: tuple[float, float] = (0.0, 3.0)
-    biases: tuple[float, float] = (0.1, 0.9)
-    skew: tuple[float, float] = (0.0, 1.5)
-    seen: tuple[float, float] = (0.5, 0.9)
+    users: IntRange = (16, 400)  # number of users
+    items: IntRange = (16, 400)  # number of items
+    rank: IntRange = (1, 16)  # width of the model's embeddings
+    true_rank: IntRange = (1, 8)  # width of the true ones
+    start: Range = (0.1, 1.0)  # spread of the initial embeddings, over the root of the rank
+    noise: Range = (0.1, 1.0)  # spread of a rating's noise over that of true ratings
+    # mean of all ratings over the spread of true ones, where the model learns it
+    offset: Range = (0.0, 3.0)
+    # share of the variance of true ratings that biases of users and items make
+    biases: Range = (0.1, 0.9)
+    # Zipf's exponent: the n-th most popular item is rated in proportion to n ** -skew;
+    # activity of users has half the exponent
+    skew: Range = (0.0, 1.5)
+    # share of the pairs of user and item that training rows come from; the other pairs make
+    # the three other splits
+    seen: Range = (0.5, 0.9)
+    # share of tasks whose model learns the mean of all ratings; it bounds the rate that SGD
+    # can stand far below the one that rare rows would like. The others have ratings of mean
+    # zero.
     mean_share: float = 0.5
-    adam_lr: tuple[float, float] = (0.05, 0.16)
-    sgd_lr: tuple[float, float] = (0.06, 0.6)
-    rmsprop_lr: tuple[float, float] = (5e-4, 2e-3)
+    adam_lr: Range = (0.05, 0.16)
+    sgd_lr: Range = (0.06, 0.6)
+    rmsprop_lr: Range = (5e-4, 2e-3)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RatingsShape:
-    """Sizes and code path of a factorisation.
+    """Sizes and code path of a factorisation."""
 
-    Attributes:
-        users: number of users.
-        items: number of items.
-        rank: width of the embeddings.
-        learns_mean: whether the mean of all ratings is a parameter, or else zero.
-    """
-
-    users: int
-    items: int
-    rank: int
-    learns_mean: bool
+    users: int  # number of users
+    items: int  # number of items
+    rank: int  # width of the embeddings
+    learns_mean: bool  # whether the mean of all ratings is a parameter, or else zero
 
     @property
     def num_params(self) -> int:
@@ -183,16 +167,7 @@ class Ratings(GeneratedFamily[RatingsShape]):
 
 
 def zipf(draw: Draw, *, count: int, exponent: float) -> Tensor:
-    """Popularities by Zipf's law, in random order.
-
-    Args:
-        draw: the random numbers.
-        count: how many.
-        exponent: the n-th most popular has ``n ** -exponent``.
-
-    Returns:
-        (count,), one for the most popular.
-    """
+    """Popularities (count,) by Zipf's law, in random order: ``n ** -exponent`` for the n-th."""
     order = torch.randperm(count, generator=draw.generator)
     return (1.0 + order) ** -exponent
 
@@ -208,59 +183,37 @@ def _rating_rows(
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderRanges(JobRanges):
-    """Ranges of the autoencoders, beside those of every job (`JobRanges`).
+    """Ranges of the autoencoders, beside those of every job (`JobRanges`)."""
 
-    Attributes:
-        inputs: dimensions of the space that the manifold lies in.
-        latent: dimensions of the manifold.
-        bottleneck: width of the code, at most half of the input's.
-        hidden: width of hidden layers.
-        depth: hidden layers of the encoder, and of the decoder.
-        bend: factor on the frequencies of the sines: nearly flat at 0.3, folded at 3.
-        noise: off the manifold, over the spread of points on it.
-        condition: ratio of the largest spread of an input to the smallest.
-        input_scale: factor on the inputs.
-        tied_share: share of tasks whose decoder uses the encoder's weights.
-        denoise_share: share of tasks whose targets are without noise.
-    """
-
-    inputs: tuple[int, int] = (8, 64)
-    latent: tuple[int, int] = (1, 6)
-    bottleneck: tuple[int, int] = (1, 12)
-    hidden: tuple[int, int] = (8, 64)
-    depth: tuple[int, int] = (0, 2)
-    bend: tuple[float, float] = (0.3, 3.0)
-    noise: tuple[float, float] = (0.03, 0.5)
-    condition: tuple[float, float] = (1.0, 30.0)
-    input_scale: tuple[float, float] = (0.5, 2.0)
-    tied_share: float = 0.4
-    denoise_share: float = 0.5
-    adam_lr: tuple[float, float] = (0.03, 0.1)
-    sgd_lr: tuple[float, float] = (0.18, 1.0)
-    rmsprop_lr: tuple[float, float] = (3e-4, 1e-3)
+    inputs: IntRange = (8, 64)  # dimensions of the space that the manifold lies in
+    latent: IntRange = (1, 6)  # dimensions of the manifold
+    bottleneck: IntRange = (1, 12)  # width of the code, at most half of the input's
+    hidden: IntRange = (8, 64)  # width of hidden layers
+    depth: IntRange = (0, 2)  # hidden layers of the encoder, and of the decoder
+    # factor on the frequencies of the sines: nearly flat at 0.3, folded at 3
+    bend: Range = (0.3, 3.0)
+    noise: Range = (0.03, 0.5)  # off the manifold, over the spread of points on it
+    condition: Range = (1.0, 30.0)  # ratio of the largest spread of an input to the smallest
+    input_scale: Range = (0.5, 2.0)  # factor on the inputs
+    tied_share: float = 0.4  # share of tasks whose decoder uses the encoder's weights
+    denoise_share: float = 0.5  # share of tasks whose targets are without noise
+    adam_lr: Range = (0.03, 0.1)
+    sgd_lr: Range = (0.18, 1.0)
+    rmsprop_lr: Range = (3e-4, 1e-3)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderShape:
-    """Sizes and code paths of an autoencoder.
+    """Sizes and code paths of an autoencoder."""
 
-    Attributes:
-        widths: of the encoder's layers, from the input to the code; the decoder has them reversed.
-        activation: between layers; the code has none.
-        tied: whether the decoder uses the encoder's weights, transposed.
-    """
-
+    # of the encoder's layers, from the input to the code; the decoder has them reversed
     widths: tuple[int, ...]
-    activation: Activation
-    tied: bool
+    activation: Activation  # between layers; the code has none
+    tied: bool  # whether the decoder uses the encoder's weights, transposed
 
 
 class Autoencoder(nn.Module):
-    """An encoder and a decoder of linear layers (Hinton & Salakhutdinov 2006).
-
-    Args:
-        shape: sizes and code paths.
-    """
+    """An encoder and a decoder of linear layers (Hinton & Salakhutdinov 2006)."""
 
     def __init__(self, shape: AutoencoderShape) -> None:
         super().__init__()

@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from pacesetter.inner_models.draw import Draw
+from pacesetter.inner_models.draw import Draw, IntRange, Range
 from pacesetter.inner_models.families.base import GeneratedFamily, JobRanges, Problem, Shape
 from pacesetter.inner_models.losses import cross_entropy, mean_squared_error, with_label_noise
 from pacesetter.inner_models.networks.recurrent import RecurrentNet, RecurrentShape
@@ -27,15 +27,10 @@ _REGRESSION: tuple[Kind, ...] = ("adding", "series")
 
 @dataclass(frozen=True, kw_only=True)
 class Adding:
-    """Rows of random numbers, two of them marked: what is their sum?
+    """Rows of random numbers, two of them marked: what is their sum?"""
 
-    Attributes:
-        length: steps of a row; one mark lies in the first half and one in the second.
-        noise: standard deviation of what is added to the sum, whose own is 1.
-    """
-
-    length: int
-    noise: float
+    length: int  # steps of a row; one mark lies in the first half and one in the second
+    noise: float  # standard deviation of what is added to the sum, whose own is 1
 
     def rows(self, count: int, generator: torch.Generator) -> Batch:
         """(count, length, 2), value and mark, and (count, 1), the noisy sum."""
@@ -61,19 +56,12 @@ class Adding:
 
 @dataclass(frozen=True, kw_only=True)
 class Copying:
-    """Some symbols, a wait, a cue: what were the symbols?
+    """Some symbols, a wait, a cue: what were the symbols?"""
 
-    Attributes:
-        length: steps of a row; the symbols are asked for at the last `items`, from the cue on.
-        symbols: that there are; the next two tokens are the blank and the cue.
-        items: symbols of a row.
-        noise: share of the symbols asked for that are replaced by random ones.
-    """
-
-    length: int
-    symbols: int
-    items: int
-    noise: float
+    length: int  # steps of a row; the symbols are asked for at the last `items`, from the cue on
+    symbols: int  # that there are; the next two tokens are the blank and the cue
+    items: int  # symbols of a row
+    noise: float  # share of the symbols asked for that are replaced by random ones
 
     def rows(self, count: int, generator: torch.Generator) -> Batch:
         """Tokens (count, length) and symbols (count, items), both int64."""
@@ -91,19 +79,12 @@ class Copying:
 
 @dataclass(frozen=True, kw_only=True)
 class Recall:
-    """Pairs of a key and a value, a wait, and a key: what was its value?
+    """Pairs of a key and a value, a wait, and a key: what was its value?"""
 
-    Attributes:
-        length: steps of a row; the last is the key in question.
-        symbols: keys that there are, and as many values; tokens are keys, values and the blank.
-        pairs: in a row, no two with the same key.
-        noise: share of the values asked for that are replaced by random ones.
-    """
-
-    length: int
-    symbols: int
-    pairs: int
-    noise: float
+    length: int  # steps of a row; the last is the key in question
+    symbols: int  # keys that there are, and as many values; tokens are keys, values and the blank
+    pairs: int  # in a row, no two with the same key
+    noise: float  # share of the values asked for that are replaced by random ones
 
     def rows(self, count: int, generator: torch.Generator) -> Batch:
         """Tokens (count, length) and values (count,), both int64."""
@@ -129,16 +110,11 @@ class Series:
     """Sums of sinusoids with random phases and heights, in noise: what comes next?
 
     Every sinusoid is a Gaussian process, so that the best prediction is known.
-
-    Attributes:
-        length: steps of a row; at each of them the next value is predicted.
-        waves: (number of sinusoids, 2), period in steps and variance; the variances sum to 1.
-        noise: standard deviation of the noise.
     """
 
-    length: int
-    waves: Tensor
-    noise: float
+    length: int  # steps of a row; at each of them the next value is predicted
+    waves: Tensor  # (number of sinusoids, 2), period in steps and variance; the variances sum to 1
+    noise: float  # standard deviation of the noise
 
     def rows(self, count: int, generator: torch.Generator) -> Batch:
         """Values (count, length, 1) and those one step later (count, length, 1)."""
@@ -174,50 +150,34 @@ def label_noise_entropy(symbols: int, noise: float) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class SequenceShape:
-    """A recurrent net and the kind of sequence that it learns.
+    """A recurrent net and the kind of sequence that it learns."""
 
-    Attributes:
-        kind: ``"adding"``, ``"copying"``, ``"recall"`` or ``"series"``.
-        net: sizes of the net.
-        symbols: to copy, or keys and values to recall.
-        items: symbols to copy, or pairs to recall one from.
-    """
-
-    kind: Kind
-    net: RecurrentShape
-    symbols: int = 0
-    items: int = 0
+    kind: Kind  # ``"adding"``, ``"copying"``, ``"recall"`` or ``"series"``
+    net: RecurrentShape  # sizes of the net
+    symbols: int = 0  # to copy, or keys and values to recall
+    items: int = 0  # symbols to copy, or pairs to recall one from
 
 
 @dataclass(frozen=True, kw_only=True)
 class SequenceRanges(JobRanges):
-    """Ranges of the sequence family, beside those of every job (`JobRanges`).
+    """Ranges of the sequence family, beside those of every job (`JobRanges`)."""
 
-    Attributes:
-        hidden: width of the state.
-        length: steps of a row; it grows where what is to be remembered would not fit.
-        symbols: to copy, or keys and values to recall.
-        items: symbols to copy, or pairs to recall one from.
-        waves: sinusoids in a series.
-        period: of a sinusoid, in steps.
-        noise: of sums and series, over the spread of what is predicted without it.
-        symbol_noise: share of the symbols asked for that are replaced by random ones.
-        lstm_share: share of LSTMs.
-    """
-
-    hidden: tuple[int, int] = (8, 32)
-    length: tuple[int, int] = (6, 24)
-    symbols: tuple[int, int] = (2, 8)
-    items: tuple[int, int] = (1, 4)
-    waves: tuple[int, int] = (1, 3)
-    period: tuple[float, float] = (2.5, 24.0)
-    noise: tuple[float, float] = (0.05, 0.5)
-    symbol_noise: tuple[float, float] = (0.01, 0.2)
-    lstm_share: float = 0.4
-    batch_size: tuple[int, int] = (8, 256)
-    adam_lr: tuple[float, float] = (0.03, 0.1)
-    sgd_lr: tuple[float, float] = (0.28, 1.0)
-    rmsprop_lr: tuple[float, float] = (6e-4, 1.8e-3)
+    hidden: IntRange = (8, 32)  # width of the state
+    # steps of a row; it grows where what is to be remembered would not fit
+    length: IntRange = (6, 24)
+    symbols: IntRange = (2, 8)  # to copy, or keys and values to recall
+    items: IntRange = (1, 4)  # symbols to copy, or pairs to recall one from
+    waves: IntRange = (1, 3)  # sinusoids in a series
+    period: Range = (2.5, 24.0)  # of a sinusoid, in steps
+    # of sums and series, over the spread of what is predicted without it
+    noise: Range = (0.05, 0.5)
+    # share of the symbols asked for that are replaced by random ones
+    symbol_noise: Range = (0.01, 0.2)
+    lstm_share: float = 0.4  # share of LSTMs
+    batch_size: IntRange = (8, 256)
+    adam_lr: Range = (0.03, 0.1)
+    sgd_lr: Range = (0.28, 1.0)
+    rmsprop_lr: Range = (6e-4, 1.8e-3)
     work: float = 8e8
 
     LEAST: ClassVar[dict[str, int]] = {

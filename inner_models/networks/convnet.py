@@ -11,15 +11,11 @@ from typing import Literal
 
 from torch import nn
 
-from pacesetter.inner_models.draw import Draw
+from pacesetter.inner_models.draw import Draw, IntRange
 from pacesetter.inner_models.networks.mlp import ACTIVATIONS, Activation
 
 Pooling = Literal["max", "stride", "none"]
-POOLINGS: tuple[Pooling, ...] = ("max", "stride", "none")
-
 ConvNorm = Literal["none", "batch", "group"]
-CONV_NORMS: tuple[ConvNorm, ...] = ("none", "batch", "group")
-
 Head = Literal["mean", "flatten"]
 HEADS: tuple[Head, ...] = ("mean", "flatten")
 
@@ -99,8 +95,8 @@ def draw_convnet(
     *,
     image: tuple[int, int],
     classes: int,
-    width: tuple[int, int] = (4, 16),
-    depth: tuple[int, int] = (1, 3),
+    width: IntRange = (4, 16),
+    depth: IntRange = (1, 3),
     max_cost: float = math.inf,
 ) -> ConvShape:
     """Draws the layers of a convolutional classifier.
@@ -138,14 +134,7 @@ def draw_convnet(
 
 
 def build_convnet(shape: ConvShape) -> nn.Sequential:
-    """A convolutional classifier with torch's default initialisation.
-
-    Args:
-        shape: sizes and code paths.
-
-    Returns:
-        A module from images (rows, channels, side, side) to logits (rows, classes).
-    """
+    """A module from images (rows, channels, side, side) to logits (rows, classes)."""
     layers: list[nn.Module] = []
     fan_in, sides = shape.image[0], shape.sides
     for i, fan_out in enumerate(shape.channels):

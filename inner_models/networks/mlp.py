@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import nn
 
-from pacesetter.inner_models.draw import Draw
+from pacesetter.inner_models.draw import Draw, IntRange
 
 Activation = Literal["relu", "tanh", "gelu", "silu"]
 ACTIVATIONS: dict[Activation, type[nn.Module]] = {
@@ -21,19 +21,12 @@ ACTIVATIONS: dict[Activation, type[nn.Module]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class MLPShape:
-    """Sizes and code paths of an MLP.
+    """Sizes and code paths of an MLP."""
 
-    Attributes:
-        widths: of every layer, input and output included.
-        activation: between layers.
-        layer_norm: whether hidden layers are followed by LayerNorm.
-        classification: cross-entropy if true, else mean squared error.
-    """
-
-    widths: tuple[int, ...]
-    activation: Activation
-    layer_norm: bool = False
-    classification: bool = True
+    widths: tuple[int, ...]  # of every layer, input and output included
+    activation: Activation  # between layers
+    layer_norm: bool = False  # whether hidden layers are followed by LayerNorm
+    classification: bool = True  # cross-entropy if true, else mean squared error
 
     @property
     def num_params(self) -> int:
@@ -45,21 +38,12 @@ def draw_mlp(
     draw: Draw,
     *,
     inputs: int,
-    hidden: tuple[int, int],
-    depth: tuple[int, int],
+    hidden: IntRange,
+    depth: IntRange,
     outputs: int,
     classification: bool = True,
 ) -> MLPShape:
-    """Draws the hidden layers of an MLP.
-
-    Args:
-        draw: the random numbers.
-        inputs: width of the input.
-        hidden: range of the hidden layers' width, drawn in logarithms.
-        depth: range of the number of hidden layers.
-        outputs: width of the output.
-        classification: what the outputs are for.
-    """
+    """Draws the number of hidden layers and their width, one activation, and LayerNorm on 30 %."""
     width = draw.log_integer(*hidden)
     layers = draw.integer(*depth)
     return MLPShape(

@@ -14,25 +14,16 @@ _GATES: dict[Cell, int] = {"gru": 3, "lstm": 4}
 
 @dataclass(frozen=True, kw_only=True)
 class RecurrentShape:
-    """Sizes and code paths of a recurrent net with a linear readout.
+    """Sizes and code paths of a recurrent net with a linear readout."""
 
-    Attributes:
-        cell: GRU (Cho et al. 2014) or LSTM (Hochreiter & Schmidhuber 1997).
-        inputs: numbers per step, or, for tokens, width of their embedding.
-        vocabulary: symbols of the tokens; 0: the inputs are numbers.
-        hidden: width of the state.
-        outputs: of the readout.
-        length: steps of a row.
-        last: the readout sees so many of the last steps; 0: the last one only, and there is no
-            dimension of steps in what comes out.
-    """
-
-    cell: Cell
-    inputs: int
-    hidden: int
-    outputs: int
-    length: int
-    vocabulary: int = 0
+    cell: Cell  # GRU (Cho et al. 2014) or LSTM (Hochreiter & Schmidhuber 1997).
+    inputs: int  # numbers per step, or, for tokens, width of their embedding
+    hidden: int  # width of the state
+    outputs: int  # of the readout
+    length: int  # steps of a row
+    vocabulary: int = 0  # symbols of the tokens; 0: the inputs are numbers
+    # the readout sees so many of the last steps; 0: the last one only, and there is no
+    # dimension of steps in what comes out
     last: int = 0
 
     @property
@@ -43,11 +34,7 @@ class RecurrentShape:
 
 
 class RecurrentNet(nn.Module):
-    """A GRU or LSTM with a linear readout.
-
-    Args:
-        shape: sizes.
-    """
+    """A GRU or LSTM with a linear readout."""
 
     def __init__(self, shape: RecurrentShape) -> None:
         super().__init__()

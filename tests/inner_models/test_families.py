@@ -1,7 +1,7 @@
 """Every registered task family passes the same suite; a new one is a new row of the registry."""
 
 import re
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from pacesetter.inner_models.draw import Draw
 from pacesetter.inner_models.engine.data import batch_stream
 from pacesetter.inner_models.engine.plain import ReferenceRun
 from pacesetter.inner_models.engine.trainer import InnerTrainer
+from pacesetter.inner_models.families.base import JobRanges
 from pacesetter.inner_models.families.real.digits import digits_splits
 from pacesetter.inner_models.families.teachers.regression import TeacherRanges
 from pacesetter.inner_models.lookup import require
@@ -93,19 +94,38 @@ def test_siblings_at_zero_action_are_identical(name):
     assert not all(torch.equal(weights[0][n], weights[3][n]) for n in weights[0])
 
 
-def test_ranges_are_described_and_a_bad_one_is_refused_with_what_came():
-    for name in registry.META_TRAIN:
-        ranges = type(registry.make_family(name).ranges)
-        for field in fields(ranges):
-            value = field.default
-            parents = [base.__doc__ for base in ranges.__mro__ if is_dataclass(base)]
-            assert any(f"        {field.name}: " in doc for doc in parents), (name, field.name)
-            bad = (value[1] + 1, value[0]) if isinstance(value, tuple) else -1.5
-            with pytest.raises(ValueError, match=f"{field.name}.*{re.escape(str(bad))}"):
-                ranges(**{field.name: bad})
-        for optimizer in ("adamw", "sgd", "rmsprop"):
-            low, high = ranges().sensible_lr(optimizer)
-            assert 3 <= high / low <= 30, (name, optimizer)
+class Recorder:
+    """Ranges of a family that keep the names of those that are read."""
+
+    def __init__(self, ranges):
+        self.ranges, self.read = ranges, set()
+
+    def __getattr__(self, name):
+        self.read.add(name)
+        return getattr(self.ranges, name)
+
+
+@pytest.mark.parametrize("name", registry.META_TRAIN)
+def test_every_range_is_drawn_from_and_a_bad_one_is_refused_with_what_came(name):
+    family = registry.make_family(name)
+    kind = type(family.ranges)
+    recorder = Recorder(family.ranges)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(30):
+        replace(family, ranges=recorder).sample(generator)
+    own = {field.name for field in fields(kind)} - {field.name for field in fields(JobRanges)}
+    # Compressed networks have teachers' data without clusters.
+    assert own - recorder.read <= (
+        {"separation"} if getattr(kind, "cluster_share", 1) == 0 else set()
+    )
+    for field in fields(kind):
+        value = field.default
+        bad = (value[1] + 1, value[0]) if isinstance(value, tuple) else -1.5
+        with pytest.raises(ValueError, match=f"{field.name}.*{re.escape(str(bad))}"):
+            kind(**{field.name: bad})
+    for optimizer in ("adamw", "sgd", "rmsprop"):
+        low, high = family.ranges.sensible_lr(optimizer)
+        assert 3 <= high / low <= 30
 
 
 @pytest.mark.parametrize("name", registry.META_TRAIN)

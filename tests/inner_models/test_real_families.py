@@ -92,14 +92,7 @@ def test_equal_rows_of_a_table_are_kept_once(monkeypatch):
     data = rng.normal(size=(40, 13))
     twice = SimpleNamespace(data=np.concatenate([data, data[:7]]), target=np.arange(47))
     monkeypatch.setattr(sklearn.datasets, "load_wine", lambda: twice)
-    small = tabular.Table(
-        loader="load_wine",
-        inputs=13,
-        outputs=47,
-        classification=True,
-        sizes=(20, 5, 5, 10),
-        seed=0,
-    )
+    small = tabular.Table("load_wine", 13, 47, sizes=(20, 5, 5, 10), seed=0)
     monkeypatch.setitem(TABLES, "small", small)
     splits = table_splits("small")
     assert sorted(torch.cat([targets for _, targets in batches(splits)]).tolist()) == [*range(40)]

@@ -275,11 +275,7 @@ def file_image_splits(data_set: str, data: Path, *, num_train: int, flat: bool) 
     `train`. Left out of the training files are images that were there before or are in the test
     files (Fashion-MNIST and CIFAR-10 have a few).
 
-    Args:
-        data_set: its name.
-        data: the folder with the files.
-        num_train: rows of the train split.
-        flat: whether images are rows of pixels, (rows, pixels), or (rows, channels, side, side).
+    Images are (rows, channels, side, side), or rows of pixels where `flat` is set.
 
     Raises:
         ValueError: `num_train` is out of range, or see `read_images`.
@@ -318,12 +314,7 @@ def _parts(data_set: str, data: Path) -> tuple[Batch, Batch, Batch, Batch]:
 
 
 def fresh_rows(images: Bytes, *, known: Bytes) -> list[int]:
-    """Numbers of the images that are neither among `known` nor equal to one before them.
-
-    Args:
-        images: bytes (rows, ...).
-        known: bytes (any number of rows, ...).
-    """
+    """Numbers of the images that are neither among `known` nor equal to one before them."""
 
     def digest(image: Bytes) -> bytes:
         return blake2b(np.ascontiguousarray(image).tobytes(), digest_size=16).digest()

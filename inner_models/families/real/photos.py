@@ -88,28 +88,18 @@ def _cut(image: np.ndarray, side: int) -> np.ndarray:
 
 @dataclass(frozen=True, kw_only=True)
 class DenoiserShape:
-    """Sizes and code paths of a denoiser.
+    """Sizes and code paths of a denoiser."""
 
-    Attributes:
-        channels: of hidden layers.
-        layers: number of hidden layers.
-        activation: after each of them.
-        residual: whether the network gives the noise, which is then subtracted from its input
-            (Zhang et al. 2017, DnCNN), instead of the clean patch.
-    """
-
-    channels: int
-    layers: int
-    activation: Activation
+    channels: int  # of hidden layers
+    layers: int  # number of hidden layers
+    activation: Activation  # after each of them
+    # whether the network gives the noise, which is then subtracted from its input (Zhang et
+    # al. 2017, DnCNN), instead of the clean patch.
     residual: bool
 
 
 class Denoiser(nn.Module):
-    """Convolutions of 3 x 3 pixels from a noisy patch to a clean one, both (rows, 1, side, side).
-
-    Args:
-        shape: sizes and code paths.
-    """
+    """Convolutions of 3 x 3 pixels from noisy patches to clean ones, (rows, 1, side, side)."""
 
     def __init__(self, shape: DenoiserShape) -> None:
         super().__init__()
@@ -183,19 +173,12 @@ def noisy_splits(*, num_train: int, noise: float, generator: torch.Generator) ->
 
 @dataclass(frozen=True, kw_only=True)
 class FlowShape:
-    """Sizes and code paths of a flow.
+    """Sizes and code paths of a flow."""
 
-    Attributes:
-        side: of the patches, in pixels.
-        couplings: number of coupling layers, even.
-        hidden: width of the conditioners' one hidden layer.
-        activation: of the conditioners.
-    """
-
-    side: int
-    couplings: int
-    hidden: int
-    activation: Activation
+    side: int  # of the patches, in pixels
+    couplings: int  # number of coupling layers, even
+    hidden: int  # width of the conditioners' one hidden layer
+    activation: Activation  # of the conditioners
 
 
 class AffineCoupling(nn.Module):

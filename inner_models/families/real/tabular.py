@@ -7,7 +7,7 @@ diabetes (442 rows of 10, regression; Efron et al. 2004).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import cache, partial
 
 import numpy as np
@@ -21,69 +21,40 @@ from pacesetter.inner_models.networks.mlp import MLPShape, build_mlp, draw_mlp
 from pacesetter.inner_models.task import Splits
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Table:
-    """One of the data sets.
+    """One of the data sets."""
 
-    Attributes:
-        loader: its function in `sklearn.datasets`.
-        inputs: columns.
-        outputs: classes, or 1 for regression.
-        classification: whether the targets are classes.
-        sizes: rows of train, inner_valid, outer_valid and test; together all rows.
-        seed: of the split. There are few rows, of which fewer still are hard to tell: a split that
-            has none of them by chance has a loss that vanishes, and the logarithm of that is
-            noise. Of 0 to 299 it is the seed by which the mean losses of a linear model, each
-            row's from folds that leave it out, are most alike in the four splits.
-    """
-
-    loader: str
-    inputs: int
-    outputs: int
-    classification: bool
+    loader: str  # its function in `sklearn.datasets`
+    inputs: int  # columns
+    outputs: int  # classes, or 1 for regression
+    _: KW_ONLY
+    # rows of train, inner_valid, outer_valid and test; together all rows
     sizes: tuple[int, int, int, int]
+    # of the split. There are few rows, of which fewer still are hard to tell: a split that
+    # has none of them by chance has a loss that vanishes, and the logarithm of that is
+    # noise. Of 0 to 299 it is the seed by which the mean losses of a linear model, each
+    # row's from folds that leave it out, are most alike in the four splits.
     seed: int
 
+    @property
+    def classification(self) -> bool:
+        return self.outputs > 1
 
-TABLES: dict[str, Table] = {
-    "breast-cancer": Table(
-        loader="load_breast_cancer",
-        inputs=30,
-        outputs=2,
-        classification=True,
-        sizes=(300, 69, 100, 100),
-        seed=291,
-    ),
-    "wine": Table(
-        loader="load_wine",
-        inputs=13,
-        outputs=3,
-        classification=True,
-        sizes=(64, 22, 46, 46),
-        seed=58,
-    ),
-    "diabetes": Table(
-        loader="load_diabetes",
-        inputs=10,
-        outputs=1,
-        classification=False,
-        sizes=(240, 52, 75, 75),
-        seed=2,
-    ),
+
+TABLES = {
+    "breast-cancer": Table("load_breast_cancer", 30, 2, sizes=(300, 69, 100, 100), seed=291),
+    "wine": Table("load_wine", 13, 3, sizes=(64, 22, 46, 46), seed=58),
+    "diabetes": Table("load_diabetes", 10, 1, sizes=(240, 52, 75, 75), seed=2),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class TabularShape:
-    """What decides the sizes of a task.
+    """What decides the sizes of a task."""
 
-    Attributes:
-        table: name of the data set.
-        mlp: the network.
-    """
-
-    table: str
-    mlp: MLPShape
+    table: str  # name of the data set
+    mlp: MLPShape  # the network
 
 
 class TabularMLP(RealFamily[TabularShape]):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pacesetter.inner_models.draw import Draw
+from pacesetter.inner_models.draw import Draw, IntRange, Range
 from pacesetter.inner_models.families.base import GeneratedFamily, Problem, Shape
 from pacesetter.inner_models.families.teachers.regression import TeacherMLP, TeacherRanges
 from pacesetter.inner_models.networks.mlp import MLPShape, build_mlp
@@ -28,21 +28,14 @@ Saliency = Literal["random", "magnitude"]
 
 @dataclass(frozen=True, kw_only=True)
 class QuantisedMLPShape:
-    """Sizes and code paths of a fake-quantised MLP.
+    """Sizes and code paths of a fake-quantised MLP."""
 
-    Attributes:
-        mlp: the network that is quantised.
-        weight_bits: bits of a weight, 2 or more.
-        activation_bits: bits of what all layers but the first see; 0: that is not quantised.
-        per_row: whether each output of a layer has a scale of its own, or the layer has one.
-        ends: whether the first and the last layer are quantised too.
-    """
-
-    mlp: MLPShape
-    weight_bits: int
-    activation_bits: int = 0
+    mlp: MLPShape  # the network that is quantised
+    weight_bits: int  # bits of a weight, 2 or more
+    activation_bits: int = 0  # bits of what all layers but the first see; 0: that is not quantised
+    # whether each output of a layer has a scale of its own, or the layer has one
     per_row: bool = True
-    ends: bool = True
+    ends: bool = True  # whether the first and the last layer are quantised too
 
 
 def fake_quantise(values: Tensor, *, bits: int, per_row: bool = True) -> Tensor:
@@ -146,15 +139,7 @@ def build_quantised_mlp(shape: QuantisedMLPShape) -> nn.Sequential:
 def build_pruned_mlp(
     shape: MLPShape, *, sparsity: float, saliency: Saliency, rescaled: bool, head: bool
 ) -> nn.Sequential:
-    """An MLP of `MaskedLinear` layers.
-
-    Args:
-        shape: sizes.
-        sparsity: share of the weights that each layer leaves out.
-        saliency: how they are chosen.
-        rescaled: whether the others are enlarged to make up for them.
-        head: whether the last layer is pruned too; else its mask is all ones.
-    """
+    """An MLP of `MaskedLinear` layers; the mask of the last is all ones unless `head`."""
     model = build_mlp(shape)
     places = _linear_layers(model)
     for place, (fan_in, fan_out) in zip(places, pairwise(shape.widths), strict=True):
@@ -171,28 +156,19 @@ def _linear_layers(model: nn.Sequential) -> list[int]:
 
 @dataclass(frozen=True, kw_only=True)
 class QuantisedRanges(TeacherRanges):
-    """Ranges of the quantised family, beside those of its data (`TeacherRanges`).
+    """Ranges of the quantised family, beside those of its data (`TeacherRanges`)."""
 
-    Attributes:
-        depth: number of hidden layers.
-        cluster_share: none, since clusters without label noise can be learned to a loss of zero.
-        weight_bits: bits of a weight.
-        activation_bits: bits of an activation, where those are quantised.
-        activation_share: share of networks that quantise their activations.
-        row_share: share of networks with a scale for each output of a layer.
-        ends_share: share of networks that quantise the first and the last layer too.
-    """
-
-    depth: tuple[int, int] = (1, 3)
+    depth: IntRange = (1, 3)  # number of hidden layers
+    # none, since clusters without label noise can be learned to a loss of zero
     cluster_share: float = 0.0
-    weight_bits: tuple[int, int] = (2, 8)
-    activation_bits: tuple[int, int] = (3, 8)
-    activation_share: float = 0.4
-    row_share: float = 0.5
-    ends_share: float = 0.6
-    adam_lr: tuple[float, float] = (0.012, 0.07)
-    sgd_lr: tuple[float, float] = (0.07, 0.4)
-    rmsprop_lr: tuple[float, float] = (1.2e-4, 6e-4)
+    weight_bits: IntRange = (2, 8)  # bits of a weight
+    activation_bits: IntRange = (3, 8)  # bits of an activation, where those are quantised
+    activation_share: float = 0.4  # share of networks that quantise their activations
+    row_share: float = 0.5  # share of networks with a scale for each output of a layer
+    ends_share: float = 0.6  # share of networks that quantise the first and the last layer too
+    adam_lr: Range = (0.012, 0.07)
+    sgd_lr: Range = (0.07, 0.4)
+    rmsprop_lr: Range = (1.2e-4, 6e-4)
 
 
 @dataclass(frozen=True)
@@ -224,28 +200,18 @@ class QuantisedMLP(GeneratedFamily[QuantisedMLPShape]):
 
 @dataclass(frozen=True, kw_only=True)
 class PrunedRanges(TeacherRanges):
-    """Ranges of the pruned family, beside those of its data (`TeacherRanges`).
+    """Ranges of the pruned family, beside those of its data (`TeacherRanges`)."""
 
-    Attributes:
-        hidden: width of hidden layers.
-        depth: number of hidden layers.
-        cluster_share: none, as in `QuantisedRanges`.
-        sparsity: share of the weights that are left out.
-        magnitude_share: share of tasks that keep the largest initial weights, not any.
-        rescaled_share: share of tasks that enlarge the weights that are left.
-        head_share: share of tasks that prune the last layer too.
-    """
-
-    hidden: tuple[int, int] = (16, 128)
-    depth: tuple[int, int] = (1, 3)
-    cluster_share: float = 0.0
-    sparsity: tuple[float, float] = (0.3, 0.95)
-    magnitude_share: float = 0.5
-    rescaled_share: float = 0.5
-    head_share: float = 0.5
-    adam_lr: tuple[float, float] = (0.012, 0.08)
-    sgd_lr: tuple[float, float] = (0.08, 0.5)
-    rmsprop_lr: tuple[float, float] = (1.8e-4, 8e-4)
+    hidden: IntRange = (16, 128)  # width of hidden layers
+    depth: IntRange = (1, 3)  # number of hidden layers
+    cluster_share: float = 0.0  # none, as in `QuantisedRanges`
+    sparsity: Range = (0.3, 0.95)  # share of the weights that are left out
+    magnitude_share: float = 0.5  # share of tasks that keep the largest initial weights, not any
+    rescaled_share: float = 0.5  # share of tasks that enlarge the weights that are left
+    head_share: float = 0.5  # share of tasks that prune the last layer too
+    adam_lr: Range = (0.012, 0.08)
+    sgd_lr: Range = (0.08, 0.5)
+    rmsprop_lr: Range = (1.8e-4, 8e-4)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from pacesetter.inner_models.draw import Draw
+from pacesetter.inner_models.draw import Draw, IntRange, Range
 from pacesetter.inner_models.families.base import GeneratedFamily, Problem, Shape
 from pacesetter.inner_models.families.teachers.regression import (
     StudentRanges,
@@ -27,37 +27,26 @@ from pacesetter.inner_models.task import Batch
 
 @dataclass(frozen=True, kw_only=True)
 class HardLabelRanges(StudentRanges):
-    """Ranges of the family of hard labels, beside those of its networks (`StudentRanges`).
+    """Ranges of the family of hard labels, beside those of its networks (`StudentRanges`)."""
 
-    Attributes:
-        clusters: Gaussian clusters of each class.
-        separation: distance of the clusters' centres over their spread.
-        condition: condition number of the matrix that mixes the inputs, squared.
-        uniform_noise: share of training labels replaced by any class, the right one included.
-        paired_noise: share of training labels that flip to the class's own wrong partner, on
-            average over classes; the shares of classes lie between zero and twice that, and at
-            most at 0.49.
-        imbalance: frequency of the commonest class over that of the rarest.
-        noisy_share: share of tasks with wrong labels.
-        paired_share: share of those whose wrong labels depend on the class.
-        imbalanced_share: share of the tasks with wrong labels that are imbalanced too; tasks
-            without wrong labels all are.
-        balanced_share: share of imbalanced tasks whose new rows are balanced.
-    """
-
-    adam_lr: tuple[float, float] = (4e-3, 0.05)
-    sgd_lr: tuple[float, float] = (0.04, 0.4)
-    rmsprop_lr: tuple[float, float] = (6e-5, 5e-4)
-    clusters: tuple[int, int] = (1, 4)
-    separation: tuple[float, float] = (3.0, 8.0)
-    condition: tuple[float, float] = (1.0, 100.0)
-    uniform_noise: tuple[float, float] = (0.05, 0.5)
-    paired_noise: tuple[float, float] = (0.05, 0.4)
-    imbalance: tuple[float, float] = (3.0, 100.0)
-    noisy_share: float = 0.7
-    paired_share: float = 0.5
+    adam_lr: Range = (4e-3, 0.05)
+    sgd_lr: Range = (0.04, 0.4)
+    rmsprop_lr: Range = (6e-5, 5e-4)
+    clusters: IntRange = (1, 4)  # Gaussian clusters of each class
+    separation: Range = (3.0, 8.0)  # distance of the clusters' centres over their spread
+    condition: Range = (1.0, 100.0)  # condition number of the matrix that mixes the inputs, squared
+    # share of training labels replaced by any class, the right one included
+    uniform_noise: Range = (0.05, 0.5)
+    # share of training labels that flip to the class's own wrong partner, on average over
+    # classes; the shares of classes lie between zero and twice that, and at most at 0.49
+    paired_noise: Range = (0.05, 0.4)
+    imbalance: Range = (3.0, 100.0)  # frequency of the commonest class over that of the rarest
+    noisy_share: float = 0.7  # share of tasks with wrong labels
+    paired_share: float = 0.5  # share of those whose wrong labels depend on the class
+    # share of the tasks with wrong labels that are imbalanced too; tasks without wrong
+    # labels all are
     imbalanced_share: float = 0.4
-    balanced_share: float = 0.4
+    balanced_share: float = 0.4  # share of imbalanced tasks whose new rows are balanced
 
 
 @dataclass(frozen=True)
@@ -113,10 +102,8 @@ def uniform_flips(classes: int, *, share: float) -> Tensor:
 def paired_flips(draw: Draw, classes: int, *, share: float) -> Tensor:
     """Probabilities (classes, classes) of the label given for each class, if each has one partner.
 
-    Args:
-        draw: decides the partners, and how often each class is taken for its own.
-        classes: number of classes.
-        share: of wrong labels, before the cap that leaves the right label the likelier one.
+    The share of wrong labels is an average over classes, before the cap that leaves the right
+    label the likelier one.
     """
     ring = torch.randperm(classes, generator=draw.generator)
     partner = torch.empty_like(ring)
@@ -130,10 +117,7 @@ def paired_flips(draw: Draw, classes: int, *, share: float) -> Tensor:
 def unequal_shares(draw: Draw, classes: int, *, ratio: float) -> Tensor:
     """Frequencies (classes,) that fall exponentially from the commonest class to the rarest.
 
-    Args:
-        draw: decides which class is common (Cui et al. 2019 call these data sets long-tailed).
-        classes: number of classes, two or more.
-        ratio: of the commonest over the rarest.
+    Cui et al. 2019 call such data sets long-tailed. Their `ratio` is one over the other.
     """
     rank = torch.randperm(classes, generator=draw.generator) / (classes - 1)
     return torch.softmax(-math.log(ratio) * rank, dim=0)

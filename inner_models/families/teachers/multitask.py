@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from pacesetter.inner_models.draw import Draw
+from pacesetter.inner_models.draw import Draw, IntRange, Range
 from pacesetter.inner_models.families.base import GeneratedFamily, Problem, Shape
 from pacesetter.inner_models.families.teachers.regression import (
     SAMPLE,
@@ -33,42 +33,30 @@ FEATURES = 32
 
 @dataclass(frozen=True, kw_only=True)
 class MultitaskRanges(StudentRanges):
-    """Ranges of the two-headed nets, beside those of their trunks (`StudentRanges`).
+    """Ranges of the two-headed nets, beside those of their trunks (`StudentRanges`)."""
 
-    Attributes:
-        outputs: of the regression head.
-        regression_weight: factor on the regression loss.
-        sharpness: factor on the weights of the true features.
-        label_noise: share of wrong labels; half have none.
-        target_noise: spread of the noise of the regression targets over their own.
-        related_share: share of tasks in which both heads are answers from the same features.
-    """
-
-    hidden: tuple[int, int] = (8, 96)
-    outputs: tuple[int, int] = (1, 4)
-    regression_weight: tuple[float, float] = (0.1, 10.0)
-    sharpness: tuple[float, float] = (0.5, 3.0)
-    label_noise: tuple[float, float] = (0.01, 0.3)
-    target_noise: tuple[float, float] = (0.03, 0.5)
+    hidden: IntRange = (8, 96)
+    outputs: IntRange = (1, 4)  # of the regression head
+    regression_weight: Range = (0.1, 10.0)  # factor on the regression loss
+    sharpness: Range = (0.5, 3.0)  # factor on the weights of the true features
+    label_noise: Range = (0.01, 0.3)  # share of wrong labels; half have none
+    # spread of the noise of the regression targets over their own
+    target_noise: Range = (0.03, 0.5)
+    # share of tasks in which both heads are answers from the same features
     related_share: float = 0.5
-    adam_lr: tuple[float, float] = (0.015, 0.05)
-    sgd_lr: tuple[float, float] = (0.03, 0.2)
-    rmsprop_lr: tuple[float, float] = (1.7e-4, 6e-4)
+    adam_lr: Range = (0.015, 0.05)
+    sgd_lr: Range = (0.03, 0.2)
+    rmsprop_lr: Range = (1.7e-4, 6e-4)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TwoHeadedShape:
-    """Sizes and code paths of a two-headed net.
+    """Sizes and code paths of a two-headed net."""
 
-    Attributes:
-        trunk: from the input to the shared features, which the heads read after an activation.
-        classes: of the classification head.
-        outputs: of the regression head.
-    """
-
+    # from the input to the shared features, which the heads read after an activation
     trunk: MLPShape
-    classes: int
-    outputs: int
+    classes: int  # of the classification head
+    outputs: int  # of the regression head
 
 
 class TwoHeadedNet(nn.Module):

@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from pacesetter.inner_models.draw import Draw
+from pacesetter.inner_models.draw import Draw, IntRange, Range
 from pacesetter.inner_models.families.base import GeneratedFamily, JobRanges, Problem, Shape
 from pacesetter.inner_models.losses import cross_entropy, mean_squared_error, with_label_noise
 from pacesetter.inner_models.networks.mlp import MLPShape, build_mlp, draw_mlp
@@ -33,46 +33,30 @@ SAMPLE = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class StudentRanges(JobRanges):
-    """Ranges of MLPs on Gaussian inputs, beside those of every job (`JobRanges`).
+    """Ranges of MLPs on Gaussian inputs, beside those of every job (`JobRanges`)."""
 
-    Attributes:
-        inputs: width of the input.
-        hidden: width of hidden layers.
-        depth: number of hidden layers.
-        classes: number of classes, for classification.
-        condition: condition number of the inputs' covariance.
-        input_scale: factor on the inputs.
-    """
-
-    inputs: tuple[int, int] = (4, 64)
-    hidden: tuple[int, int] = (8, 128)
-    depth: tuple[int, int] = (1, 3)
-    classes: tuple[int, int] = (2, 10)
-    condition: tuple[float, float] = (1.0, 1e3)
-    input_scale: tuple[float, float] = (0.5, 2.0)
+    inputs: IntRange = (4, 64)  # width of the input
+    hidden: IntRange = (8, 128)  # width of hidden layers
+    depth: IntRange = (1, 3)  # number of hidden layers
+    classes: IntRange = (2, 10)  # number of classes, for classification
+    condition: Range = (1.0, 1e3)  # condition number of the inputs' covariance
+    input_scale: Range = (0.5, 2.0)  # factor on the inputs
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherRanges(StudentRanges):
-    """Ranges of the teacher family, beside those of its students (`StudentRanges`).
+    """Ranges of the teacher family, beside those of its students (`StudentRanges`)."""
 
-    Attributes:
-        outputs: number of outputs, for regression.
-        label_noise: share of wrong labels, or noise over the spread of targets; half have none.
-        separation: distance of the clusters' centres over the spread of points.
-        sharpness: factor on the teacher's first layer.
-        cluster_share: share of classification tasks whose classes are clusters of points, which a
-            network soon learns by heart, rather than the answers of a teacher network.
-        regression_share: share of regression tasks.
-    """
-
-    depth: tuple[int, int] = (0, 4)
-    outputs: tuple[int, int] = (1, 4)
-    label_noise: tuple[float, float] = (0.01, 0.3)
-    separation: tuple[float, float] = (2.0, 8.0)
-    sharpness: tuple[float, float] = (0.5, 3.0)
+    depth: IntRange = (0, 4)
+    outputs: IntRange = (1, 4)  # number of outputs, for regression
+    # share of wrong labels, or noise over the spread of targets; half have none
+    label_noise: Range = (0.01, 0.3)
+    separation: Range = (2.0, 8.0)  # distance of the clusters' centres over the spread of points
+    sharpness: Range = (0.5, 3.0)  # factor on the teacher's first layer
+    # share of classification tasks whose classes are clusters of points, which a network
+    # soon learns by heart, rather than the answers of a teacher network
     cluster_share: float = 0.4
-    regression_share: float = 0.35
+    regression_share: float = 0.35  # share of regression tasks
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from pacesetter.inner_models.draw import Draw
+from pacesetter.inner_models.draw import Draw, IntRange, Range
 from pacesetter.inner_models.families.base import GeneratedFamily, Problem, Shape
 from pacesetter.inner_models.families.teachers.regression import (
     SAMPLE,
@@ -40,26 +40,20 @@ ENTROPY_ROWS = 2**14
 
 @dataclass(frozen=True, kw_only=True)
 class DistillationRanges(StudentRanges):
-    """Ranges of distillation, beside those of the students (`StudentRanges`).
+    """Ranges of distillation, beside those of the students (`StudentRanges`)."""
 
-    Attributes:
-        teacher_hidden: width of the teacher's hidden layers.
-        teacher_depth: number of the teacher's hidden layers.
-        sharpness: factor on the teacher's weights, beyond what keeps the spread of its layers.
-        temperature: what scores are divided by, the teacher's and the student's.
-        spread: of the teacher's scores at that temperature: at 1 its answers are soft, at 6 sure.
-    """
-
-    hidden: tuple[int, int] = (8, 96)
-    depth: tuple[int, int] = (0, 3)
-    teacher_hidden: tuple[int, int] = (16, 128)
-    teacher_depth: tuple[int, int] = (1, 3)
-    sharpness: tuple[float, float] = (0.5, 2.0)
-    temperature: tuple[float, float] = (1.0, 5.0)
-    spread: tuple[float, float] = (1.0, 6.0)
-    adam_lr: tuple[float, float] = (0.02, 0.3)
-    sgd_lr: tuple[float, float] = (0.5, 5.0)
-    rmsprop_lr: tuple[float, float] = (3e-4, 3e-3)
+    hidden: IntRange = (8, 96)
+    depth: IntRange = (0, 3)
+    teacher_hidden: IntRange = (16, 128)  # width of the teacher's hidden layers
+    teacher_depth: IntRange = (1, 3)  # number of the teacher's hidden layers
+    # factor on the teacher's weights, beyond what keeps the spread of its layers
+    sharpness: Range = (0.5, 2.0)
+    temperature: Range = (1.0, 5.0)  # what scores are divided by, the teacher's and the student's
+    # of the teacher's scores at that temperature: at 1 its answers are soft, at 6 sure
+    spread: Range = (1.0, 6.0)
+    adam_lr: Range = (0.02, 0.3)
+    sgd_lr: Range = (0.5, 5.0)
+    rmsprop_lr: Range = (3e-4, 3e-3)
 
 
 class Student(nn.Module):
@@ -135,50 +129,33 @@ def _soft_rows(
 
 @dataclass(frozen=True, kw_only=True)
 class FineTuningShape:
-    """Sizes and code paths of an MLP that is fine-tuned.
+    """Sizes and code paths of an MLP that is fine-tuned."""
 
-    Attributes:
-        mlp: the network.
-        new_head: whether the last layer starts afresh, as for another set of outputs.
-        frozen: number of lower linear layers, with the norms that follow them, that stay.
-    """
-
-    mlp: MLPShape
-    new_head: bool
-    frozen: int = 0
+    mlp: MLPShape  # the network
+    new_head: bool  # whether the last layer starts afresh, as for another set of outputs
+    frozen: int = 0  # number of lower linear layers, with the norms that follow them, that stay
 
 
 @dataclass(frozen=True, kw_only=True)
 class FineTuningRanges(StudentRanges):
-    """Ranges of the fine-tuning family, beside those of its networks (`StudentRanges`).
+    """Ranges of the fine-tuning family, beside those of its networks (`StudentRanges`)."""
 
-    Attributes:
-        outputs: number of outputs, for regression.
-        sharpness: factor on the teachers' first layer.
-        label_noise: share of wrong labels, or noise over the spread of targets.
-        similarity: correlation of the weights of the old and the new teacher.
-        steps: steps of Adam on the old task, under a cosine.
-        regression_share: share of regression tasks.
-        new_head_share: share of networks with a new head.
-        frozen_share: share of networks with one to all of the hidden layers frozen.
-    """
-
-    num_train: tuple[int, int] = (32, 1024)
-    gain: tuple[float, float] = (0.9, 1.1)
-    adam_lr: tuple[float, float] = (5e-3, 0.05)
-    sgd_lr: tuple[float, float] = (0.02, 0.3)
-    rmsprop_lr: tuple[float, float] = (7e-5, 7e-4)
-    inputs: tuple[int, int] = (4, 32)
-    hidden: tuple[int, int] = (16, 128)
-    outputs: tuple[int, int] = (1, 4)
-    condition: tuple[float, float] = (1.0, 100.0)
-    sharpness: tuple[float, float] = (0.3, 1.5)
-    label_noise: tuple[float, float] = (0.005, 0.05)
-    similarity: tuple[float, float] = (0.8, 0.99)
-    steps: tuple[int, int] = (40, 160)
-    regression_share: float = 0.35
-    new_head_share: float = 0.5
-    frozen_share: float = 0.25
+    num_train: IntRange = (32, 1024)
+    gain: Range = (0.9, 1.1)
+    adam_lr: Range = (5e-3, 0.05)
+    sgd_lr: Range = (0.02, 0.3)
+    rmsprop_lr: Range = (7e-5, 7e-4)
+    inputs: IntRange = (4, 32)
+    hidden: IntRange = (16, 128)
+    outputs: IntRange = (1, 4)  # number of outputs, for regression
+    condition: Range = (1.0, 100.0)
+    sharpness: Range = (0.3, 1.5)  # factor on the teachers' first layer
+    label_noise: Range = (0.005, 0.05)  # share of wrong labels, or noise over the spread of targets
+    similarity: Range = (0.8, 0.99)  # correlation of the weights of the old and the new teacher
+    steps: IntRange = (40, 160)  # steps of Adam on the old task, under a cosine
+    regression_share: float = 0.35  # share of regression tasks
+    new_head_share: float = 0.5  # share of networks with a new head
+    frozen_share: float = 0.25  # share of networks with one to all of the hidden layers frozen
 
 
 @dataclass(frozen=True)
@@ -262,16 +239,7 @@ def build_fine_tuned(shape: FineTuningShape, *, weights: Mapping[str, Tensor]) -
 def pretrain(
     shape: MLPShape, *, loss: LossFn, rows: RowsFn, steps: int, draw: Draw, lr: float = 2e-2
 ) -> dict[str, Tensor]:
-    """State of an MLP after some training, by Adam under a cosine on 1,024 rows in batches of 64.
-
-    Args:
-        shape: sizes.
-        loss: what is minimised.
-        rows: the data.
-        steps: number of updates.
-        draw: decides initial weights and batches.
-        lr: at the start.
-    """
+    """State of an MLP after training by Adam under a cosine, on 1,024 rows in batches of 64."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(draw.seed())
         model = build_mlp(shape)
