@@ -112,13 +112,7 @@ def add_command(
 def add_run_options(
     parser: argparse.ArgumentParser, *, out_required: bool = True, resume: str | None = None
 ) -> None:
-    """Adds the options that all long commands have.
-
-    Args:
-        parser: of the command.
-        out_required: whether there is nothing to do without ``--out``.
-        resume: help of ``--resume``; None: the command has its own, or none.
-    """
+    """Adds the options that all long commands have; `resume` is the help of ``--resume``."""
     group = parser.add_argument_group("output and machine")
     group.add_argument(
         "--out",
@@ -146,12 +140,7 @@ def split_names(values: Sequence[str]) -> list[str]:
 
 
 def add_engine_options(parser: argparse.ArgumentParser, *, episodes: bool = False) -> None:
-    """Adds ``--engine`` and what belongs to it, in a group of their own.
-
-    Args:
-        parser: of the command.
-        episodes: whether workers hold groups of runs, which others can take over.
-    """
+    """Adds ``--engine`` and what belongs to it; `episodes`: workers hold groups of runs."""
     group = parser.add_argument_group("where the work is done")
     group.add_argument(
         "--engine",
@@ -270,15 +259,7 @@ def to_json(data: Mapping[str, Any]) -> str:
 
 
 def summary_data(summary: Summary) -> dict[str, Any]:
-    """What a comparison found, arm by arm: the columns of its table.
-
-    Args:
-        summary: of the comparison.
-
-    Returns:
-        ``tasks``, ``seeds``, ``reference`` and ``arms``, the best on test first. A score is the
-        mean over tasks of log(final loss / the reference's), with its 95 % interval.
-    """
+    """What a comparison found, for ``--json``: the columns of its table, the best arm first."""
     arms = [
         {
             "arm": e.entry.arm,

@@ -112,7 +112,7 @@ class Stages:
 
     def _over(self, what: str, count: int = 1) -> None:
         self.clock.write()
-        self.bar.set_postfix_str(what)
+        self.bar.set_postfix_str(what, refresh=False)
         self.bar.update(count)
 
     def _replay(self) -> Replay | None:

@@ -186,6 +186,7 @@ def test_inspect_shows_response_curves(capsys, tmp_path):
     assert cli.main(["inspect"]) == 0  # the shipped policy
 
 
+@pytest.mark.slow
 def test_export_for_other_runtimes(capsys, tmp_path, policy_file):
     pytest.importorskip("onnxruntime")
     for kind, name in (("onnx", "p.onnx"), ("torch", "p.pt2"), ("policy", "p.safetensors")):
@@ -240,6 +241,7 @@ def test_train_passes_on_what_was_asked_for(capsys, tmp_path, monkeypatch):
     assert "pacesetter compare --policy" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_compare_end_to_end(capsys, tmp_path, policy_file):
     out = tmp_path / "out"
     argv = ["compare", "--policy", str(policy_file), "--out", str(out), "--latex"]
@@ -419,6 +421,7 @@ def test_digits_job_is_paired_and_honest():
     assert [r.losses for r in again] == [r.losses for r in records]
 
 
+@pytest.mark.slow
 def test_demo_from_start_to_report(capsys, tmp_path, monkeypatch):
     from pacesetter.agent.training import train as ppo
 
