@@ -2,7 +2,7 @@
 
 All parameters of all runs live in one flat buffer of shape (num_runs, num_params). The updates are
 those of `torch.optim` (bias correction by ``beta1 ** t`` with the beta1 of the moment included),
-so that an agent trained here meets the same optimizer in a job; `reference.py` is their plain twin.
+so an agent that is trained here meets the same optimizer in a job.
 """
 
 from __future__ import annotations
@@ -64,7 +64,6 @@ class BatchedOptimizer(ABC):
             else:
                 grads.add_(decayed, alpha=self.weight_decay)
 
-    @abstractmethod
     def update_direction(self, momentum: Tensor) -> Tensor:
         """Direction of each run's latest update per unit of learning rate, before weight decay.
 
@@ -76,21 +75,22 @@ class BatchedOptimizer(ABC):
         Returns:
             (num_runs, num_params), overwritten by the next call or step.
         """
+        return self.buffer
 
 
-class BatchedAdam(BatchedOptimizer):
-    """Adam (Kingma & Ba 2015), equal to `torch.optim.Adam` run by run."""
-
+class _WithSecondMoment(BatchedOptimizer):
     def __init__(self, params: Tensor, config: OptimizerConfig) -> None:
         super().__init__(params, config)
         self.second = torch.zeros_like(params)
 
     def state(self) -> list[Tensor]:
-        """See `BatchedOptimizer.state`."""
         return [*super().state(), self.second]
 
+
+class BatchedAdam(_WithSecondMoment):
+    """Adam (Kingma & Ba 2015), equal to `torch.optim.Adam` run by run."""
+
     def step(self, grads: Tensor, *, lr: Tensor, momentum: Tensor, keep: Tensor | None) -> None:
-        """See `BatchedOptimizer.step`."""
         self._decay(grads, lr=lr, keep=keep)
         beta2 = self.config.beta2
         if keep is None:
@@ -109,7 +109,6 @@ class BatchedAdam(BatchedOptimizer):
         self._add_decay(grads, keep)
 
     def update_direction(self, momentum: Tensor) -> Tensor:
-        """See `BatchedOptimizer.update_direction`."""
         # A run whose every step was skipped has no step yet: its buffer is zero, as is its update.
         steps = self.steps.clamp(min=1)
         correction2 = (1 - self.config.beta2**steps).sqrt()
@@ -130,7 +129,6 @@ class BatchedSGD(BatchedOptimizer):
     """SGD with momentum (dampening 0, no Nesterov), equal to `torch.optim.SGD` run by run."""
 
     def step(self, grads: Tensor, *, lr: Tensor, momentum: Tensor, keep: Tensor | None) -> None:
-        """See `BatchedOptimizer.step`."""
         self._add_decay(grads, keep)
         if keep is None:
             self.steps += 1
@@ -142,24 +140,11 @@ class BatchedSGD(BatchedOptimizer):
         self.buffer.add_(grads)
         self.params.addcmul_(self.buffer, -lr)
 
-    def update_direction(self, momentum: Tensor) -> Tensor:
-        """See `BatchedOptimizer.update_direction`."""
-        return self.buffer
 
-
-class BatchedRMSprop(BatchedOptimizer):
+class BatchedRMSprop(_WithSecondMoment):
     """RMSprop with momentum (Tieleman & Hinton 2012), equal to `torch.optim.RMSprop` run by run."""
 
-    def __init__(self, params: Tensor, config: OptimizerConfig) -> None:
-        super().__init__(params, config)
-        self.second = torch.zeros_like(params)
-
-    def state(self) -> list[Tensor]:
-        """See `BatchedOptimizer.state`."""
-        return [*super().state(), self.second]
-
     def step(self, grads: Tensor, *, lr: Tensor, momentum: Tensor, keep: Tensor | None) -> None:
-        """See `BatchedOptimizer.step`."""
         self._add_decay(grads, keep)
         alpha = self.config.beta2
         if keep is None:
@@ -177,10 +162,6 @@ class BatchedRMSprop(BatchedOptimizer):
         self.buffer.addcdiv_(grads, self._work)
         self.params.addcmul_(self.buffer, -lr)
 
-    def update_direction(self, momentum: Tensor) -> Tensor:
-        """See `BatchedOptimizer.update_direction`."""
-        return self.buffer
-
 
 _OPTIMIZERS: dict[OptimizerName, type[BatchedOptimizer]] = {
     "adamw": BatchedAdamW,
@@ -191,5 +172,4 @@ _OPTIMIZERS: dict[OptimizerName, type[BatchedOptimizer]] = {
 
 
 def make_optimizer(params: Tensor, config: OptimizerConfig) -> BatchedOptimizer:
-    """Builds the batched optimizer that a task's configuration names."""
     return _OPTIMIZERS[config.name](params, config)

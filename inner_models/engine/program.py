@@ -54,7 +54,7 @@ class LossModule(nn.Module):
 
 
 class LossProgram:
-    """What every run's loss and gradient are.
+    """Losses and gradients of all runs.
 
     Args:
         task: any of the tasks; they share model code and loss.
@@ -111,9 +111,13 @@ class LossProgram:
         if not self.batched and not self._warned:
             self._warned = True
             after = self._effects()
-            culprit = blame(self._stack.model, lambda: failed(batch))
+            culprit = failing_module(self._stack.model, lambda: failed(batch))
             self._undo(after)
-            self._warn(culprit, why)
+            warnings.warn(
+                f"task {self._task.name!r}: torch.func.vmap cannot batch {culprit or 'its loss'}, "
+                f"so runs go one after another ({str(why).splitlines()[0]})",
+                stacklevel=3,
+            )
         return losses
 
     def _effects(self) -> tuple[Tensor, list[Tensor]]:
@@ -187,25 +191,22 @@ class LossProgram:
 
     def _shared_batch(self, batch: Batch) -> Tensor:
         """Siblings see one batch, so that the first layer needs no copies of it."""
-
-        def one(params: dict[str, Tensor], fixed: dict[str, Tensor], own: Batch) -> Tensor:
-            return self._one_loss(self._twin, params, fixed, own)
-
-        inner = vmap(one, in_dims=(0, 0, None), randomness="same")
-        outer = vmap(inner, randomness="different")
-        losses: Tensor = outer(self._stack.leaves, self._stack.fixed, batch)
-        return losses
+        return self._side_by_side(batch, None)
 
     def _batch_each(self, batch: Batch) -> Tensor:
-        """Each sibling sees its own view of the batch, which some batching rules insist on."""
+        """Each sibling sees its own view of the batch, which some batching rules require."""
+        siblings = self._grid[1]
+        return self._side_by_side(
+            tuple(c[:, None].expand(-1, siblings, *c.shape[1:]) for c in batch), 0
+        )
 
+    def _side_by_side(self, batch: Batch, batch_dim: int | None) -> Tensor:
         def one(params: dict[str, Tensor], fixed: dict[str, Tensor], own: Batch) -> Tensor:
             return self._one_loss(self._twin, params, fixed, own)
 
-        siblings = self._grid[1]
-        each = tuple(c[:, None].expand(-1, siblings, *c.shape[1:]) for c in batch)
-        outer = vmap(vmap(one, randomness="same"), randomness="different")
-        losses: Tensor = outer(self._stack.leaves, self._stack.fixed, each)
+        inner = vmap(one, in_dims=(0, 0, batch_dim), randomness="same")
+        outer = vmap(inner, randomness="different")
+        losses: Tensor = outer(self._stack.leaves, self._stack.fixed, batch)
         return losses
 
     def _one_by_one(self, batch: Batch) -> Tensor:
@@ -220,14 +221,6 @@ class LossProgram:
                 fixed = {name: value[t, s] for name, value in self._stack.fixed.items()}
                 rows.append(self._one_loss(self._plain, params, fixed, own))
         return torch.stack(rows).view(self._grid)
-
-    def _warn(self, culprit: str | None, error: Exception) -> None:
-        where = culprit or "its loss"
-        warnings.warn(
-            f"task {self._task.name!r}: torch.func.vmap cannot batch {where}, so runs go one after "
-            f"another ({str(error).splitlines()[0]})",
-            stacklevel=4,
-        )
 
 
 def _random_state(device: torch.device, new: Tensor | None = None) -> Tensor:
@@ -271,7 +264,7 @@ def trace(program: Program, inputs: Sequence[Tensor]) -> Program | None:
     return run
 
 
-def blame(model: nn.Module, call: Callable[[], object]) -> str | None:
+def failing_module(model: nn.Module, call: Callable[[], object]) -> str | None:
     """The innermost module that was at work when a call failed.
 
     Args:

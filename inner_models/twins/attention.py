@@ -122,7 +122,6 @@ class TransformerEncoderTwin(nn.TransformerEncoder):
         src_key_padding_mask: Tensor | None = None,
         is_causal: bool | None = None,
     ) -> Tensor:
-        """See `nn.TransformerEncoder`."""
         return super().forward(src, mask, src_key_padding_mask, bool(is_causal))
 
 
@@ -140,7 +139,6 @@ class TransformerDecoderTwin(nn.TransformerDecoder):
         tgt_is_causal: bool | None = None,
         memory_is_causal: bool = False,
     ) -> Tensor:
-        """See `nn.TransformerDecoder`."""
         return super().forward(
             tgt,
             memory,

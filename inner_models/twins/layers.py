@@ -1,16 +1,18 @@
-"""Layers that `torch.func.vmap` batches, where torch's own rule is missing, wrong or slow.
+"""Layers and losses that `torch.func.vmap` batches, where torch's own rule is wrong or slow.
 
-The same functions as torch's, with their arguments in their order; and modules that say in Python
-what torch's say by looking at numbers.
+The functions take the arguments of torch's, in their order: embeddings, whose batching rule ignores
+padding; mse_loss, whose rule does not broadcast targets that siblings share; cross_entropy, which
+is slow over few classes on a CPU. The modules avoid decisions by the numbers in tensors.
 """
 
 from __future__ import annotations
 
-import math
-from typing import Any
+import warnings
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.nn import _reduction
 from torch.nn import functional as F
 
 
@@ -28,93 +30,86 @@ def embedding(
     Raises:
         NotImplementedError: `max_norm`, which overwrites weights during the forward pass.
     """
-    _refuse_max_norm(max_norm)
-    # torch's batching rule counts the rows of all runs together, and so misses the padding of all
-    # runs but one: its gradient has to be stopped by hand.
-    weight = _without_gradient(weight, padding_idx)
+    if max_norm is not None:
+        raise NotImplementedError(
+            f"an embedding with max_norm={max_norm} overwrites its weights as it is used, which "
+            "cannot be batched"
+        )
+    if padding_idx is not None:
+        # torch's batching rule counts the rows of all runs together, so it finds the padding of
+        # one run only: the gradient is stopped here instead.
+        row = padding_idx % len(weight)
+        weight = torch.cat([weight[:row], weight[row : row + 1].detach(), weight[row + 1 :]])
     return F.embedding(input, weight, scale_grad_by_freq=scale_grad_by_freq)
 
 
-def embedding_bag(
+def mse_loss(
     input: Tensor,
-    weight: Tensor,
-    offsets: Tensor | None = None,
-    max_norm: float | None = None,
-    norm_type: float = 2,
-    scale_grad_by_freq: bool = False,
-    mode: str = "mean",
-    sparse: bool = False,
-    per_sample_weights: Tensor | None = None,
-    include_last_offset: bool = False,
-    padding_idx: int | None = None,
+    target: Tensor,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    weight: Tensor | None = None,
 ) -> Tensor:
-    """`torch.nn.functional.embedding_bag`; gradients are dense.
+    """`torch.nn.functional.mse_loss`."""
+    _check_sizes(input, target)
+    losses = (input - target).square()
+    reduction = _name(size_average, reduce, reduction)
+    if weight is None:
+        return _reduce(losses, reduction)
+    losses = losses * weight
+    return losses.sum() / weight.sum() if reduction == "mean" else _reduce(losses, reduction)
 
-    Bags of different sizes, which `offsets` tells apart, are left to torch.
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """`torch.nn.functional.cross_entropy`: logits (classes,) or (rows, classes, ...)."""
+    reduction = _name(size_average, reduce, reduction)
+    dim = min(1, input.dim() - 1)
+    shifted = input - input.detach().amax(dim, keepdim=True)
+    total = shifted.exp().sum(dim).log()
+    per_class = None if weight is None else weight.view(-1, *(1,) * (input.dim() - 1 - dim))
+    if target.is_floating_point():
+        shares = target * (1 - label_smoothing) + label_smoothing / input.shape[dim]
+        shares = shares if per_class is None else shares * per_class
+        losses = total * shares.sum(dim) - (shares * shifted).sum(dim)
+        return losses.sum() / total.numel() if reduction == "mean" else _reduce(losses, reduction)
+    ignored = target == ignore_index
+    labels = target.masked_fill(ignored, 0)
+    weights = torch.ones_like(total) if weight is None else weight[labels]
+    weights = weights.masked_fill(ignored, 0)
+    losses = (total - shifted.gather(dim, labels.unsqueeze(dim)).squeeze(dim)) * weights
+    if label_smoothing:
+        if per_class is None:
+            even = total * input.shape[dim] - shifted.sum(dim)
+        else:
+            even = total * weight.sum() - (shifted * per_class).sum(dim)  # type: ignore[union-attr]
+        even = even.masked_fill(ignored, 0) * (label_smoothing / input.shape[dim])
+        losses = losses * (1 - label_smoothing) + even
+    return losses.sum() / weights.sum() if reduction == "mean" else _reduce(losses, reduction)
+
+
+def bernoulli_(*_: Any, **__: Any) -> NoReturn:
+    """`Tensor.bernoulli_`: refused, because torch's batching rule can end the process.
 
     Raises:
-        NotImplementedError: `max_norm`, which overwrites weights during the forward pass.
+        NotImplementedError: always.
     """
-    _refuse_max_norm(max_norm)
-    if input.dim() == 1:
-        return F.embedding_bag(
-            input,
-            weight,
-            offsets,
-            scale_grad_by_freq=scale_grad_by_freq,
-            mode=mode,
-            per_sample_weights=per_sample_weights,
-            include_last_offset=include_last_offset,
-            padding_idx=padding_idx,
-        )
-    if offsets is not None or (per_sample_weights is not None and mode != "sum"):
-        raise ValueError(
-            "embedding_bag takes no offsets with two-dimensional input, and per_sample_weights "
-            f"only with mode='sum', but got mode={mode!r}"
-        )
-    rows = F.embedding(input, weight, scale_grad_by_freq=scale_grad_by_freq)
-    seen = torch.ones_like(input, dtype=torch.bool)
-    if padding_idx is not None:
-        seen = input != padding_idx % len(weight)
-    if mode == "max":
-        largest = rows.masked_fill(~seen[..., None], -math.inf).max(1).values
-        return largest.masked_fill(~seen.any(1, keepdim=True), 0.0)
-    counted = seen.to(rows.dtype)
-    if per_sample_weights is not None:
-        counted = counted * per_sample_weights
-    total = (rows * counted[..., None]).sum(1)
-    return total if mode == "sum" else total / counted.sum(1, keepdim=True).clamp(min=1)
-
-
-def bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`torch.nn.functional.bilinear`: (..., m), (..., n), weight (outputs, m, n)."""
-    outputs, left, right = weight.shape
-    halves = input1 @ weight.permute(1, 0, 2).reshape(left, outputs * right)
-    out: Tensor = (halves.unflatten(-1, (outputs, right)) * input2.unsqueeze(-2)).sum(-1)
-    return out if bias is None else out + bias
-
-
-def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
-    """`torch._weight_norm`, which `weight_norm` of `torch.nn.utils` calls."""
-    # Without a dimension, which torch calls -1, it is the norm of the whole.
-    others = [d for d in range(v.dim()) if d != dim]
-    direction: Tensor = v / torch.linalg.vector_norm(v, dim=others, keepdim=True)
-    return direction * g
-
-
-def normalize(
-    input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: Tensor | None = None
-) -> Tensor:
-    """`torch.nn.functional.normalize`, also into a tensor, as `spectral_norm` calls it."""
-    result = F.normalize(input, p, dim, eps)
-    return result if out is None else out.copy_(result)
+    raise NotImplementedError("Bernoulli numbers drawn in place cannot be batched")
 
 
 class _CumulativeNorm(nn.modules.batchnorm._BatchNorm):
-    """BatchNorm whose ``momentum=None`` needs no look at the number of batches."""
+    """BatchNorm whose ``momentum=None`` does not read the number of batches from the device."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """See `nn.BatchNorm1d`."""
         mean, var, batches = self.running_mean, self.running_var, self.num_batches_tracked
         if self.momentum is not None or not self.training or not self.track_running_stats:
             return super().forward(input)
@@ -143,10 +138,10 @@ class BatchNorm3dTwin(_CumulativeNorm, nn.BatchNorm3d):
 
 
 class _Unflattened(nn.RNNBase):
-    """A recurrent module that leaves its weights where they lie: cuDNN will not see them."""
+    """A recurrent module that does not rearrange its weights for cuDNN, which is not called."""
 
     def flatten_parameters(self) -> None:
-        """Does nothing."""
+        pass
 
 
 class GRUTwin(_Unflattened, nn.GRU):
@@ -157,21 +152,23 @@ class LSTMTwin(_Unflattened, nn.LSTM):
     """`nn.LSTM`."""
 
 
-class RNNTwin(_Unflattened, nn.RNN):
-    """`nn.RNN`."""
-
-
-def _refuse_max_norm(max_norm: Any) -> None:
-    if max_norm is not None:
-        raise NotImplementedError(
-            f"an embedding with max_norm={max_norm} overwrites its weights as it is used, which "
-            "cannot be batched"
+def _check_sizes(input: Tensor, target: Tensor) -> None:
+    if input.shape != target.shape:
+        warnings.warn(
+            f"the target's size {tuple(target.shape)} differs from that of the input, "
+            f"{tuple(input.shape)}; broadcasting is seldom what is meant",
+            stacklevel=4,
         )
 
 
-def _without_gradient(weight: Tensor, row: int | None) -> Tensor:
-    """The weights, with one row cut off from its gradient."""
-    if row is None:
-        return weight
-    row %= len(weight)
-    return torch.cat([weight[:row], weight[row : row + 1].detach(), weight[row + 1 :]])
+def _name(size_average: bool | None, reduce: bool | None, reduction: str) -> str:
+    """The reduction's name, which two older arguments may give instead."""
+    if size_average is None and reduce is None:
+        return reduction
+    return _reduction.legacy_get_string(size_average, reduce)
+
+
+def _reduce(losses: Tensor, reduction: str) -> Tensor:
+    if reduction not in ("none", "mean", "sum"):
+        raise ValueError(f"{reduction!r} is not a valid value for reduction")
+    return losses if reduction == "none" else getattr(losses, reduction)()

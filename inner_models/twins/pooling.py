@@ -1,9 +1,9 @@
 """Max pooling that is fast on a CPU, with torch's own gradients.
 
-torch's kernel looks at one window at a time, and took half of a small batched convnet's time.
-Here all windows are compared at once: neighbours along the last dimension, then along the one
-before. Where a window has its largest value twice, all of the gradient goes to the first of them in
-reading order, as in torch; `amax` would share it out.
+torch's kernel processes one window at a time, and took half of a small batched convnet's time. Here
+all windows are compared at once: neighbours along the last dimension, then along the one before.
+Where a window has its largest value twice, all of the gradient goes to the first of them in reading
+order, as in torch; `amax` would divide it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ class FirstMax(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
-        """Keeps the argument."""
         ctx.save_for_backward(inputs[0])
         ctx.dim = inputs[1]
 
@@ -45,12 +44,10 @@ class FirstMax(Function):
     def vmap(
         info: Any, in_dims: tuple[int | None, None], x: Tensor, dim: int
     ) -> tuple[Tensor, int]:
-        """One more dimension in front changes nothing."""
         return first_max(x.movedim(in_dims[0] or 0, 0), dim), 0
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        """Hands each gradient to the first of the largest."""
         (x,) = ctx.saved_tensors
         parts, d_x = x.unbind(ctx.dim), torch.empty_like(x)
         d_parts = d_x.unbind(ctx.dim)

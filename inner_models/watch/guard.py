@@ -1,9 +1,9 @@
-"""What happens to a run when its numbers break: how divergence is seen, and the answer to it.
+"""The guard against divergence: how it is detected, and the answer to it.
 
-The trainer of the environments and the plug-in use the same guard, so that the agent learns in the
-world that it will meet. Every step's loss and gradient norm are looked at; answers are given when
-an interval is over, and escalate: cut the learning rate; go back to the last good snapshot with a
-much lower one; in the end leave the agent aside and follow the plain decay for good.
+Environments and plug-in use the same guard, so that the agent meets in a job what it met in
+meta-training. The loss and gradient norm of every step count. Answers are given at the end of an
+interval, and escalate: cut the learning rate; go back to the last good snapshot with a much lower
+one; in the end ignore the agent and follow the plain decay for good.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pacesetter.inner_models.watch.signals import IntervalStatistics
+from pacesetter.inner_models.watch.signals import FloatArray, IntervalStatistics
 
 LR_CUT = math.log(2.0)
 """Log of the factor by which lr falls after an interval with a broken step, and as the first
@@ -42,11 +42,10 @@ FIRST_STEPS = 8
 BROKEN_SHARE = 0.5
 """So does one of whose steps at least this share broke."""
 STRIKES = 3
-"""Answers before the agent is left aside."""
+"""Answers before the agent is ignored."""
 CALM = 5
 """Intervals without alarm after which earlier ones are forgotten."""
 
-FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
 
@@ -59,7 +58,7 @@ class Verdict:
         lr_cut: change of the log learning rate, zero or below, on top of the agent's own.
         headroom: how far the log learning rate may ever rise again; infinite where unlimited.
         roll_back: whether to go back to the last good snapshot.
-        plain: whether the agent is left aside, now and for good.
+        plain: whether the agent is ignored, now and for good.
         handed_over: whether that begins with this decision.
         good: whether the run, as it stands, is worth a snapshot.
     """

@@ -14,15 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pacesetter.inner_models.watch.interval_statistics import (
+from pacesetter.inner_models.watch.signals import (
     ABSURD,
+    COUNTED_AT_MOST,
     NO_GRADIENT,
+    NORM_RATE,
     WINDOW_SUMS,
     IntervalStatistics,
     Reduce,
     summarise,
 )
-from pacesetter.inner_models.watch.signals import COUNTED_AT_MOST, NORM_RATE
 
 _ABSURD = ABSURD[torch.float64]
 _UNKNOWN = (math.nan,) * (WINDOW_SUMS - 2)

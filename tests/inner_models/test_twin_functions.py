@@ -1,7 +1,6 @@
 """Each twin against the function of torch that it stands for; dropout and random numbers."""
 
 import itertools
-import math
 
 import numpy as np
 import pytest
@@ -48,53 +47,23 @@ def assert_twin(call, leaves, *, tolerance=1e-12, model=None):
         assert float((left - right).detach().abs().max()) <= tolerance * size
 
 
-KINDS = {
-    "GRU": (nn.GRU, {}),
-    "LSTM": (nn.LSTM, {}),
-    "LSTM, projected": (nn.LSTM, {"proj_size": 2}),
-    "RNN": (nn.RNN, {}),
-    "RNN, relu": (nn.RNN, {"nonlinearity": "relu"}),
-}
-
-
 @pytest.mark.parametrize("given", [False, True])
 @pytest.mark.parametrize("single", [False, True])
-@pytest.mark.parametrize("name", KINDS)
-@pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")
-def test_recurrent_layers_equal_those_of_torch(name, single, given):
-    make, own = KINDS[name]
+@pytest.mark.parametrize("make", [nn.GRU, nn.LSTM])
+def test_recurrent_layers_equal_those_of_torch(make, single, given):
     for layers, both, bias, first in itertools.product((1, 2), *[(False, True)] * 3):
         options = {"num_layers": layers, "bidirectional": both, "bias": bias, "batch_first": first}
         batch = () if single else (5,)
-        for dtype, tolerance in ((torch.float32, 1e-6), (DOUBLE, 1e-12)):
-            torch.manual_seed(0)
-            model = make(4, 3, **options, **own).to(dtype)
-            shape = (*batch, 6, 4) if first else (6, *batch, 4)
-            x = numbers(*shape, dtype=dtype).requires_grad_()
-            leaves, start = [x, *model.parameters()], None
-            if given:
-                count = layers * (1 + both)
-                widths = [own.get("proj_size", 3), 3] if make is nn.LSTM else [3]
-                states = [numbers(count, *batch, w, seed=w, dtype=dtype) for w in widths]
-                leaves += [s.requires_grad_() for s in states]
-                start = tuple(states) if make is nn.LSTM else states[0]
-            assert_twin(
-                lambda m=model, x=x, s=start: m(x, s), leaves, tolerance=tolerance, model=model
-            )
-
-
-@pytest.mark.parametrize("make", [nn.GRUCell, nn.LSTMCell, nn.RNNCell])
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("batch", [(), (5,)])
-def test_recurrent_cells_equal_those_of_torch(make, bias, batch):
-    torch.manual_seed(0)
-    cell = make(4, 3, bias=bias).double()
-    x = numbers(*batch, 4).requires_grad_()
-    state = numbers(*batch, 3, seed=1).requires_grad_()
-    leaves = [x, state, *cell.parameters()]
-    lstm = make is nn.LSTMCell
-    assert_twin(lambda: cell(x, (state, state * 2) if lstm else state), leaves)
-    assert_twin(lambda: cell(x), [x, cell.weight_ih])
+        torch.manual_seed(0)
+        model = make(4, 3, **options).double()
+        x = numbers(*((*batch, 6, 4) if first else (6, *batch, 4))).requires_grad_()
+        leaves, start = [x, *model.parameters()], None
+        if given:
+            seeds = (0, 1) if make is nn.LSTM else (0,)
+            states = [numbers(layers * (1 + both), *batch, 3, seed=i) for i in seeds]
+            leaves += [s.requires_grad_() for s in states]
+            start = tuple(states) if make is nn.LSTM else states[0]
+        assert_twin(lambda m=model, x=x, s=start: m(x, s), leaves, model=model)
 
 
 def test_only_some_results_of_a_recurrent_layer_need_gradients():
@@ -129,14 +98,12 @@ def test_dropout_between_layers_drops_between_layers_only():
 
 def test_packed_sequences_are_refused():
     packed = pack_sequence([numbers(3, 4), numbers(2, 4, seed=1)])
-    for make in (nn.GRU, nn.LSTM, nn.RNN):
+    for make in (nn.GRU, nn.LSTM):
         with pytest.raises(NotImplementedError, match="PackedSequence cannot be batched"):
             twins.swap_twins(make(4, 3).double())(packed)
-    with twins.twins(nn.Identity()), pytest.raises(NotImplementedError, match="PackedSequence"):
-        pack_sequence([numbers(3, 4)])
 
 
-@pytest.mark.parametrize("make", [nn.GRU, nn.LSTM, nn.RNN])
+@pytest.mark.parametrize("make", [nn.GRU, nn.LSTM])
 def test_recurrent_layers_do_not_ask_cudnn_to_flatten_what_is_batched(monkeypatch, make):
     def fail(self):
         raise AssertionError("flatten_parameters was called")
@@ -195,14 +162,6 @@ REDUCTIONS = ("none", "mean", "sum")
     "loss",
     [
         F.mse_loss,
-        F.smooth_l1_loss,
-        lambda a, b, **r: F.smooth_l1_loss(a, b, beta=0.0, **r),
-        lambda a, b, **r: F.smooth_l1_loss(a, b, beta=0.3, **r),
-        lambda a, b, **r: F.huber_loss(a, b, delta=0.6, **r),
-        F.soft_margin_loss,
-        lambda a, b, **r: F.gaussian_nll_loss(a, b, b.square(), **r),
-        lambda a, b, **r: F.gaussian_nll_loss(a, b, (a * 0.1).exp()[:, :1], full=True, **r),
-        lambda a, b, **r: F.gaussian_nll_loss(a, b, a[:, 0].exp() - 1e-6, eps=0.5, **r),
         lambda a, b, **r: F.cross_entropy(a, b.softmax(1), label_smoothing=0.2, **r),
         lambda a, b, **r: F.cross_entropy(a, b.softmax(1), b[0].exp(), **r),
         lambda a, b, **r: F.cross_entropy(a[0], b[0].softmax(0), **r),
@@ -213,14 +172,6 @@ def test_losses_of_numbers_equal_those_of_torch(loss, reduction):
     assert_twin(lambda: loss(a, b, reduction=reduction), [a])
 
 
-@pytest.mark.parametrize("reduction", ["batchmean", "none", "sum"])
-@pytest.mark.parametrize("log_target", [False, True])
-def test_kl_div_equals_that_of_torch(reduction, log_target):
-    a, b = numbers(6, 3).requires_grad_(), numbers(6, 3, seed=1).softmax(1)
-    b = b.log() if log_target else b.masked_fill(b < 0.2, 0.0)
-    assert_twin(lambda: F.kl_div(a, b, reduction=reduction, log_target=log_target), [a])
-
-
 def test_older_names_of_reductions_are_known():
     a, b = numbers(6, 3).requires_grad_(), numbers(6, 3, seed=1)
     with twins.twins(nn.Identity()), pytest.warns(UserWarning, match="size_average"):
@@ -229,7 +180,7 @@ def test_older_names_of_reductions_are_known():
     with twins.twins(nn.Identity()), pytest.raises(ValueError, match="'most' is not a valid"):
         F.mse_loss(a, b, reduction="most")
     with twins.twins(nn.Identity()), pytest.warns(UserWarning, match=r"\(3,\) differs.*\(6, 3\)"):
-        F.huber_loss(a, b[0])
+        F.mse_loss(a, b[0])
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -256,31 +207,11 @@ def test_cross_entropy_equals_that_of_torch(shape, weighted, ignore, smoothing, 
     )
 
 
-@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
 @pytest.mark.parametrize("padding", [None, 2, -1])
-def test_embeddings_equal_those_of_torch(mode, padding):
+def test_embedding_equals_that_of_torch(padding):
     weight = numbers(5, 3).requires_grad_()
     ids = torch.tensor([[0, 2, 2], [4, 4, 4], [1, 2, 4]])
     assert_twin(lambda: F.embedding(ids, weight, padding), [weight])
-    assert_twin(lambda: F.embedding_bag(ids, weight, mode=mode, padding_idx=padding), [weight])
-    offsets = torch.tensor([0, 4])
-    assert_twin(
-        lambda: F.embedding_bag(ids.flatten(), weight, offsets, mode=mode, padding_idx=padding),
-        [weight],
-    )
-    if mode == "sum":
-        scale = numbers(3, 3, seed=1).requires_grad_()
-        assert_twin(
-            lambda: F.embedding_bag(ids, weight, mode=mode, per_sample_weights=scale),
-            [weight, scale],
-        )
-
-
-@pytest.mark.parametrize("dim", [0, 1, None])
-def test_weight_norm_equals_that_of_torch(dim):
-    torch.manual_seed(0)
-    layer = nn.utils.parametrizations.weight_norm(nn.Conv1d(3, 4, 2).double(), dim=dim)
-    assert_twin(lambda: layer(numbers(2, 3, 5)), list(layer.parameters()))
 
 
 ATTENTION = {
@@ -371,16 +302,10 @@ RANDOM = {
     "Dropout1d": lambda: nn.Sequential(nn.Conv1d(5, 6, 1), nn.Dropout1d(0.5)),
     "AlphaDropout": lambda: nn.Sequential(nn.Linear(4, 4), nn.AlphaDropout(0.5)),
     "FeatureAlphaDropout": lambda: nn.Sequential(nn.Linear(4, 4), nn.FeatureAlphaDropout(0.5)),
-    "RReLU": lambda: nn.Sequential(nn.Linear(4, 4), nn.RReLU()),
     "attention": lambda: Call(lambda x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.5)),
     "encoder layer": lambda: nn.TransformerEncoderLayer(4, 2, 6, dropout=0.5, batch_first=True),
     "LSTM": lambda: Last(nn.LSTM(4, 4, num_layers=2, dropout=0.5, batch_first=True)),
     "noise": lambda: Call(lambda x: x + torch.randn_like(x)),
-    "noise in place": lambda: Call(lambda x: x * torch.empty_like(x).uniform_(0.5, 1.5)),
-    "noise of no layer": lambda: Call(lambda x: x * torch.empty(5, 4).bernoulli_(0.5)),
-    "exponential": lambda: Call(lambda x: x * torch.empty_like(x).exponential_(2.0)),
-    "distribution": lambda: Call(lambda x: torch.distributions.Normal(x, 1.0).rsample()),
-    "gumbel": lambda: Call(lambda x: F.gumbel_softmax(x, hard=True)),
 }
 
 
@@ -410,51 +335,40 @@ def test_siblings_share_random_numbers_and_tasks_do_not(name, traced):
     assert not torch.allclose(runs[0], runs[2])
 
 
-def draws(call, shape=(200, 50)):
-    """Random numbers of 3 tasks with 2 siblings each, through a nested vmap."""
-    torch.manual_seed(0)
-    x = torch.ones(3, 2, *shape)
-    with twins.twins(nn.Identity()):
-        inner = vmap(call, randomness="same")
-        return vmap(inner, randomness="different")(x)
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: x * torch.empty_like(x).uniform_(0.5, 1.5),
+        lambda x: x * torch.empty(5, 4).bernoulli_(0.5),
+        lambda x: torch.distributions.Normal(x, 1.0).rsample(),
+        lambda x: F.gumbel_softmax(x, hard=True),
+    ],
+)
+def test_numbers_drawn_in_place_are_drawn_run_by_run_and_shared_by_siblings(call):
+    task = drop_task(lambda: Call(call))
+    trainer = InnerTrainer([task, task], siblings=2)
+    with pytest.warns(UserWarning, match=r"cannot batch `the model` \(Call\), so runs go one"):
+        trainer.run(np.full((4, 4), 1e-2), momentum=np.full(4, 0.9))
+    runs = [torch.cat([p.flatten() for p in trainer.parameters(r).values()]) for r in range(4)]
+    assert torch.equal(runs[0], runs[1])
+    assert torch.equal(runs[2], runs[3])
+    assert not torch.allclose(runs[0], runs[2])
 
 
 @pytest.mark.parametrize(
     ("call", "mean", "spread"),
     [
-        (lambda x: torch.empty_like(x).uniform_(1, 3), 2, 2 / math.sqrt(12)),
-        (lambda x: torch.empty_like(x).uniform_(), 0.5, 1 / math.sqrt(12)),
-        (lambda x: torch.empty(200, 50).uniform_(to=4.0), 2, 4 / math.sqrt(12)),
-        (lambda x: torch.empty_like(x).normal_(1, 2), 1, 2),
-        (lambda x: torch.empty_like(x).exponential_(4), 0.25, 0.25),
-        (lambda x: torch.empty_like(x).bernoulli_(0.3), 0.3, math.sqrt(0.21)),
-        (lambda x: torch.normal(x, 3 * x), 1, 3),
-        (lambda x: torch.normal(0.0, 3 * x), 0, 3),
         (lambda x: F.dropout(x, 0.2), 1, 0.5),
-        (lambda x: F.rrelu(-x, 0.1, 0.3, training=True), -0.2, 0.2 / math.sqrt(12)),
         (lambda x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.5)[0], 1, None),
-        (lambda x: 50 * F.gumbel_softmax(0 * x, hard=True), 1, 7),
     ],
 )
-def test_random_numbers_are_distributed_as_torchs(call, mean, spread):
-    found = draws(call)
+def test_dropout_of_n_runs_is_distributed_as_torchs(call, mean, spread):
+    torch.manual_seed(0)
+    with twins.twins(nn.Identity()):
+        each = vmap(vmap(call, randomness="same"), randomness="different")
+        found = each(torch.ones(3, 2, 200, 50))
     assert float(found.mean()) == pytest.approx(mean, abs=0.05)
     if spread is not None:
         assert float(found.std()) == pytest.approx(spread, rel=0.02)
     assert torch.equal(found[:, 0], found[:, 1])
     assert not torch.allclose(found[0], found[1])
-
-
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda t, g: t.uniform_(1, 2, generator=g),
-        lambda t, g: t.normal_(generator=g),
-        lambda t, g: t.exponential_(generator=g),
-        lambda t, g: t.bernoulli_(0.5, generator=g),
-    ],
-)
-def test_a_generator_of_the_users_own_is_refused(call):
-    generator = torch.Generator()
-    with twins.twins(nn.Identity()), pytest.raises(NotImplementedError, match="generator of one"):
-        call(torch.empty(5), generator)
