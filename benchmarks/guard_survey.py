@@ -35,7 +35,6 @@ class Watcher(DivergenceGuard):
         self._acts = acts
 
     def judge(self, stats: IntervalStatistics) -> Verdict:
-        """See `DivergenceGuard.judge`."""
         verdict = super().judge(stats)
         self.alarms += verdict.alarm
         if self._acts:
@@ -57,7 +56,7 @@ def play(
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Final losses of two siblings per task, and how many alarms each had."""
     runs = ScheduledRuns(tasks, siblings=2)
-    watcher = runs._guard = Watcher(runs.num_runs, acts=acts)
+    watcher = runs.core._guard = Watcher(runs.num_runs, acts=acts)
     runs.begin()
     decision = 0
     while not runs.done:

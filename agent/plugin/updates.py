@@ -18,9 +18,9 @@ from torch.optim import Optimizer
 from pacesetter.agent.plugin.directions import SHORT, read_directions
 from pacesetter.agent.plugin.distributed import across_shards, by_layout, local_part
 from pacesetter.agent.plugin.optimizer_state import Setting
-from pacesetter.inner_models.watch.host_signals import HostSignals
 from pacesetter.inner_models.watch.signals import (
     NO_GRADIENT,
+    HostSignals,
     IntervalStatistics,
     Reduce,
     TrainingSignals,

@@ -99,7 +99,7 @@ class LossProgram:
             try:
                 losses = self._forms[0](batch)
             except (RuntimeError, NotImplementedError) as error:
-                # A form that torch.func cannot batch gives way to the next; what the last one
+                # A form that torch.func cannot batch is replaced by the next; what the last one
                 # raises is the user's own error, and needs no warning about batching.
                 if len(self._forms) == 1 or is_out_of_memory(error):
                     raise
@@ -318,7 +318,7 @@ def out_of_memory(
         attempt: trains so many runs for a step; raises when they do not fit either.
     """
     # The frames that failed still hold their tensors.
-    _let_go(error)
+    _release_frames(error)
     fits, too_many = 0, num_runs
     while too_many - fits > max(1, fits // 16):
         middle = (fits + too_many) // 2
@@ -328,7 +328,7 @@ def out_of_memory(
         except (RuntimeError, MemoryError) as failure:
             if not is_out_of_memory(failure):
                 break
-            _let_go(failure)
+            _release_frames(failure)
             too_many = middle
     advice = (
         f"{fits} would fit: lower the number of groups, tasks or siblings"
@@ -341,7 +341,7 @@ def out_of_memory(
     )
 
 
-def _let_go(error: BaseException) -> None:
+def _release_frames(error: BaseException) -> None:
     """Frees what the frames that raised an error still hold."""
     traceback.clear_frames(error.__traceback__)
     gc.collect()

@@ -22,7 +22,7 @@ class RunStack:
     Args:
         tasks: tasks of one shape, each with a seed.
         siblings: runs per task, which start from the same weights.
-        device: where everything lives.
+        device: of everything.
         dtype: of parameters and floating-point buffers.
 
     Attributes:

@@ -8,7 +8,9 @@ device until `TrainingSignals.fetch`: all that is made of the table is made on t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from array import array
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -32,6 +34,7 @@ NORM_RATE = 0.02
 """Slowest rate of the running mean of gradient norms, per inner step."""
 
 _FIRST_ROWS = 32
+_UNKNOWN = (math.nan,) * (WINDOW_SUMS - 2)
 
 
 def _no_rows() -> FloatArray:
@@ -165,7 +168,7 @@ class TrainingSignals:
         self._window_row = torch.zeros(1, device=device, dtype=torch.int64)
         self._rows = self._norm_mean.new_empty(3, 0, num_runs)
         self._window = self._norm_mean.new_empty(0, WINDOW_SUMS, num_runs)
-        self._steps = self._window_steps = self._told = 0
+        self._steps = self._window_steps = self._announced = 0
         self._reserve(_FIRST_ROWS, window_length(_FIRST_ROWS) + 1)
 
     def begin_interval(self, steps: int) -> bool:
@@ -179,7 +182,7 @@ class TrainingSignals:
         Returns:
             Whether tables have moved: graphs that were recorded before are of no use then.
         """
-        self._told = steps
+        self._announced = steps
         return self._reserve(steps + 1, window_length(steps) + 1)
 
     def record_gradient(self, norm: Tensor, clip_ratio: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -251,8 +254,8 @@ class TrainingSignals:
         Args:
             reduce: applied to all rows before anything is made of them; see `Reduce`.
         """
-        steps, width = max(self._steps, self._told), self._norm_mean.shape[0]
-        window_steps = max(self._window_steps, window_length(self._told))
+        steps, width = max(self._steps, self._announced), self._norm_mean.shape[0]
+        window_steps = max(self._window_steps, window_length(self._announced))
         packed = torch.cat(
             (
                 self._norm_mean[None],
@@ -295,7 +298,7 @@ class TrainingSignals:
         self._row.zero_()
         self._window_row.zero_()
         self._blank(self._rows)
-        self._steps = self._window_steps = self._told = 0
+        self._steps = self._window_steps = self._announced = 0
 
     def _reserve(self, steps: int, window_steps: int) -> bool:
         """Sees to it that the tables are as long as that; returns whether they had to move."""
@@ -318,6 +321,66 @@ class TrainingSignals:
         rows[0].zero_()
         rows[1].fill_(NO_GRADIENT)
         rows[2].fill_(torch.inf)
+
+
+class HostSignals:
+    """`TrainingSignals` of one run whose gradients are in host memory, in plain Python numbers.
+
+    There a norm can be read for free, and a float costs a hundredth of a tensor.
+    """
+
+    def __init__(self) -> None:
+        self._norm_mean, self._norm_count = 0.0, 0
+        self._norm, self._threshold = NO_GRADIENT, math.inf
+        self._rows, self._window = array("d"), array("d")
+
+    def record_gradient(self, norm: float, clip_ratio: float) -> tuple[float, float, bool]:
+        mean, count = self._norm_mean, self._norm_count
+        base = mean if count else math.inf
+        threshold = base * clip_ratio
+        self._norm, self._threshold = norm, threshold
+        if not 0 < norm < ABSURD[torch.float64]:
+            return 1.0, threshold, norm < ABSURD[torch.float64]
+        self._norm_count = count + 1
+        rate = max(1 / (count + 1), NORM_RATE)
+        self._norm_mean = mean + rate * (min(norm, COUNTED_AT_MOST * base) - mean)
+        return (threshold / norm if threshold < norm else 1.0), threshold, True
+
+    def record_loss(self, loss: float) -> None:
+        self._rows.extend((loss, self._norm, self._threshold))
+        self._norm, self._threshold = NO_GRADIENT, math.inf
+
+    def record_window(
+        self, *, param_sq: float, grad_sq: float, directions: Sequence[float] | None
+    ) -> None:
+        self._window.extend((param_sq, grad_sq, *(directions or _UNKNOWN)))
+
+    def fetch(self, reduce: Reduce | None = None) -> IntervalStatistics:
+        rows = np.array(self._rows).reshape(-1, 3, 1).swapaxes(0, 1)
+        window = np.array(self._window).reshape(-1, WINDOW_SUMS, 1)
+        self._rows, self._window = array("d"), array("d")
+        return summarise(rows, window, running=np.array([self._norm_mean]), reduce=reduce)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What `TrainingSignals.state_dict` returns: one can go on where the other stopped."""
+        rows = torch.tensor([*self._rows, 0.0, self._norm, self._threshold], dtype=torch.float64)
+        window = torch.tensor(self._window.tolist(), dtype=torch.float64)
+        return {
+            "norm_mean": torch.tensor([self._norm_mean], dtype=torch.float64),
+            "norm_count": torch.tensor([float(self._norm_count)], dtype=torch.float64),
+            "rows": rows.reshape(-1, 3, 1).transpose(0, 1).contiguous(),
+            "window": window.reshape(-1, WINDOW_SUMS, 1),
+        }
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restores what `state_dict` returned, or that of a `TrainingSignals` of one run."""
+        self._norm_mean = float(state["norm_mean"])
+        self._norm_count = int(state["norm_count"])
+        *rows, _, self._norm, self._threshold = (
+            state["rows"].to("cpu", torch.float64).transpose(0, 1).flatten().tolist()
+        )
+        self._rows = array("d", rows)
+        self._window = array("d", state["window"].to("cpu", torch.float64).flatten().tolist())
 
 
 def _mean(values: FloatArray, known: NDArray[np.bool_]) -> FloatArray:

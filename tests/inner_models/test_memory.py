@@ -65,6 +65,7 @@ def test_an_error_of_another_kind_is_left_as_it_is():
     assert "not even one" in str(error)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits memory by RLIMIT_AS")
 def test_a_host_without_memory_says_how_many_runs_fit():
     code = """

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pacesetter.inner_models.engine.cuda_graphs import GraphedSteps
-from pacesetter.inner_models.watch.host_signals import HostSignals
 from pacesetter.inner_models.watch.signals import (
     COUNTED_AT_MOST,
     NO_GRADIENT,
     NORM_RATE,
+    HostSignals,
     IntervalStatistics,
     TrainingSignals,
 )

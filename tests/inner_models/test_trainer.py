@@ -59,9 +59,17 @@ def relative_difference(left, right):
 RATES = {"adamw": 3e-3, "adam": 3e-3, "sgd": 3e-2, "rmsprop": 1e-3}
 
 
-@pytest.mark.parametrize("classification", [True, False])
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("endless", [True, False])
+@pytest.mark.parametrize(
+    ("optimizer", "classification", "endless"),
+    [
+        ("adamw", True, False),
+        ("adamw", False, True),
+        ("adam", False, False),
+        ("sgd", True, True),
+        ("sgd", False, False),
+        ("rmsprop", True, False),
+    ],
+)
 def test_batched_equals_reference_with_hyperparameters_that_change_at_every_step(
     optimizer, classification, endless
 ):
