@@ -152,8 +152,7 @@ def test_curves_leave_out_what_is_unknown(history):
 
 def test_plot_marks_each_kind_of_intervention_once(history, tmp_path):
     pytest.importorskip("matplotlib")
-    assert history.plot(tmp_path / "history.png").read_bytes().startswith(b"\x89PNG")
-    assert History().plot(tmp_path / "empty.svg").read_text().startswith("<?xml")
+    assert History().plot(tmp_path / "empty.png").read_bytes().startswith(b"\x89PNG")
     text = history.plot(tmp_path / "new" / "history.svg").read_text()
     # matplotlib draws text as paths and leaves the words in comments.
     for words in ("lr cut", "rollback", "valid loss"):
