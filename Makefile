@@ -68,8 +68,12 @@ docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "open site/index.html"
 
+# The notebooks run in a folder of their own, so that what they write does not lie in docs/.
 tutorials: $(STAMP)
-	PYTHONPATH=docs/hooks $(BIN)/python -m manual.notebooks
+	rm -rf build/tutorials && mkdir -p build/tutorials && cp docs/tutorials/*.ipynb build/tutorials
+	OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore:IProgress $(BIN)/jupyter nbconvert --to notebook \
+		--execute --inplace --ClearMetadataPreprocessor.enabled=True build/tutorials/*.ipynb
+	cp build/tutorials/*.ipynb docs/tutorials
 
 licences: $(STAMP)
 	$(BIN)/python .ci/licences.py

@@ -12,6 +12,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from nbconvert import MarkdownExporter
+from tables import fill
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = {
@@ -56,8 +57,6 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Inserts the tables that are made from the code, and adapts links."""
-    from tables import fill
-
     return fill(adapt_links(markdown, page=page.file.src_uri))
 
 
