@@ -20,7 +20,6 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "licences.md"
-OWN = {"pacesetter", "pip", "playwright", "greenlet", "pyee"}  # not dependencies, or of `browser`
 GPU_ONLY = re.compile(r"(nvidia|cuda|triton|pytorch-triton)(-|$)")
 DOUBTFUL = re.compile(r"unknown|GPL|general public", re.IGNORECASE)
 HEAD = """# Licences
@@ -35,32 +34,39 @@ torch install: NVIDIA's, under NVIDIA's own terms, and Triton.
 """
 
 
-def core() -> set[str]:
-    """Names of the packages that pacesetter installs without an extra."""
+def closure(*, extras: bool) -> set[str]:
+    """Names of the packages that pacesetter installs, with or without its extras but `browser`."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    names: set[str] = set()
-    waiting: list[str] = list(project["dependencies"])
+    waiting = [(text, "") for text in project["dependencies"]]
+    if extras:
+        wanted = {k: v for k, v in project["optional-dependencies"].items() if k != "browser"}
+        waiting += [(text, "") for texts in wanted.values() for text in texts]
+    seen: set[tuple[str, str]] = set()
     while waiting:
-        requirement = Requirement(waiting.pop())
+        text, extra = waiting.pop()
+        requirement = Requirement(text)
         name = canonicalize_name(requirement.name)
-        wanted = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
-        if wanted and name not in names and not GPU_ONLY.match(name):
-            names.add(name)
-            waiting += requires(name) or []
-    return names
+        if requirement.marker and not requirement.marker.evaluate({"extra": extra}):
+            continue
+        for asked in {"", *requirement.extras}:
+            if (name, asked) not in seen and not GPU_ONLY.match(name):
+                seen.add((name, asked))
+                waiting += [(below, asked) for below in requires(name) or []]
+    return {name for name, _ in seen}
+
+
+def core() -> set[str]:
+    """Names of the packages that the plug-in needs."""
+    return closure(extras=False)
 
 
 def installed() -> dict[str, str]:
-    """The licence of every installed package, by its name."""
+    """The licence of every package of the core and the extras, by its name."""
     command = [sys.executable, "-m", "piplicenses", "--from=mixed", "--with-system"]
     command += ["--format=json", "--no-version"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found = {canonicalize_name(row["Name"]): row["License"] for row in json.loads(done.stdout)}
-    return {
-        name: " ".join(licence.split())[:120]
-        for name, licence in sorted(found.items())
-        if name not in OWN and not GPU_ONLY.match(name)
-    }
+    return {name: " ".join(found[name].split())[:120] for name in sorted(closure(extras=True))}
 
 
 def page(licences: dict[str, str], needed: set[str]) -> str:
