@@ -1,0 +1,1 @@
+"""Execution of the arms of a comparison on its tasks and seeds, and the records of it."""
