@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from pacesetter.experiments.comparison import CompareConfig, compare
+from pacesetter.experiments import CompareConfig, compare
 
 
 def build_model() -> nn.Module:
