@@ -32,14 +32,6 @@ def sample_group(name, seed=0, num_tasks=2):
     return registry.make_family(name).sample_group(num_tasks, generator)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("seed", range(4))
-def test_losses_are_finite_at_the_start(name, seed):
-    trainer = InnerTrainer(sample_group(name, seed))
-    for split in SPLITS:
-        assert np.isfinite(trainer.evaluate(split)).all()
-
-
 def excess_left(task, steps=400):
     """Share of the excess loss that the best of some learning rates, under a cosine, leaves."""
     trainer = InnerTrainer([task], siblings=len(RATES))
@@ -52,6 +44,7 @@ def excess_left(task, steps=400):
     return (np.nanmin(trainer.evaluate(split)) - optimum) / start
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_learnable(name):
     """Tuned AdamW halves the excess of the loss over its optimum: the median of three tasks."""
@@ -63,7 +56,7 @@ def test_learnable(name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_batched_equals_reference(name, seed):
     tasks = sample_group(name, seed)
     trainer = InnerTrainer(tasks, siblings=2, dtype=torch.float64, traced=seed == 1)
@@ -78,7 +71,9 @@ def test_batched_equals_reference(name, seed):
         if parameter.requires_grad:
             assert torch.allclose(weights[name_], parameter.detach(), rtol=1e-7, atol=1e-9)
     for split in SPLITS:
-        assert trainer.evaluate(split)[3] == pytest.approx(twin.evaluate(split), rel=1e-9)
+        losses = trainer.evaluate(split)
+        assert np.isfinite(losses).all()
+        assert losses[3] == pytest.approx(twin.evaluate(split), rel=1e-9)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -168,26 +163,6 @@ def test_fixed_tasks_are_the_same_on_every_call(name):
 def test_the_three_sets_are_disjoint_and_complete():
     sets = [registry.META_TRAIN, registry.VALIDATION, registry.HELD_OUT, FROM_FILES]
     assert sorted(sum(sets, ())) == sorted(registry.family_names())
-
-
-def test_teacher_tasks_differ_in_what_the_docstring_says():
-    generator = torch.Generator().manual_seed(0)
-    family = registry.make_family("teacher-mlp")
-    shapes = [family.sample_shape(generator) for _ in range(400)]
-    models, jobs = [s.model for s in shapes], [s.job for s in shapes]
-    r = family.ranges
-    assert {m.activation for m in models} == {"relu", "tanh", "gelu", "silu"}
-    assert {len(m.widths) - 2 for m in models} == {0, 1, 2, 3, 4}
-    assert {m.classification for m in models} == {True, False}
-    assert min(j.num_train for j in jobs) < 200 < 4000 < max(j.num_train for j in jobs)
-    horizons = np.array([j.horizon for j in jobs])
-    assert r.horizon[0] <= horizons.min() < 60 < 1000 < horizons.max() <= r.horizon[1]
-    tasks = [family.sample(generator) for _ in range(60)]
-    starts = [t.optimizer.lr for t in tasks if t.optimizer.name in ("adamw", "adam")]
-    low, high = r.adam_lr[0] * r.start_factor[0], r.adam_lr[1] * r.start_factor[1]
-    assert low <= min(starts) < 2e-3 < 5e-2 < max(starts) <= high
-    scales = [float(t.build_model().loss_scale) for t in tasks]
-    assert 0.01 <= min(scales) < 0.1 < 10 < max(scales) <= 100
 
 
 def test_an_endless_task_never_shows_a_row_twice():

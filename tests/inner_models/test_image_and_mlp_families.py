@@ -15,7 +15,6 @@ from pacesetter.inner_models.families.teachers.compressed import (
     MaskedLinear,
     PrunedMLP,
     QuantisedLinear,
-    QuantisedMLP,
     QuantisedMLPShape,
     build_pruned_mlp,
     build_quantised_mlp,
@@ -201,17 +200,6 @@ def test_a_convnet_learns_each_kind_of_image(kind):
     assert cross_entropy(model, new).item() < 0.6 * start
 
 
-def test_image_tasks_differ_in_what_the_docstring_says():
-    shapes = shapes_of(ImageConvnet())
-    assert {s.image[1] for s in shapes} == set(range(6, 13))
-    assert {s.image[0] for s in shapes} == {1, 2, 3}
-    assert {s.classes for s in shapes} == set(range(2, 11))
-    assert {s.norm for s in shapes} == {"none", "batch", "group"}
-    assert {s.pooling for s in shapes} == {"max", "stride", "none"}
-    assert {len(s.channels) for s in shapes} == {1, 2, 3}
-    assert all(s.cost <= 16_000 or s.channels == (4,) for s in shapes)
-
-
 # -- quantised --------------------------------------------------------------------------------
 
 
@@ -255,16 +243,6 @@ def test_quantised_mlp_quantises_the_layers_that_its_shape_says():
     assert not torch.allclose(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
     # Every example has a scale of its own: its output does not depend on the others.
     assert torch.allclose(layer(x[:1]), layer(x)[:1], atol=1e-6)
-
-
-def test_quantised_tasks_differ_in_what_the_docstring_says():
-    shapes = shapes_of(QuantisedMLP())
-    assert {s.weight_bits for s in shapes} == set(range(2, 9))
-    assert {s.activation_bits for s in shapes} == {0, *range(3, 9)}
-    assert {s.per_row for s in shapes} == {s.ends for s in shapes} == {True, False}
-    assert {len(s.mlp.widths) for s in shapes} == {3, 4, 5}
-    with pytest.raises(ValueError, match="bits must be 2 or more, but got 1"):
-        fake_quantise(torch.ones(3), bits=1)
 
 
 # -- pruned -----------------------------------------------------------------------------------
@@ -380,27 +358,6 @@ def test_trained_weights_follow_from_the_generator_alone():
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 
-def test_fine_tuning_tasks_differ_in_what_the_docstring_says():
-    shapes = shapes_of(FineTunedMLP())
-    assert {s.new_head for s in shapes} == {True, False}
-    assert {s.mlp.classification for s in shapes} == {True, False}
-    assert {s.frozen for s in shapes} == {0, 1, 2, 3}
-    assert all(s.frozen <= len(s.mlp.widths) - 2 for s in shapes)
-    family = FineTunedMLP()
-    for seed in range(4):
-        generator = torch.Generator().manual_seed(seed)
-        shape = family.sample_shape(generator)
-        mlp = shape.model.mlp
-        task = family.build(replace(shape, job=replace(shape.job, num_train=300)), generator)
-        inputs, targets = task.splits.train
-        assert inputs.shape == (300, mlp.widths[0])
-        if mlp.classification:
-            assert int(targets.max()) < mlp.widths[-1]
-        else:
-            assert targets.shape == (300, mlp.widths[-1])
-            assert targets.std() == pytest.approx(1, abs=0.2)
-
-
 # -- hard labels ------------------------------------------------------------------------------
 
 
@@ -465,3 +422,8 @@ def test_training_rows_have_the_noise_and_the_imbalance_and_new_rows_do_not(nois
     shares, wrong = read_off(problem, problem.new_rows)
     assert shares.max() / shares.min() == pytest.approx(1 if balanced else 10, rel=0.15)
     assert wrong == 0
+
+
+def test_one_bit_is_refused():
+    with pytest.raises(ValueError, match="bits must be 2 or more, but got 1"):
+        fake_quantise(torch.ones(3), bits=1)

@@ -13,7 +13,6 @@ from torch import nn
 from pacesetter.inner_models import registry
 from pacesetter.inner_models.families.real import tabular
 from pacesetter.inner_models.families.real.digits import (
-    LONG_HORIZON,
     digit_images,
     digits_splits,
     digits_teacher,
@@ -100,18 +99,6 @@ def test_equal_rows_of_a_table_are_kept_once(monkeypatch):
         table_splits("wines")
 
 
-def test_tabular_shapes_cover_all_tables():
-    shapes = shapes_of("tabular-mlp")
-    assert {s.model.table for s in shapes} == set(TABLES)
-    for shape in shapes:
-        table, mlp = TABLES[shape.model.table], shape.model.mlp
-        assert (mlp.widths[0], mlp.widths[-1]) == (table.inputs, table.outputs)
-        assert 1 <= len(mlp.widths) - 2 <= 3
-        assert 8 <= mlp.widths[1] <= 64
-        assert shape.job.batch_size in (8, 16, 32, 64)
-        assert 200 <= shape.job.horizon <= 1500
-
-
 # -- photographs ----------------------------------------------------------------------------------
 
 
@@ -171,19 +158,6 @@ def test_a_residual_denoiser_subtracts_what_its_layers_give(residual):
     assert [c.out_channels for c in convolutions] == [5, 5, 1]
     given = model.layers(noisy)
     assert torch.equal(model(noisy), noisy - given if residual else given)
-
-
-def test_denoising_tasks_differ_in_what_the_docstring_says():
-    models = [s.model for s in shapes_of("photo-denoiser")]
-    assert {m.residual for m in models} == {True, False}
-    assert {m.layers for m in models} == {1, 2}
-    assert {m.channels for m in models} == {4, 5, 6, 7, 8}
-    assert {s.job.num_train for s in shapes_of("photo-denoiser")} == {500, 2000, 4992}
-    levels = []
-    for task in tasks_of("photo-denoiser", 12):
-        noisy, clean = task.splits.test
-        levels.append(float((noisy - clean).std()))
-    assert 0.09 < min(levels) < 0.25 < 0.5 < max(levels) < 1.02
 
 
 # -- the flow -------------------------------------------------------------------------------------
@@ -275,17 +249,6 @@ def test_dequantisation_stays_within_a_level():
         assert float(beyond.mean()) == pytest.approx(0.5, abs=0.02)
 
 
-def test_flows_differ_in_what_the_docstring_says():
-    shapes = shapes_of("photo-flow")
-    assert {s.model.side for s in shapes} == {3, 4}
-    assert {s.model.couplings for s in shapes} == {2, 4, 6}
-    assert 16 <= min(s.model.hidden for s in shapes) < 20
-    assert 40 < max(s.model.hidden for s in shapes) <= 48
-    assert {s.job.num_train for s in shapes} == {2000, 5000, 31_200, 19_968}
-    for task in tasks_of("photo-flow", 3):
-        assert task.optimum in BEST_KNOWN.values()
-
-
 # -- digits ---------------------------------------------------------------------------------------
 
 
@@ -308,27 +271,6 @@ def test_digits_families_have_the_job_and_the_rows_of_digits_mlp(name):
     rows = digits_splits(task.splits.num_rows("train"))
     for ours, theirs in zip(batches(task.splits), batches(rows), strict=True):
         assert torch.equal(ours[0].flatten(1), theirs[0])
-
-
-def test_digits_shapes_differ_in_what_the_docstrings_say():
-    vits = [s.model for s in shapes_of("digits-vit")]
-    assert {m.patch for m in vits} == {2, 4}
-    assert {m.width for m in vits} == {8, 16, 24}
-    assert {m.heads for m in vits} == {2, 4}
-    assert {m.layers for m in vits} == {1, 2}
-    assert {m.pre_norm for m in vits} == {m.class_token for m in vits} == {True, False}
-    quantised = [s.model for s in shapes_of("digits-quantised")]
-    assert {m.weight_bits for m in quantised} == set(range(2, 9))
-    assert {m.activation_bits for m in quantised} == {0, *range(3, 9)}
-    assert {m.per_row for m in quantised} == {True, False}
-    assert all(s.model.cost <= 6e4 for s in shapes_of("digits-convnet"))
-
-
-def test_the_long_family_is_long_and_small():
-    for shape in shapes_of("digits-long", 30):
-        assert shape.job.horizon == LONG_HORIZON == 20_000
-        assert shape.job.batch_size in (16, 32)
-        assert shape.model.num_params < 64 * 16 + 16 + 16 * 16 + 16 + 16 * 10 + 10 + 1
 
 
 def test_the_teacher_knows_the_digits_and_is_the_same_every_time():

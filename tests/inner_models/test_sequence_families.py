@@ -9,9 +9,7 @@ import torch
 
 from pacesetter.inner_models.draw import Draw
 from pacesetter.inner_models.families.languages import (
-    Brackets,
     LanguageRanges,
-    LanguageTransformer,
     MarkovChain,
     draw_brackets,
     draw_chain,
@@ -21,8 +19,6 @@ from pacesetter.inner_models.families.sequences import (
     Adding,
     Copying,
     Recall,
-    SequenceRanges,
-    SequenceRNN,
     Series,
 )
 from pacesetter.inner_models.losses import next_token_loss
@@ -216,18 +212,6 @@ def test_brackets_are_balanced_and_as_frequent_as_their_weights():
     assert abs(shares - exact).sum() < 1.3 * abs(resampled - exact).sum()
 
 
-def test_long_and_deep_bracket_strings_are_balanced():
-    source = draw_brackets(Draw(generator(3)), 24, LanguageRanges(depth=(6, 6), kinds=(4, 4)))
-    (tokens,) = source.rows(500, generator(), length=25)
-    kinds = len(source.kinds)
-    deepest = 0
-    for row in tokens.tolist():
-        assert bracket_weight(source, row) > 0
-        moves = [1 if s < kinds else -1 if s < 2 * kinds else 0 for s in row]
-        deepest = max(deepest, max(np.cumsum(moves)))
-    assert deepest == 6
-
-
 @pytest.mark.parametrize("seed", range(3))
 def test_a_chain_follows_its_table(seed):
     chain = draw_chain(Draw(generator(seed)), 4, LanguageRanges())
@@ -307,39 +291,6 @@ def test_an_oracle_attains_the_optimum_and_no_less(draw_source):
     assert loss == pytest.approx(source.entropy(length=13), rel=0.02)
 
 
-def test_language_tasks_differ_in_what_the_docstring_says():
-    family, draw = LanguageTransformer(), generator()
-    shapes = [family.sample_shape(draw) for _ in range(300)]
-    models = [shape.model for shape in shapes]
-    assert {m.width for m in models} == {8, 12, 16, 20, 24}
-    assert {m.heads for m in models} == {1, 2, 4}
-    assert {m.layers for m in models} == {1, 2}
-    assert {m.pre_norm for m in models} == {True, False}
-    assert (min(m.vocabulary for m in models), max(m.vocabulary for m in models)) == (4, 24)
-    assert (min(m.context for m in models), max(m.context for m in models)) == (6, 20)
-    tasks = [family.build(shape, draw) for shape in shapes[:60]]
-    kinds = [type(task.splits.train[0]) for task in tasks]
-    assert set(kinds) == {torch.Tensor}
-    for task, model in zip(tasks, models, strict=False):
-        (tokens,) = task.splits.train
-        assert tokens.dtype == torch.int64
-        assert tokens.shape[1] == model.context + 1
-        assert 0 <= tokens.min() <= tokens.max() < model.vocabulary
-        scale = task.build_model.loss_scale
-        assert 0.02 < task.optimum / scale < math.log(model.vocabulary)
-    problems = [family.draw_problem(shape, Draw(draw)) for shape in shapes[:40]]
-    assert {type(p.rows.func.__self__) for p in problems} == {MarkovChain, Brackets}
-
-
-def test_ranges_that_make_no_task_are_refused():
-    with pytest.raises(ValueError, match=r"vocabulary must start at 3 or more, but got \(2, 8\)"):
-        LanguageRanges(vocabulary=(2, 8))
-    with pytest.raises(ValueError, match=r"symbols must start at 2 or more, but got \(1, 4\)"):
-        SequenceRanges(symbols=(1, 4))
-    with pytest.raises(ValueError, match="low <= high, but got"):
-        SequenceRanges(length=(9, 6))
-
-
 # -- sequences ------------------------------------------------------------------------------------
 
 
@@ -404,23 +355,6 @@ def test_series_have_the_variance_and_the_predictability_they_claim():
         fit = torch.linalg.lstsq(values[:, :t], values[:, t:]).solution[:, :1]
         errors.append((values[:, t] - (values[:, :t] @ fit)[:, 0]).square().mean())
     assert source.optimum == pytest.approx(float(torch.stack(errors).mean()), rel=0.02)
-
-
-def test_sequence_tasks_differ_in_what_the_docstring_says():
-    family, draw = SequenceRNN(), generator()
-    shapes = [family.sample_shape(draw) for _ in range(200)]
-    assert {s.model.kind for s in shapes} == {"adding", "copying", "recall", "series"}
-    assert {s.model.net.cell for s in shapes} == {"gru", "lstm"}
-    hidden = [s.model.net.hidden for s in shapes]
-    assert 8 == min(hidden) < 20 < max(hidden) <= 32
-    for shape in shapes[:40]:
-        net = shape.model.net
-        task = family.build(shape, draw)
-        assert 6 <= net.length <= 24
-        assert task.splits.train[0].shape[1] == net.length
-        out = task.build_model()(task.splits.test[0][:3])
-        assert out.shape[:-1] == ((3, net.last) if net.last else (3,))
-        assert task.optimum > 0
 
 
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
@@ -502,3 +436,8 @@ def test_text_tasks_are_of_moderate_size(family):
     model = task.build_model()
     loss = task.loss(model, task.splits.test).item()
     assert loss == pytest.approx(math.log(text.VOCABULARY), abs=0.7)
+
+
+def test_ranges_that_make_no_task_are_refused():
+    with pytest.raises(ValueError, match=r"vocabulary must start at 3 or more, but got \(2, 8\)"):
+        LanguageRanges(vocabulary=(2, 8))

@@ -100,23 +100,6 @@ def test_floor_and_noise_of_a_quadratic_are_measured_by_the_excess_at_its_start(
     assert problem.optimum == pytest.approx((0.01 + 0.2 * 0.5) * excess, rel=1e-3)
 
 
-def test_training_reaches_the_optimum_of_a_quadratic():
-    ranges = QuadraticRanges(condition=(5, 20), noise=(1e-4, 1e-3), loss_scale=(3, 3))
-    family = Quadratic(ranges)
-    shape = Shape(QuadraticShape(dim=12, rotated=True), JOB)
-    task = family.build(shape, generator(3))
-    trainer = InnerTrainer([task])
-    start = float(trainer.evaluate("test")[0]) - task.optimum
-    decay = 0.5 * (1 + np.cos(np.pi * np.arange(800) / 800))
-    trainer.run(0.1 * decay[:, None], momentum=np.array([0.9]))
-    model = task.build_model().double()
-    error = trainer.parameters(0)["weight"].double() - model.target
-    excess = 3 * float((model.rotation @ error).square() @ model.curvature) / 2
-    assert excess < 1e-4 * start
-    # The loss that is measured is that of 512 rows; it lies at the optimum but for their chance.
-    assert trainer.evaluate("test")[0] == pytest.approx(task.optimum, rel=0.3)
-
-
 def test_spectra_have_the_condition_number_and_three_kinds():
     draw = Draw(generator(0))
     spectra = [draw_spectrum(draw, dim=20, condition=500.0) for _ in range(60)]
@@ -226,20 +209,6 @@ def test_the_entropy_is_that_of_numerical_integration():
     assert abs(expected_entropy(many, torch.zeros(10)) - mean) < 4 * error + 1e-3 * mean
 
 
-def test_sharp_scores_leave_few_labels_in_doubt():
-    shape = LogisticShape(inputs=6, classes=2)
-    points = np.linspace(-9, 9, 20_001)
-    for sharpness in (1.0, 10.0):
-        ranges = LogisticRanges(sharpness=(sharpness, sharpness), imbalance=(0, 0))
-        score = sharpness * points
-        entropy = np.logaddexp(0, -score) + score / (1 + np.exp(score))
-        density = np.exp(-(points**2) / 2) / math.sqrt(2 * math.pi)
-        expected = float((entropy * density).sum() * (points[1] - points[0]))
-        assert problem_of(LogisticRegression(ranges), shape).optimum == pytest.approx(
-            expected, rel=1e-3
-        )
-
-
 # -- ratings -----------------------------------------------------------------------------------
 
 
@@ -304,20 +273,6 @@ def test_a_prediction_is_mean_biases_and_dot_product(learns_mean):
     assert torch.allclose(model(users, items), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_few_noisy_ratings_overfit(seed):
-    family = Ratings(RatingsRanges(noise=(1, 1), loss_scale=(1, 1)))
-    model = RatingsShape(users=40, items=40, rank=8, learns_mean=False)
-    job = Job(num_train=512, batch_size=32, horizon=300)
-    trainer = InnerTrainer([family.build(Shape(model, job), generator(seed))])
-    start, valid = trainer.evaluate("train")[0], []
-    for _ in range(12):
-        trainer.run(np.full((25, 1), 0.02), momentum=np.array([0.9]))
-        valid.append(trainer.evaluate("outer_valid")[0])
-    assert trainer.evaluate("train")[0] < 0.3 * start
-    assert valid[-1] > 1.15 * min(valid)
-
-
 # -- autoencoders ------------------------------------------------------------------------------
 
 
@@ -361,14 +316,6 @@ def test_noise_and_targets_of_autoencoders():
         assert float(targets.var(0).mean().sqrt()) == pytest.approx(2, rel=0.05)
         noise = (inputs - targets).std(0) / targets.std(0)
         assert torch.allclose(noise, torch.full((10,), 0.2 * share), atol=0.01)
-
-
-def test_codes_are_narrow():
-    family, g = Autoencoders(), generator(0)
-    models = [family.draw_model(Draw(g)) for _ in range(200)]
-    assert all(1 <= m.widths[-1] <= m.widths[0] // 2 for m in models)
-    assert {len(m.widths) for m in models} == {2, 3, 4}
-    assert {m.tied for m in models} == {True, False}
 
 
 # -- two heads ---------------------------------------------------------------------------------
