@@ -1,4 +1,4 @@
-"""The manual builds without a warning, dead links included, needs no network, and says what is true.
+"""The manual builds without warnings or dead links, needs no network, and matches the code.
 
 It is built once. What only a browser can tell is left out where there is none.
 """
