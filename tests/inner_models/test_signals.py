@@ -158,7 +158,7 @@ def feed(signals, step):
     return [float(t) for t in told]
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=40)
 @given(st.lists(steps, min_size=1, max_size=3))
 def test_host_and_device_agree_bit_for_bit_whatever_comes(intervals):
     host, device = HostSignals(), TrainingSignals(1, device="cpu")

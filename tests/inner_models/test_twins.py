@@ -495,6 +495,16 @@ def test_n_runs_are_n_plain_runs(name):
     check(CASES[name], traced=False)
 
 
-@pytest.mark.parametrize("name", [n for n, case in CASES.items() if case.traced])
+QUICK = {"linear", "embedding with padding", "LSTM, last states", "encoder layer", "MaxPool2d "}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+        for name, case in CASES.items()
+        if case.traced
+    ],
+)
 def test_traced_they_are_n_plain_runs_too(name):
     check(CASES[name], traced=True)
