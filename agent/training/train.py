@@ -60,7 +60,6 @@ def make_learner(
     Raises:
         ValueError: `init` has another control or other widths than `config`.
     """
-    prepare_process()
     if init is not None:
         check_start(config, init)
     hidden = list(config.hidden)
@@ -161,6 +160,7 @@ def train(
         ValueError: `out` holds another run, or its checkpoint is broken; or `init` has another
             control or other widths than `config`.
     """
+    prepare_process()
     if init is not None:
         check_start(config, init)
     start = None if init is None else init.digest
