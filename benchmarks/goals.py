@@ -175,7 +175,7 @@ def criteria(of: Losses) -> Iterator[tuple[str, str, str, str]]:
         count = f"{int(worse.sum())} of {len(of.tasks)}"
         yield "3 robustness", f"{key[0]}: tasks over {WORST:.0%} worse than the default", count, "0"
     multiples = sorted(
-        {arm for arm, _ in of.by if arm.startswith("multiple-")}, key=lambda a: len(a)
+        {arm for arm, _ in of.by if arm.startswith("multiple-")}, key=lambda a: int(a.split("-")[1])
     )
     rivals = [*("policy-open-loop", "policy-open-loop-strict"), CALIBRATED, *multiples]
     for arm in rivals:
