@@ -12,12 +12,14 @@ from pacesetter.inner_models.lookup import lazy_exports
 __all__ = [
     "FEATURES",
     "ControlConfig",
+    "EnvConfig",
     "ScheduleEnv",
     "ScheduleVecEnv",
 ]
 
 if TYPE_CHECKING:
     from pacesetter.envs.actions import ControlConfig
+    from pacesetter.envs.config import EnvConfig
     from pacesetter.envs.features import FEATURES
     from pacesetter.envs.gym_env import ScheduleEnv
     from pacesetter.envs.vec_env import ScheduleVecEnv
@@ -26,6 +28,7 @@ else:
         __name__,
         {
             "ControlConfig": "actions",
+            "EnvConfig": "config",
             "FEATURES": "features",
             "ScheduleEnv": "gym_env",
             "ScheduleVecEnv": "vec_env",

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pacesetter.envs.actions import NUM_ACTIONS, ControlConfig
 from pacesetter.envs.features import FEATURE_BOUND, NUM_FEATURES
-from pacesetter.envs.rewards import improvement
+from pacesetter.envs.rewards import CLIP, improvement
 from pacesetter.envs.runs import ScheduledRuns
 from pacesetter.inner_models.registry import make_family
 from pacesetter.inner_models.task import Task, TaskFamily
@@ -73,7 +73,7 @@ class ScheduleEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
 
     ## Episode End
     Terminated at the horizon, or when every step of an interval broke (a loss or a gradient norm
-    that is not finite). Never truncated.
+    that is not finite), with the reward of a diverged run. Never truncated.
 
     ## Arguments
     ```python
@@ -119,6 +119,7 @@ class ScheduleEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         self.action_space = action_space()
         self._runs: ScheduledRuns | None = None
         self._start_loss = np.nan
+        self._over = False
         if isinstance(task, Task):
             _check_horizon(task)
 
@@ -160,6 +161,7 @@ class ScheduleEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
             [task], siblings=2, control=self.control, device=self._device, dtype=self._dtype
         )
         self._start_loss = float(self._runs.final_losses()[0, 0])
+        self._over = False
         features = self._runs.begin()
         return features[0].astype(np.float32), self._info()
 
@@ -175,15 +177,22 @@ class ScheduleEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
             Observation, reward, terminated, truncated (always False) and info.
         """
         runs = self._episode
+        if self._over:
+            raise gymnasium.error.ResetNeeded("the episode is over: call reset()")
         own = np.asarray(action, dtype=np.float64).reshape(1, -1)
         features = runs.decide(np.concatenate((own, np.zeros((1, NUM_ACTIONS)))))
-        info = self._info()
-        reward = 0.0
-        if runs.done:
+        info, reward = self._info(), 0.0
+        assert runs.stats is not None
+        diverged = bool(runs.stats.nonfinite_share[0] >= 1.0)
+        self._over = diverged or runs.done
+        if diverged:
+            reward = -CLIP
+            info |= {"outer_valid_loss": np.nan, "reference_loss": np.nan}
+        elif runs.done:
             loss, reference = runs.final_losses()[0]
             reward = improvement(float(loss), reference=float(reference), start=self._start_loss)
             info |= {"outer_valid_loss": float(loss), "reference_loss": float(reference)}
-        return features[0].astype(np.float32), reward, runs.done, False, info
+        return features[0].astype(np.float32), reward, self._over, False, info
 
     def _info(self) -> dict[str, Any]:
         runs = self._episode

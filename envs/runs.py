@@ -1,24 +1,33 @@
 """Inner runs under control of an agent: trainer and decision core joined.
 
 Both environments, the evaluation of policies and the policy's arm in the comparison go through
-`ScheduledRuns`.
+`ScheduledRuns`. A `SiblingGroup` is the unit in which meta-training is drawn, trained and spread:
+it depends on ``(seed, episode, group)`` and on the actions taken in it, on nothing else. So it can
+be trained in any process, and once more where it was lost.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
 from pacesetter.envs.actions import ActionCodec, ControlConfig
+from pacesetter.envs.config import EnvConfig
 from pacesetter.envs.decision import DecisionCore
-from pacesetter.envs.features import FloatArray
+from pacesetter.envs.features import FEATURE_NAMES, NUM_FEATURES, FloatArray
+from pacesetter.envs.rewards import sibling_scores
 from pacesetter.inner_models.engine.trainer import InnerTrainer
-from pacesetter.inner_models.task import Task
+from pacesetter.inner_models.task import Task, TaskFamily
 from pacesetter.inner_models.watch.guard import is_lost
 from pacesetter.inner_models.watch.signals import IntervalStatistics
+
+GroupStep: TypeAlias = tuple[FloatArray, FloatArray, bool, list[dict[str, Any]]]
+"""Features (rows, NUM_FEATURES), rewards (rows,), whether the group is over, an info for each row.
+"""
 
 
 class ScheduledRuns:
@@ -125,3 +134,77 @@ class ScheduledRuns:
         """Outer-valid losses, shape (num_tasks, siblings); NaN where a run diverged."""
         losses = self.trainer.evaluate("outer_valid")
         return np.where(is_lost(losses), np.nan, losses).reshape(-1, self.siblings)
+
+
+class SiblingGroup:
+    """Tasks of one shape, each with siblings that are rewarded against each other.
+
+    Args:
+        tasks: of one shape, each with a seed.
+        config: siblings, control, reward, features, device and dtype.
+    """
+
+    def __init__(self, tasks: Sequence[Task], config: EnvConfig) -> None:
+        self._config = config
+        self._seen = np.array([name not in config.hidden_features for name in FEATURE_NAMES])
+        self.runs = ScheduledRuns(
+            tasks,
+            siblings=config.siblings,
+            control=config.control,
+            device=config.device,
+            dtype=config.dtype or torch.float32,
+        )
+
+    @property
+    def tasks(self) -> list[Task]:
+        """The task of each row."""
+        return [task for task in self.runs.tasks for _ in range(self.runs.siblings)]
+
+    def begin(self) -> FloatArray:
+        """Trains the first interval; returns features of shape (rows, NUM_FEATURES)."""
+        return np.where(self._seen, self.runs.begin(), 0.0)
+
+    def step(self, actions: ArrayLike) -> GroupStep:
+        """Takes a decision in every row, (rows, 3) in [-1, 1], and trains the next interval.
+
+        Rewards are zero before the horizon. A group that was over before is idle: its features are
+        zero, and its infos say so.
+        """
+        runs, rows = self.runs, self.runs.num_runs
+        if runs.done:
+            idle: list[dict[str, Any]] = [{"idle": True} for _ in range(rows)]
+            return np.zeros((rows, NUM_FEATURES)), np.zeros(rows), True, idle
+        features = np.where(self._seen, runs.decide(actions), 0.0)
+        if not runs.done:
+            return features, np.zeros(rows), False, [{} for _ in range(rows)]
+        losses, config = runs.final_losses(), self._config
+        scores = sibling_scores(losses, spread_floor=config.spread_floor, form=config.reward)
+        infos: list[dict[str, Any]] = [
+            {"outer_valid_loss": float(loss), "task": task.name}
+            for loss, task in zip(losses.ravel(), self.tasks, strict=True)
+        ]
+        return features, scores.ravel(), True, infos
+
+
+def draw_group(
+    families: Sequence[TaskFamily], config: EnvConfig, seed: int, episode: int, group: int
+) -> SiblingGroup:
+    """Draws a family, and tasks of it; equal arguments give equal groups, in every process.
+
+    Raises:
+        ValueError: the family drew a horizon too short for a decision.
+    """
+    entropy = np.random.SeedSequence((seed, episode, group))
+    generator = torch.Generator().manual_seed(int(entropy.generate_state(1, np.uint64)[0]) >> 1)
+    if config.family_weights:
+        shares = torch.tensor(config.family_weights, dtype=torch.float64)
+        pick = int(torch.multinomial(shares, 1, generator=generator))
+    else:
+        pick = int(torch.randint(len(families), (), generator=generator))
+    drawn = SiblingGroup(families[pick].sample_group(config.tasks_per_group, generator), config)
+    if not drawn.runs.num_decisions:
+        raise ValueError(
+            f"family {families[pick].name!r} drew a horizon of {drawn.runs.trainer.horizon} steps, "
+            "too short for a decision: raise its horizons to at least 4"
+        )
+    return drawn

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import gymnasium
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
 from pacesetter.envs.actions import NUM_ACTIONS, ControlConfig
-from pacesetter.envs.groups import FamilyGroups
+from pacesetter.envs.config import EnvConfig
+from pacesetter.envs.features import FloatArray
 from pacesetter.envs.gym_env import action_space, observation_space
-from pacesetter.envs.rewards import SPREAD_FLOOR, RewardForm
-from pacesetter.envs.turns import FloatArray, Group, GroupSource, Turn
+from pacesetter.envs.runs import GroupStep, SiblingGroup, draw_group
 from pacesetter.inner_models.registry import make_family
 from pacesetter.inner_models.task import Task, TaskFamily
 
@@ -55,17 +56,11 @@ class ScheduleVecEnv(VecEnv):
     Args:
         families: task families or names of them, ``module:attribute`` for one of your own; each
             group draws one of them.
-        num_groups: groups per episode.
-        tasks_per_group: tasks of one shape per group.
-        siblings: runs per task, at least 2.
-        device: where the inner runs live.
+        config: which runs there are, how they are controlled and what is rewarded; None: the
+            defaults.
         seed: decides all tasks.
-        control: bounds and step sizes of the control.
-        spread_floor: floor under the siblings' spread in the reward, or its unit.
-        reward: form of the reward.
-        family_weights: how often each family is drawn, relative to the others; empty: equally.
-        hidden_features: names of features that read zero, to learn what they are worth.
-        dtype: of the inner runs' parameters and data.
+        **settings: fields of `pacesetter.envs.config.EnvConfig` by name, instead of those of
+            `config`: ``num_groups=4, tasks_per_group=4, siblings=8, device="cuda"``.
 
     Raises:
         ValueError: a number is out of range, a family unknown, or (when it is drawn) a family's
@@ -78,57 +73,37 @@ class ScheduleVecEnv(VecEnv):
     def __init__(
         self,
         families: Sequence[str | TaskFamily],
+        config: EnvConfig | None = None,
         *,
-        num_groups: int = 4,
-        tasks_per_group: int = 4,
-        siblings: int = 8,
-        device: torch.device | str = "cpu",
         seed: int = 0,
-        control: ControlConfig | None = None,
-        spread_floor: float = SPREAD_FLOOR,
-        reward: RewardForm = "z-score",
-        family_weights: Sequence[float] = (),
-        hidden_features: Sequence[str] = (),
-        dtype: torch.dtype = torch.float32,
+        **settings: Any,
     ) -> None:
-        if isinstance(families, str) or not families:
-            raise ValueError(f"families must be a non-empty list, but got {families!r}")
-        for name, value, least in (
-            ("num_groups", num_groups, 1),
-            ("tasks_per_group", tasks_per_group, 1),
-            ("siblings", siblings, 2),
-        ):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, but got {value}")
+        if isinstance(families, str):
+            raise ValueError(f"families must be a list, but got {families!r}")
+        self.config = replace(config or EnvConfig(), **settings)
+        self.config.check_families(families)
         self.families = [make_family(f) if isinstance(f, str) else f for f in families]
-        self.control = control or ControlConfig()
         self.render_mode = None
         self.next_episode = 0
         self._seed = seed
-        self._source: GroupSource = FamilyGroups(
-            families=tuple(self.families),
-            tasks_per_group=tasks_per_group,
-            siblings=siblings,
-            control=self.control,
-            device=device,
-            dtype=dtype,
-            spread_floor=spread_floor,
-            reward=reward,
-            weights=tuple(family_weights),
-            hidden_features=tuple(hidden_features),
+        self._draw_group: Callable[[int, int, int], SiblingGroup] = partial(
+            draw_group, self.families, self.config
         )
-        self._num_groups = num_groups
-        self._groups: list[Group] = []
+        self._groups: list[SiblingGroup] = []
         self._over: list[bool] = []
         self._decision = 0
         self._actions = np.zeros((0, NUM_ACTIONS))
-        num_envs = num_groups * tasks_per_group * siblings
-        super().__init__(num_envs, observation_space(), action_space())
+        super().__init__(self.config.num_envs, observation_space(), action_space())
+
+    @property
+    def control(self) -> ControlConfig:
+        """Bounds and step sizes of the control."""
+        return self.config.control
 
     @property
     def num_decisions(self) -> int:
         """Decisions of an episode, K - 1: the ``n_steps`` of one rollout."""
-        return self.control.num_intervals - 1
+        return self.config.num_decisions
 
     @property
     def tasks(self) -> list[Task]:
@@ -145,23 +120,23 @@ class ScheduleVecEnv(VecEnv):
         self._draw(self.next_episode)
         self.next_episode += 1
         self._decision = 0
-        self._over = [False] * self._num_groups
+        self._over = [False] * self.config.num_groups
         self._reset_seeds()
         self._reset_options()
         self.reset_infos = [{} for _ in range(self.num_envs)]
 
     def _draw(self, episode: int) -> None:
         """Draws the groups of an episode; they have not begun."""
-        source, seed = self._source, self._seed
-        self._groups = [source.draw(seed, episode, g) for g in range(self._num_groups)]
+        numbers = range(self.config.num_groups)
+        self._groups = [self._draw_group(self._seed, episode, g) for g in numbers]
 
     def _begin(self) -> list[FloatArray]:
         """Features of each group after its first interval."""
         return [group.begin() for group in self._groups]
 
-    def _take(self, parts: Sequence[NDArray[Any]]) -> list[Turn]:
+    def _step_groups(self, parts: Sequence[NDArray[Any]]) -> list[GroupStep]:
         """One decision of each group."""
-        return [g.turn(part) for g, part in zip(self._groups, parts, strict=True)]
+        return [g.step(part) for g, part in zip(self._groups, parts, strict=True)]
 
     def step_async(self, actions: NDArray[Any]) -> None:
         """Holds the actions, (num_envs, 3), for `step_wait`."""
@@ -170,18 +145,18 @@ class ScheduleVecEnv(VecEnv):
     @property
     def idle(self) -> NDArray[np.bool_]:
         """(num_envs,), rows whose run is over while others go on."""
-        return np.repeat(np.array(self._over, dtype=bool), self.num_envs // self._num_groups)
+        return np.repeat(np.array(self._over, dtype=bool), self.config.rows)
 
     def step_wait(self) -> VecEnvStepReturn:
         """Takes one decision in every run and trains its next interval."""
         if not self._over:
             raise gymnasium.error.ResetNeeded("call reset() before step()")
         self._decision += 1
-        turns = self._take(np.split(self._actions, self._num_groups))
-        self._over = [turn.over for turn in turns]
-        observations = np.concatenate([turn.features for turn in turns]).astype(np.float32)
-        rewards = np.concatenate([turn.rewards for turn in turns]).astype(np.float32)
-        infos = [info for turn in turns for info in turn.infos]
+        steps = self._step_groups(np.split(self._actions, self.config.num_groups))
+        features, scores, self._over, group_infos = map(list, zip(*steps, strict=True))
+        observations = np.concatenate(features).astype(np.float32)
+        rewards = np.concatenate(scores).astype(np.float32)
+        infos = [info for part in group_infos for info in part]
         dones = self.idle
         for row in np.flatnonzero(dones):
             infos[row] |= {

@@ -97,7 +97,7 @@ def _start(ray: Any, address: str, *, cpus: int, store: int | None) -> None:
         return
     try:
         if address != AUTO:
-            _knock(address)
+            _check_reachable(address)
         ray.init(address, logging_level=logging.ERROR)
     except OSError as error:
         raise ValueError(
@@ -106,11 +106,11 @@ def _start(ray: Any, address: str, *, cpus: int, store: int | None) -> None:
         ) from error
 
 
-def _knock(address: str) -> None:
-    """Sees whether anybody is there.
+def _check_reachable(address: str) -> None:
+    """Refuses an address where nothing listens.
 
     Raises:
-        OSError: nobody is.
+        OSError: nothing does.
         ValueError: it is no address.
     """
     host, _, port = address.rpartition(":")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pacesetter.envs.ray.groups import RemoteGroups, Workers
-from pacesetter.envs.turns import FloatArray, Turn
+from pacesetter.envs.config import EnvConfig
+from pacesetter.envs.features import FloatArray
+from pacesetter.envs.ray.workers import RemoteGroups, Workers
+from pacesetter.envs.runs import GroupStep, draw_group
 from pacesetter.envs.vec_env import ScheduleVecEnv
 from pacesetter.inner_models.lookup import require
 from pacesetter.inner_models.task import Task, TaskFamily
@@ -29,9 +32,10 @@ class RayScheduleVecEnv(ScheduleVecEnv):
 
     Args:
         families: as in `ScheduleVecEnv`.
+        config: as there; its device is that of the workers.
         workers: to spread groups over.
         prefetch: whether to return before the next episode has begun.
-        **layout: the other arguments of `ScheduleVecEnv`; ``device`` is that of the workers.
+        **settings: the other arguments of `ScheduleVecEnv`.
 
     Raises:
         ImportError: Ray is not installed.
@@ -42,10 +46,11 @@ class RayScheduleVecEnv(ScheduleVecEnv):
     def __init__(
         self,
         families: Sequence[str | TaskFamily],
+        config: EnvConfig | None = None,
         *,
         workers: Workers,
         prefetch: bool = False,
-        **layout: Any,
+        **settings: Any,
     ) -> None:
         ray = require("ray", extra="ray")
         if not ray.is_initialized():
@@ -53,20 +58,24 @@ class RayScheduleVecEnv(ScheduleVecEnv):
                 "not connected to a Ray cluster: call ray.init(), or use "
                 "pacesetter.envs.ray.cluster.connected()"
             )
-        super().__init__(families, **layout)
+        super().__init__(families, config, **settings)
         self._workers, self._prefetch = workers, prefetch
         self._remote: RemoteGroups | None = None
         self._promised: NDArray[np.float32] | None = None
 
     @property
     def tasks(self) -> list[Task]:
-        """The task of each row, fetched from the workers."""
-        self.await_reset()
-        return [] if self._remote is None else self._remote.tasks()
+        """The task of each row, drawn once more."""
+        config, episode = replace(self.config, device="cpu"), self.next_episode - 1
+        groups = range(config.num_groups if self._over else 0)
+        drawn = [draw_group(self.families, config, self._seed, episode, g) for g in groups]
+        return [task for group in drawn for task in group.tasks]
 
     def _draw(self, episode: int) -> None:
         if self._remote is None:
-            self._remote = RemoteGroups(self._source, self._num_groups, workers=self._workers)
+            self._remote = RemoteGroups(
+                self._draw_group, self.config.num_groups, workers=self._workers
+            )
         self._promised = None
         self._remote.begin(self._seed, episode)
 
@@ -84,9 +93,9 @@ class RayScheduleVecEnv(ScheduleVecEnv):
         if self._promised is not None:
             raise RuntimeError("call await_reset() before acting on the first observations")
         if self._remote is not None and self._over:
-            self._remote.take(np.split(self._actions, self._num_groups))
+            self._remote.step(np.split(self._actions, self.config.num_groups))
 
-    def _take(self, parts: Sequence[NDArray[Any]]) -> list[Turn]:
+    def _step_groups(self, parts: Sequence[NDArray[Any]]) -> list[GroupStep]:
         assert self._remote is not None
         return self._remote.collect()
 

@@ -1,107 +1,294 @@
-"""What runs in a Ray actor: groups of inner runs, drawn, trained and, where need be, replayed.
+"""Groups of inner runs in Ray actors, which Ray restarts where they fail.
 
-A plain class that knows nothing of Ray, so that tests can call it in their own process.
+What a group is depends on its seed and the actions taken in it alone. Every call says which groups
+it means and what was decided in them so far: a worker that does not have a group, since it was
+restarted or another one held it, draws it anew and replays its decisions. So a worker that is lost,
+or stuck, costs time and changes nothing, and it does not matter which worker holds a group.
 """
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from numpy.typing import NDArray
 
-from pacesetter.inner_models.engine.host import prepare_process
+from pacesetter.envs.ray.cluster import rounding_environment
+from pacesetter.inner_models.lookup import require
 
-if TYPE_CHECKING:
-    from pacesetter.envs.turns import FloatArray, Group, GroupSource, Turn
+DrawGroup = Callable[[int, int, int], Any]
+"""Seed, episode and number to a group: what `pacesetter.envs.runs.draw_group` does."""
+MOST_LOSSES = 3
+"""A worker that is lost more often by the same piece of work is no accident."""
+LATE = 10.0
+"""A worker is late that takes so many times as long as the slowest other, or as it did last."""
+SECONDS_BETWEEN_WARNINGS = 30.0
+"""While workers are waited for that the cluster has not started."""
 
 
-class ForgottenError(LookupError):
-    """A worker was asked to go on with groups that it does not have: it has been restarted."""
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """How many workers there are, and what each has to itself.
+
+    Attributes:
+        count: how many.
+        threads: of torch, and CPUs, of each; None: one CPU, and torch as it is.
+        gpus: share of a GPU of each, such as 0.25; or several.
+        patience: seconds that a worker may be late by all that is known (see `LATE`, and that it
+            may have been restarted) before the others take its groups over.
+    """
+
+    count: int
+    threads: int | None = 1
+    gpus: float = 0.0
+    patience: float = 60.0
+
+    def __post_init__(self) -> None:
+        for name in ("count", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} of workers must be positive, but got {value}")
+        if self.gpus < 0 or (self.gpus > 1 and self.gpus != int(self.gpus)):
+            raise ValueError(
+                f"a worker has a share of a GPU, or whole ones, but gpus is {self.gpus}"
+            )
+        if not 0 < self.patience < math.inf:
+            raise ValueError(
+                "patience with workers must be a positive number of seconds, but got "
+                f"{self.patience}"
+            )
 
 
 class GroupWorker:
-    """Holds the groups that it was given of one episode.
+    """What runs in an actor; a plain class that knows nothing of Ray.
 
     Args:
-        source: draws groups.
+        draw: draws a group.
         threads: of torch; None: as they are.
         environment: variables that torch reads late enough.
     """
 
     def __init__(
         self,
-        source: GroupSource,
+        draw: DrawGroup,
         *,
         threads: int | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> None:
         os.environ.update(environment or {})
-        prepare_process()
         if threads is not None:
             # Not at the top: a worker that trains nothing starts without it.
             import torch
 
             torch.set_num_threads(threads)
-        self._source = source
-        self._groups: dict[int, Group] = {}
+        self._draw = draw
+        self._episode: tuple[int, int] | None = None
+        self._groups: dict[int, Any] = {}
+        self._taken: dict[int, int] = {}
 
-    def ready(self) -> int:
-        """Says that it is there, by the number of its process."""
-        return os.getpid()
-
-    def begin(self, seed: int, episode: int, groups: Sequence[int]) -> dict[int, FloatArray]:
-        """Draws groups of an episode, forgets all others, and trains their first intervals.
+    def advance(
+        self, seed: int, episode: int, past: Mapping[int, Sequence[NDArray[Any]]]
+    ) -> tuple[int, dict[int, Any]]:
+        """Brings groups of an episode to where they are to be.
 
         Args:
             seed: of all episodes.
-            episode: its number.
-            groups: their numbers.
+            episode: its number; groups of another one are forgotten.
+            past: the actions of all decisions, (rows, 3) each, by group.
 
         Returns:
-            Features, (rows, NUM_FEATURES), by group.
+            The number of this process; and, by group, what came of the last decision, or the first
+            features where there was none.
         """
-        self._groups.clear()  # the memory of the old ones is needed for the new
-        for group in groups:
-            self._groups[group] = self._source.draw(seed, episode, group)
-        return {group: runs.begin() for group, runs in self._groups.items()}
+        if self._episode != (seed, episode):
+            self._groups.clear()  # the memory of the old ones is needed for the new
+            self._episode = (seed, episode)
+        latest: dict[int, Any] = {}
+        for number, decisions in past.items():
+            rest = decisions[-1:]
+            if number not in self._groups or self._taken[number] != len(decisions) - 1:
+                self._groups[number] = self._draw(seed, episode, number)
+                latest[number] = self._groups[number].begin()
+                rest = decisions
+            for actions in rest:
+                latest[number] = self._groups[number].step(actions)
+            self._taken[number] = len(decisions)
+        return os.getpid(), latest
 
-    def take(self, actions: Mapping[int, NDArray[Any]]) -> dict[int, Turn]:
-        """Takes one decision in some groups.
+
+class RemoteGroups:
+    """The groups of one episode after another, spread over workers.
+
+    Calls of `begin` and `step` return at once; `collect` waits for what they set going.
+
+    Args:
+        draw: draws a group.
+        num_groups: of every episode.
+        workers: to spread them over; no more than there are groups.
+    """
+
+    def __init__(self, draw: DrawGroup, num_groups: int, *, workers: Workers) -> None:
+        if workers.count > num_groups:
+            raise ValueError(
+                f"{num_groups} groups cannot be spread over {workers.count} workers: take fewer "
+                "workers or more groups"
+            )
+        self._ray = require("ray", extra="ray")
+        self._workers, self._num_groups = workers, num_groups
+        actor = self._ray.remote(GroupWorker).options(
+            num_cpus=workers.threads or 1,
+            num_gpus=workers.gpus,
+            max_restarts=-1,
+            max_task_retries=MOST_LOSSES,
+            scheduling_strategy="SPREAD",
+        )
+        self._actors = [
+            actor.remote(draw, threads=workers.threads, environment=rounding_environment())
+            for _ in range(workers.count)
+        ]
+        self.processes: dict[int, int] = {}
+        self._away: dict[int, Any] = {}  # late workers, each with the call that it has not answered
+        self._took: dict[int, float] = {}  # seconds, of a worker's latest answer in this episode
+        self._episode = (0, 0)
+        self._since = self._asked = 0.0  # when the episode began, and when work was last asked for
+        self._owner: list[int] = []
+        self._past: list[list[NDArray[Any]]] = []
+        self._calls: dict[Any, int] = {}
+
+    @property
+    def here(self) -> list[int]:
+        """Workers that are not late."""
+        return [worker for worker in range(len(self._actors)) if worker not in self._away]
+
+    def begin(self, seed: int, episode: int) -> None:
+        """Has the workers draw an episode's groups and train their first intervals."""
+        self._away = {
+            worker: call
+            for worker, call in self._away.items()
+            if not self._ray.wait([call], timeout=0)[0]
+        }
+        self._episode, self._past = (seed, episode), []
+        self._since = time.monotonic()
+        self._took.clear()
+        here = self.here
+        self._owner = [here[g * len(here) // self._num_groups] for g in range(self._num_groups)]
+        self._ask(range(self._num_groups))
+
+    def step(self, actions: Sequence[NDArray[Any]]) -> None:
+        """Has the workers take one decision in every group.
 
         Args:
-            actions: (rows, 3), by group.
+            actions: (rows, 3), one for each group.
+        """
+        self._past.append(list(actions))
+        self._ask(range(self._num_groups))
+
+    def collect(self) -> list[Any]:
+        """Waits; returns what the groups' methods return, one for each group.
 
         Raises:
-            ForgottenError: a group is not here.
+            ChildProcessError: a worker was lost again and again.
         """
-        missing = [group for group in actions if group not in self._groups]
-        if missing:
-            raise ForgottenError(f"it was restarted and no longer has groups {missing}")
-        return {group: self._groups[group].turn(part) for group, part in actions.items()}
+        found: dict[int, Any] = {}
+        slowest = 0.0
+        while self._calls:
+            timeout = SECONDS_BETWEEN_WARNINGS
+            if found:  # where nobody has answered yet, nobody is late
+                timeout = max(0.0, self._asked + self._limit(slowest) - time.monotonic())
+            done, _ = self._ray.wait(list(self._calls), timeout=timeout)
+            if done:
+                worker = self._calls.pop(done[0])
+                found |= self._answer(done[0], worker)
+                self._took[worker] = slowest = time.monotonic() - self._asked
+            elif found:
+                self._hand_over()
+            else:
+                self._warn_of_missing_workers()
+        return [found[g] for g in range(self._num_groups)]
 
-    def replay(
-        self, seed: int, episode: int, past: Mapping[int, Sequence[NDArray[Any]]]
-    ) -> dict[int, FloatArray | Turn]:
-        """Brings groups that were lost elsewhere to where they were, next to those held here.
+    def close(self) -> None:
+        """Ends the workers."""
+        if self._ray.is_initialized():
+            for actor in self._actors:
+                self._ray.kill(actor)
+        self._actors, self._calls, self._away, self._owner = [], {}, {}, []
+
+    def _ask(self, groups: Sequence[int]) -> None:
+        """Asks the owners of groups to bring them to where they are to be."""
+        self._asked = time.monotonic()
+        for worker in dict.fromkeys(self._owner[g] for g in groups):
+            past = {g: [p[g] for p in self._past] for g in groups if self._owner[g] == worker}
+            self._calls[self._actors[worker].advance.remote(*self._episode, past)] = worker
+
+    def _answer(self, call: Any, worker: int) -> dict[int, Any]:
+        errors = self._ray.exceptions
+        where = f"episode {self._episode[1]}, decision {len(self._past)}"
+        answer: dict[int, Any]
+        try:
+            process, answer = self._ray.get(call)
+        except errors.RayTaskError as error:
+            # What the group itself raised, as if it had been trained here.
+            raise error.cause from error
+        except (errors.RayActorError, errors.OutOfMemoryError, errors.ObjectLostError) as error:
+            raise ChildProcessError(
+                f"worker {worker} was lost {MOST_LOSSES + 1} times in {where} "
+                f"({type(error).__name__}). If its machine had too little memory, take fewer "
+                "workers on it or fewer siblings"
+            ) from error
+        if self.processes.setdefault(worker, process) != process:
+            self.processes[worker] = process
+            warnings.warn(
+                f"worker {worker} was lost before the end of {where}; Ray has restarted it, and "
+                "its runs were replayed from their seeds and the actions taken",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        return answer
+
+    def _limit(self, slowest: float) -> float:
+        """Seconds after which those that have not answered are late.
 
         Args:
-            seed: of all episodes.
-            episode: its number.
-            past: the actions of every decision taken, by group.
-
-        Returns:
-            What came of the last decision; where there was none, what `begin` returns.
+            slowest: seconds that the slowest answer took so far.
         """
-        latest: dict[int, FloatArray | Turn] = {}
-        for group, decisions in past.items():
-            runs = self._groups[group] = self._source.draw(seed, episode, group)
-            latest[group] = runs.begin()
-            for actions in decisions:
-                latest[group] = runs.turn(actions)
-        return latest
+        before = [self._took.get(worker, 0.0) for worker in self._calls.values()]
+        replay = self._asked - self._since  # one that was restarted takes as long again
+        return self._workers.patience + LATE * max(slowest, *before) + replay
 
-    def tasks(self) -> dict[int, list[Any]]:
-        """The task of each row, by group."""
-        return {group: runs.tasks for group, runs in self._groups.items()}
+    def _hand_over(self) -> None:
+        """Has the others do the work of those that are late; what these answer is not needed."""
+        late = set(self._calls.values())
+        survivors = [worker for worker in self.here if worker not in late]
+        if not survivors:
+            self._asked = time.monotonic()
+            return
+        warnings.warn(
+            f"workers {', '.join(map(str, sorted(late)))} have not answered for "
+            f"{time.monotonic() - self._asked:.0f} seconds in episode {self._episode[1]}, decision "
+            f"{len(self._past)}; the others take their runs over until they do",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        self._away |= {worker: call for call, worker in self._calls.items()}
+        self._calls.clear()
+        groups = [g for g, owner in enumerate(self._owner) if owner in late]
+        for i, group in enumerate(groups):
+            self._owner[group] = survivors[i % len(survivors)]
+        self._ask(groups)
+
+    def _warn_of_missing_workers(self) -> None:
+        missing = [w for w in set(self._calls.values()) if w not in self.processes]
+        if missing:
+            have = self._ray.cluster_resources()
+            warnings.warn(
+                f"waiting for {len(missing)} of {len(self._actors)} workers, each with "
+                f"{self._workers.threads or 1} CPUs and {self._workers.gpus:g} GPUs; the "
+                f"cluster has {have.get('CPU', 0):g} and {have.get('GPU', 0):g} in all",
+                RuntimeWarning,
+                stacklevel=3,
+            )
