@@ -28,12 +28,11 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from pacesetter.agent.training.train import make_learner
 from pacesetter.envs.ray.cluster import available_cores, connected
-from pacesetter.envs.ray.groups import Workers
 from pacesetter.envs.ray.vec_env import RayScheduleVecEnv
-from pacesetter.envs.turns import Turn
+from pacesetter.envs.ray.workers import Workers
+from pacesetter.envs.runs import GroupStep
 from pacesetter.envs.vec_env import ScheduleVecEnv
 from pacesetter.experiments.presets import get_preset
-from pacesetter.inner_models.task import Task
 
 STORE = 2**28
 ROWS = 32
@@ -47,21 +46,16 @@ class SleepingGroup:
         self._seconds = seconds
         self._answer = np.zeros((rows, features))
 
-    @property
-    def tasks(self) -> list[Task]:
-        """None."""
-        return []
-
     def begin(self) -> NDArray[np.float64]:
         """Sleeps."""
         time.sleep(self._seconds)
         return self._answer
 
-    def turn(self, actions: NDArray[Any]) -> Turn:
+    def step(self, actions: NDArray[Any]) -> GroupStep:
         """Sleeps."""
         rows = len(actions)
         time.sleep(self._seconds)
-        return Turn(self._answer, np.zeros(rows), False, [{} for _ in range(rows)])
+        return self._answer, np.zeros(rows), False, [{} for _ in range(rows)]
 
 
 @dataclass(frozen=True)
@@ -72,8 +66,7 @@ class SleepingGroups:
     rows: int
     features: int
 
-    def draw(self, seed: int, episode: int, group: int) -> SleepingGroup:
-        """A group."""
+    def __call__(self, seed: int, episode: int, group: int) -> SleepingGroup:
         return SleepingGroup(self.seconds, self.rows, self.features)
 
 
@@ -87,7 +80,7 @@ class SleepingEnv(RayScheduleVecEnv):
         )
         shape = self.observation_space.shape
         assert shape is not None
-        self._source = SleepingGroups(seconds, ROWS, shape[0])
+        self._draw_group = SleepingGroups(seconds, ROWS, shape[0])
 
 
 class Awaiting(BaseCallback):
@@ -135,19 +128,10 @@ def sleeping(counts: Sequence[int], seconds: float, decisions: int) -> None:
 
 def training(counts: Sequence[int], groups: int, rollouts: int) -> None:
     """Prints decisions a second of meta-training on real inner runs, by the number of workers."""
-    config = replace(get_preset("laptop"), num_groups=groups)
-    layout: dict[str, Any] = {
-        "num_groups": config.num_groups,
-        "tasks_per_group": config.tasks_per_group,
-        "siblings": config.siblings,
-        "control": config.control,
-        "spread_floor": config.spread_floor,
-        "reward": config.reward,
-        "family_weights": config.family_weights,
-        "seed": 0,
-    }
+    config = get_preset("laptop")
+    config = replace(config, env=replace(config.env, num_groups=groups))
     print(
-        f"\nMeta-training with the preset laptop, {config.num_envs} runs in {groups} groups,\n"
+        f"\nMeta-training with the preset laptop, {config.env.num_envs} runs in {groups} groups,\n"
         f"PPO included: {rollouts} rollouts after one to warm up, the same episodes each time;\n"
         "median, least and greatest of the rollouts. Ratios are of the same rollout."
     )
@@ -156,10 +140,10 @@ def training(counts: Sequence[int], groups: int, rollouts: int) -> None:
     for count in (1, 0, *counts[1:]):
         if count:
             env: ScheduleVecEnv = RayScheduleVecEnv(
-                config.families, workers=Workers(count=count), prefetch=True, **layout
+                config.families, config.env, workers=Workers(count=count), prefetch=True
             )
         else:
-            env = ScheduleVecEnv(config.families, **layout)
+            env = ScheduleVecEnv(config.families, config.env)
         model = make_learner(config, env, seed=0)
         taken = []
         for rollout in range(rollouts + 1):

@@ -35,7 +35,6 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 from pacesetter.agent.training.config import TrainConfig
 from pacesetter.agent.training.train import make_learner
 from pacesetter.envs.actions import NUM_ACTIONS
-from pacesetter.envs.groups import FamilyGroups
 from pacesetter.envs.gym_env import ScheduleEnv
 from pacesetter.envs.vec_env import ScheduleVecEnv
 from pacesetter.inner_models.engine.trainer import InnerTrainer
@@ -208,7 +207,7 @@ def environments(num_envs: int, *, repeats: int, device: str) -> dict[str, Any]:
 def meta_training(rollouts: int, *, device: str) -> dict[str, Any]:
     """Microseconds a decision costs within inner training, in drawing tasks, and elsewhere."""
     config = TrainConfig(decisions=10**6)
-    env = ScheduleVecEnv(config.families, seed=0, device=device, num_groups=config.num_groups)
+    env = ScheduleVecEnv(config.families, seed=0, device=device, num_groups=config.env.num_groups)
     model = make_learner(config, env, seed=0)
     model.learn(config.rollout)
     clock = {"inner": 0.0, "drawing": 0.0}
@@ -229,7 +228,7 @@ def meta_training(rollouts: int, *, device: str) -> dict[str, Any]:
     undo = [
         watch(InnerTrainer, "run", "inner"),
         watch(InnerTrainer, "evaluate", "inner"),
-        watch(FamilyGroups, "draw", "drawing"),
+        watch(ScheduleVecEnv, "_draw", "drawing"),
     ]
     rows = []
     for _ in range(rollouts):

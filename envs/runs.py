@@ -171,7 +171,8 @@ class SiblingGroup:
         zero, and its infos say so.
         """
         runs, rows = self.runs, self.runs.num_runs
-        if runs.done:
+        was_over: bool = runs.done  # mypy holds a property for constant
+        if was_over:
             idle: list[dict[str, Any]] = [{"idle": True} for _ in range(rows)]
             return np.zeros((rows, NUM_FEATURES)), np.zeros(rows), True, idle
         features = np.where(self._seen, runs.decide(actions), 0.0)

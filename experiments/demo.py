@@ -116,7 +116,7 @@ def run_demo(
     """
     for module, extra in (("stable_baselines3", "train"), ("matplotlib.figure", "compare")):
         require(module, extra=extra)
-    from pacesetter.agent.training.fine_tuning import fine_tuning_config  # need the extra `train`
+    from pacesetter.agent.training.config import fine_tuning_config  # need the extra `train`
     from pacesetter.agent.training.train import train
 
     init = load_policy(config.init)

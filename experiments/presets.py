@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from pacesetter.agent.training.config import TrainConfig
-from pacesetter.agent.training.fine_tuning import LEARNING_RATE, LOG_STD
+from pacesetter.agent.training.config import (
+    FINE_TUNING_LEARNING_RATE,
+    FINE_TUNING_LOG_STD,
+    TrainConfig,
+)
 from pacesetter.envs.actions import ControlConfig
+from pacesetter.envs.config import EnvConfig
 from pacesetter.inner_models.lookup import check_name
 from pacesetter.inner_models.registry import META_TRAIN
 
@@ -44,12 +49,11 @@ def weights_by_cost(families: Sequence[str]) -> tuple[float, ...]:
 
 
 # What docs/lab-book.md arrived at.
+_ENV = EnvConfig(family_weights=weights_by_cost(META_TRAIN), reward="difference", spread_floor=0.2)
 _RECIPE: dict[str, Any] = {
     "families": META_TRAIN,
-    "family_weights": weights_by_cost(META_TRAIN),
+    "env": _ENV,
     "validation_tasks": 3,
-    "reward": "difference",
-    "spread_floor": 0.2,
     "exploration": "state-dependent",
     "log_std": -2.3,
 }
@@ -58,10 +62,13 @@ PRESETS: dict[str, TrainConfig] = {
     # Seconds: shows that the whole path works, learns nothing to speak of.
     "smoke": TrainConfig(
         decisions=2_000,
-        num_groups=2,
-        tasks_per_group=2,
-        siblings=4,
-        control=ControlConfig(num_intervals=10),
+        env=EnvConfig(
+            num_groups=2,
+            tasks_per_group=2,
+            siblings=4,
+            control=ControlConfig(num_intervals=10),
+            spread_floor=0.1,
+        ),
         validations=2,
         validation_tasks=1,
         validation_seeds=1,
@@ -86,18 +93,19 @@ PRESETS: dict[str, TrainConfig] = {
     "gpu": TrainConfig(
         decisions=10_000_000,
         validations=10,
-        num_groups=8,
-        tasks_per_group=16,
-        siblings=16,
         minibatches=32,
-        **{**_RECIPE, "validation_tasks": 2},
+        **{
+            **_RECIPE,
+            "env": replace(_ENV, num_groups=8, tasks_per_group=16, siblings=16),
+            "validation_tasks": 2,
+        },
     ),
     # Some minutes on two cores, for `pacesetter train --init`: from a policy that is good already.
-    "fine-tune": TrainConfig(decisions=200_000, learning_rate=2e-4, log_std=LOG_STD),
+    "fine-tune": TrainConfig(decisions=200_000, learning_rate=2e-4, log_std=FINE_TUNING_LOG_STD),
     # Ten minutes a seed on one core, for `pacesetter train --init`: the recipe on everything, from
     # a policy that is good already; no clear gain yet.
     "second-stage": TrainConfig(
-        decisions=600_000, learning_rate=LEARNING_RATE, validations=6, **_RECIPE
+        decisions=600_000, learning_rate=FINE_TUNING_LEARNING_RATE, validations=6, **_RECIPE
     ),
 }
 

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from pacesetter.envs.actions import ControlConfig
+from pacesetter.envs.config import EnvConfig
 from pacesetter.experiments.presets import PRESETS
 from pacesetter.inner_models.task import ModuleTask, Splits, TaskFamily
 
@@ -54,10 +55,9 @@ TINY = replace(
     decisions=16,
     families=("tiny:family",),
     validation_families=("tiny:family",),
-    num_groups=1,
-    tasks_per_group=1,
-    siblings=2,
+    env=EnvConfig(
+        num_groups=1, tasks_per_group=1, siblings=2, control=ControlConfig(num_intervals=5)
+    ),
     hidden=(8, 8),
-    control=ControlConfig(num_intervals=5),
 )
 """Two rollouts, two validations."""

@@ -1,6 +1,8 @@
 """What meta-training does between rollouts: validate, keep the best policy, save, tell.
 
-All of it happens at the start of a rollout, when the learner has just finished with the last one.
+All of it happens at the start of a rollout, when the learner has just finished with the last one
+and no inner run is under way: the next groups are rebuilt from their seeds. A checkpoint holds
+tensors and plain numbers, no pickle of objects.
 """
 
 from __future__ import annotations
@@ -20,10 +22,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 from torch import Tensor
 
 from pacesetter.agent.policy.policy import Policy, parse_policy, save_policy
-from pacesetter.agent.runs.folder import write_text
+from pacesetter.agent.runs.folder import write_bytes, write_text
 from pacesetter.agent.runs.interruption import safe_point, stop_requested
 from pacesetter.agent.runs.progress import progress_bar
-from pacesetter.agent.training.checkpoint import save_checkpoint
 from pacesetter.agent.training.config import TrainConfig
 from pacesetter.agent.training.validation import ValidationSuite
 from pacesetter.envs.vec_env import ScheduleVecEnv
@@ -95,7 +96,7 @@ class MetaTraining(BaseCallback):
             self._validate(0)
 
     def _on_step(self) -> bool:
-        self._bar.update(self._config.num_envs)
+        self._bar.update(self._config.env.num_envs)
         self._idle.append(self._env.idle)
         return True
 
@@ -190,3 +191,62 @@ def _validation_points(config: TrainConfig) -> frozenset[int]:
     """Numbers of finished rollouts at which the policy is validated; the last is among them."""
     count = min(config.validations, config.rollouts)
     return frozenset(round((i + 1) * config.rollouts / count) for i in range(count))
+
+
+def save_checkpoint(path: Path, model: PPO, env: ScheduleVecEnv, extra: dict[str, Any]) -> None:
+    """Writes network, optimizer, counters and random states, whole or not at all.
+
+    Args:
+        path: the file.
+        model: the learner, between two rollouts.
+        env: its environment, whose current episode has not begun to be learned from.
+        extra: anything else to keep: tensors and plain Python values.
+    """
+    name, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002 (SB3 draws here)
+    state = {
+        "policy": model.policy.state_dict(),
+        "optimizer": model.policy.optimizer.state_dict(),
+        "num_timesteps": model.num_timesteps,
+        "n_updates": model._n_updates,
+        # The current episode was drawn already; a resumed run draws it again.
+        "episode": env.next_episode - 1,
+        "torch_rng": torch.get_rng_state(),
+        "numpy_rng": (
+            str(name),
+            torch.from_numpy(np.asarray(keys).astype(np.int64)),
+            int(position),
+            int(has_gauss),
+            float(cached),
+        ),
+        "extra": extra,
+    }
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_bytes(path, buffer.getvalue())
+
+
+def load_checkpoint(path: Path, model: PPO, env: ScheduleVecEnv) -> dict[str, Any]:
+    """Restores what `save_checkpoint` wrote; returns its `extra`.
+
+    Raises:
+        ValueError: the file is not a checkpoint of this learner.
+    """
+    try:
+        state = torch.load(path, weights_only=True)
+    except Exception as error:  # whatever torch makes of a file that is not one of its own
+        raise ValueError(f"{path} is not a checkpoint, or is broken: {error}") from error
+    try:
+        model.policy.load_state_dict(state["policy"])
+        model.policy.optimizer.load_state_dict(state["optimizer"])
+        model.num_timesteps = state["num_timesteps"]
+        model._n_updates = state["n_updates"]
+        env.next_episode = state["episode"]
+        torch.set_rng_state(state["torch_rng"])
+        name, keys, position, has_gauss, cached = state["numpy_rng"]
+        np.random.set_state(  # noqa: NPY002
+            (name, keys.numpy().astype(np.uint32), position, has_gauss, cached)
+        )
+        extra: dict[str, Any] = state["extra"]
+    except (RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a checkpoint of this run: {error}") from error
+    return extra

@@ -1,16 +1,36 @@
-"""Settings of meta-training: everything that decides what a run learns."""
+"""Settings of meta-training, from nothing or from a policy: everything that decides what it learns.
+
+A learner that starts from a policy keeps its network and its control. What that policy can do
+already is easily lost, so exploration begins smaller (`FINE_TUNING_LOG_STD`) and steps are shorter
+(`FINE_TUNING_LEARNING_RATE`): with the few tasks of one user's family a gradient is mostly noise,
+and what a long step forgets of the families that the policy came from, a short training does not
+bring back.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Literal
 
-from pacesetter.envs.actions import ControlConfig
-from pacesetter.envs.features import FEATURE_NAMES
-from pacesetter.envs.groups import check_weights
-from pacesetter.envs.rewards import REWARD_FORMS, RewardForm
-from pacesetter.inner_models.lookup import check_name
-from pacesetter.inner_models.registry import META_TRAIN, VALIDATION, make_family
+from pacesetter.envs.config import EnvConfig
+from pacesetter.inner_models.registry import (
+    FROM_FILES,
+    META_TRAIN,
+    VALIDATION,
+    family_names,
+    is_own,
+    make_family,
+)
+
+if TYPE_CHECKING:
+    from pacesetter.agent.policy.policy import Policy
+
+FINE_TUNING_LOG_STD = -1.0
+"""Log of the actions' standard deviation at the start of a fine-tuning, at most: 0.37; from nothing
+it is 0.50."""
+FINE_TUNING_LEARNING_RATE = 5e-4
+"""Of PPO in a fine-tuning, at most; from nothing it is 7e-4."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,14 +41,7 @@ class TrainConfig:
         decisions: how many to learn from; rounded up to whole rollouts.
         families: task families to learn from.
         validation_families: task families to choose the policy by.
-        num_groups: groups of runs per rollout, each of one shape.
-        tasks_per_group: tasks per group.
-        siblings: runs per task.
-        control: intervals, bounds and step sizes.
-        family_weights: how often each family is drawn, relative to the others; empty: equally.
-        reward: how siblings are held against each other, see `sibling_scores`.
-        spread_floor: floor under the siblings' spread in the reward, or its unit.
-        hidden_features: names of features that read zero; the policy takes no notice of them.
+        env: which runs there are side by side, their control and their reward.
         hidden: widths of the policy's and of the critic's hidden layers.
         learning_rate: of PPO, falling linearly to zero.
         epochs: passes over a rollout.
@@ -52,15 +65,8 @@ class TrainConfig:
     decisions: int
     families: tuple[str, ...] = META_TRAIN
     validation_families: tuple[str, ...] = VALIDATION
-    num_groups: int = 4
-    tasks_per_group: int = 4
-    siblings: int = 8
-    control: ControlConfig = field(default_factory=ControlConfig)
-    hidden_features: tuple[str, ...] = ()
+    env: EnvConfig = field(default_factory=lambda: EnvConfig(spread_floor=0.1))
     hidden: tuple[int, ...] = (64, 64)
-    family_weights: tuple[float, ...] = ()
-    reward: RewardForm = "z-score"
-    spread_floor: float = 0.1
     learning_rate: float = 7e-4
     epochs: int = 5
     minibatches: int = 4
@@ -77,18 +83,12 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in (
-            *("decisions", "num_groups", "tasks_per_group", "epochs", "minibatches"),
+            *("decisions", "epochs", "minibatches"),
             *("validations", "validation_tasks", "validation_seeds", "checkpoint_every"),
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive, but got {getattr(self, name)}")
-        check_weights(self.family_weights, families=len(self.families))
-        for name in self.hidden_features:
-            check_name(name, FEATURE_NAMES, kind="feature")
-        if self.reward not in REWARD_FORMS:
-            raise ValueError(
-                f"reward must be one of {', '.join(REWARD_FORMS)}, but got {self.reward!r}"
-            )
+        self.env.check_families(self.families)
         if self.exploration not in ("independent", "state-dependent"):
             raise ValueError(
                 f"exploration must be independent or state-dependent, but got {self.exploration!r}"
@@ -97,18 +97,13 @@ class TrainConfig:
             raise ValueError(f"averaging must lie in [0, 1), but got {self.averaging}")
         for name in (*self.families, *self.validation_families):
             make_family(name)
-        if self.control.num_intervals < 2:
+        if self.env.num_decisions < 1:
             raise ValueError("meta-training needs at least 2 intervals, one decision, per run")
-
-    @property
-    def num_envs(self) -> int:
-        """Inner runs side by side."""
-        return self.num_groups * self.tasks_per_group * self.siblings
 
     @property
     def rollout(self) -> int:
         """Decisions of one rollout: whole episodes of every run."""
-        return self.num_envs * (self.control.num_intervals - 1)
+        return self.env.num_envs * self.env.num_decisions
 
     @property
     def rollouts(self) -> int:
@@ -117,4 +112,93 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The settings in JSON types."""
-        return asdict(self)
+        settings = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {**settings, "env": self.env.to_dict()}
+
+
+def fine_tuning_config(config: TrainConfig, policy: Policy) -> TrainConfig:
+    """Settings for a learner that starts from a policy.
+
+    Args:
+        config: settings of a training from nothing.
+        policy: the start; its control and its layers' widths replace those of `config`.
+
+    Returns:
+        `config` with the control and the widths of the policy, and with `FINE_TUNING_LOG_STD` and
+        `FINE_TUNING_LEARNING_RATE` where it has more than these.
+    """
+    return replace(
+        config,
+        env=replace(config.env, control=policy.control),
+        hidden=hidden_of(policy),
+        log_std=min(config.log_std, FINE_TUNING_LOG_STD),
+        learning_rate=min(config.learning_rate, FINE_TUNING_LEARNING_RATE),
+    )
+
+
+def hidden_of(policy: Policy) -> tuple[int, ...]:
+    """Widths of a policy's hidden layers."""
+    return tuple(len(bias) for _, bias in policy.layers[:-1])
+
+
+def check_start(config: TrainConfig, policy: Policy) -> None:
+    """Checks that a learner with these settings can start from a policy.
+
+    Raises:
+        ValueError: control or widths differ; the message has both and says what to do.
+    """
+    differing = [
+        f"{name}: {ours!r} in the settings, {theirs!r} in the policy"
+        for name, ours, theirs in (
+            ("hidden", config.hidden, hidden_of(policy)),
+            *(
+                (name, value, getattr(policy.control, name))
+                for name, value in vars(config.env.control).items()
+            ),
+        )
+        if ours != theirs
+    ]
+    if differing:
+        raise ValueError(
+            f"cannot start from policy {policy.digest[:12]}: {'; '.join(differing)}. A learner "
+            "keeps these of the policy that it starts from; "
+            "fine_tuning_config(config, policy) makes such settings"
+        )
+
+
+def learned_families(config: TrainConfig, start: Policy | None) -> tuple[str, ...]:
+    """Families that a policy of this training has learned from, its start's included."""
+    earlier = () if start is None else start.info.families
+    return tuple(dict.fromkeys((*config.families, *earlier)))
+
+
+def meter_families(config: TrainConfig, policy: Policy) -> tuple[str, ...]:
+    """Families that the meter of a policy is fitted to: all that it knows, as far as they are here.
+
+    A meter that knew one user's few tasks alone would find their very next job strange. Own
+    families of an earlier training may be gone, and those from files are never learned from here.
+    """
+    here = set(family_names()) - set(FROM_FILES)
+    earlier = [name for name in policy.info.families if name in here]
+    return tuple(dict.fromkeys((*config.families, *earlier)))
+
+
+def validation_families(
+    families: Sequence[str], usual: Sequence[str] = VALIDATION
+) -> tuple[str, ...]:
+    """Families to choose the policy by, where the user names none.
+
+    A user's own families are the best judges of a policy for them: fixed tasks are drawn from
+    them that training never draws, on seeds of their own. Where bundled families are mixed in,
+    against forgetting, the usual validation families have a say too.
+
+    Args:
+        families: to learn from.
+        usual: validation families of a training on bundled families alone.
+
+    >>> validation_families(["my_module:Spirals"])
+    ('my_module:Spirals',)
+    """
+    own = [name for name in families if is_own(name)]
+    mixed = len(own) < len(families)
+    return (*own, *(usual if mixed else ()))

@@ -5,22 +5,24 @@ Either way the learner stays in one place and sees one `ScheduleVecEnv`, with th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 
 from pacesetter.envs.ray.cluster import connected
-from pacesetter.envs.ray.groups import Workers
+from pacesetter.envs.ray.workers import Workers
 
 if TYPE_CHECKING:
     from pacesetter.agent.training.config import TrainConfig
+    from pacesetter.envs.config import EnvConfig
     from pacesetter.envs.vec_env import ScheduleVecEnv
+    from pacesetter.inner_models.task import TaskFamily
 
 MakeEnv: TypeAlias = "Callable[..., ScheduleVecEnv]"
-"""Makes an environment from what `ScheduleVecEnv` takes; that class itself is the local engine."""
+"""Makes an environment of families, an `EnvConfig` and ``seed=``: `ScheduleVecEnv` is one."""
 
 STORE = 2**28
 """Bytes of shared memory on a machine of one's own: what travels is small."""
@@ -115,12 +117,16 @@ class RayEngine:
         from pacesetter.envs.ray.vec_env import RayScheduleVecEnv
 
         self.check_device(device)
-        with self.opened(most=config.num_groups, store=STORE) as workers:
+        with self.opened(most=config.env.num_groups, store=STORE) as workers:
             made: list[ScheduleVecEnv] = []
 
-            def make(*args: Any, **layout: Any) -> ScheduleVecEnv:
-                layout["device"] = device
-                made.append(RayScheduleVecEnv(*args, workers=workers, prefetch=True, **layout))
+            def make(
+                families: Sequence[str | TaskFamily], env: EnvConfig, *, seed: int
+            ) -> ScheduleVecEnv:
+                env = replace(env, device=device)
+                made.append(
+                    RayScheduleVecEnv(families, env, seed=seed, workers=workers, prefetch=True)
+                )
                 return made[-1]
 
             try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +17,21 @@ from torch import nn
 from pacesetter.agent.policy.export import policy_from_model
 from pacesetter.agent.policy.policy import Policy, PolicyInfo, library_versions, save_policy
 from pacesetter.agent.runs.folder import RUN_FILE, claim_folder
-from pacesetter.agent.training.callbacks import CHECKPOINT, POLICY, MetaTraining
-from pacesetter.agent.training.checkpoint import load_checkpoint
-from pacesetter.agent.training.config import TrainConfig
-from pacesetter.agent.training.familiarity_fit import fit_familiarity
-from pacesetter.agent.training.feature_runs import collect_features
-from pacesetter.agent.training.fine_tuning import (
-    ACTIVATIONS,
+from pacesetter.agent.training.callbacks import CHECKPOINT, POLICY, MetaTraining, load_checkpoint
+from pacesetter.agent.training.config import (
+    TrainConfig,
     check_start,
     learned_families,
-    load_actor,
     meter_families,
 )
+from pacesetter.agent.training.engines import MakeEnv
+from pacesetter.agent.training.meter import collect_features, fit_familiarity
 from pacesetter.agent.training.validation import ValidationSuite
 from pacesetter.envs.features import FEATURE_NAMES
 from pacesetter.envs.vec_env import ScheduleVecEnv
 from pacesetter.inner_models.engine.host import prepare_process
 
+ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 METER_RUNS = 560
 """Runs that the meter of a new policy is fitted to, at most."""
 DECISIONS_PER_METER_RUN = 60
@@ -88,13 +86,29 @@ def make_learner(
     if init is not None:
         load_actor(model, init)
     # An input that is always zero has no gradient: what it begins with, it would keep.
-    blind = [name in config.hidden_features for name in FEATURE_NAMES]
+    blind = [name in config.env.hidden_features for name in FEATURE_NAMES]
     actor = nn.Sequential(model.policy.mlp_extractor.policy_net, model.policy.action_net)
     with torch.no_grad():
         next(actor.parameters())[:, blind] = 0.0
     if model.use_sde:
         _fix_noise(model, seed=seed)
     return model
+
+
+def load_actor(model: Any, policy: Policy) -> None:
+    """Puts a policy's weights into the actor of a learner; its critic stays as it is.
+
+    Args:
+        model: a `stable_baselines3.PPO` made by `make_learner` for `policy`.
+        policy: where it starts.
+    """
+    network = model.policy
+    modules = [*network.mlp_extractor.policy_net, network.action_net]
+    linear = [module for module in modules if isinstance(module, nn.Linear)]
+    with torch.no_grad():
+        for module, (weight, bias) in zip(linear, policy.layers, strict=True):
+            module.weight.copy_(torch.from_numpy(weight))
+            module.bias.copy_(torch.from_numpy(bias))
 
 
 def _fix_noise(model: PPO, *, seed: int) -> None:
@@ -127,7 +141,7 @@ def train(
     preset: str | None = None,
     init: Policy | None = None,
     meter: bool = True,
-    make_env: Callable[..., ScheduleVecEnv] = ScheduleVecEnv,
+    make_env: MakeEnv = ScheduleVecEnv,
 ) -> Path:
     """Meta-trains a policy and writes its file.
 
@@ -146,7 +160,7 @@ def train(
         resume: go on with the run in `out`.
         progress: show a progress bar.
         preset: name of the preset, for the policy's header.
-        init: policy to go on learning from (see `training.fine_tuning`). It is validated first,
+        init: policy to go on learning from (see `fine_tuning_config`). It is validated first,
             as row 0 of ``validation.csv``: what comes out is never worse on the validation
             tasks than what went in.
         meter: whether to give the policy its meter.
@@ -166,19 +180,7 @@ def train(
     start = None if init is None else init.digest
     settings = {"config": config.to_dict(), "seed": seed, "preset": preset, "init": start}
     claim_folder(out, kind="train", settings=settings, resume=resume)
-    env = make_env(
-        config.families,
-        num_groups=config.num_groups,
-        tasks_per_group=config.tasks_per_group,
-        siblings=config.siblings,
-        device=device,
-        seed=seed,
-        control=config.control,
-        spread_floor=config.spread_floor,
-        reward=config.reward,
-        family_weights=config.family_weights,
-        hidden_features=config.hidden_features,
-    )
+    env = make_env(config.families, replace(config.env, device=device), seed=seed)
     model = make_learner(config, env, seed=seed, init=init)
     extra: dict[str, Any] = {}
     if resume and (out / CHECKPOINT).is_file():
@@ -196,7 +198,7 @@ def train(
             versions=library_versions(),
             provenance={"config": config.to_dict(), **_origin(init)},
         )
-        return policy_from_model(learner, control=config.control, info=info)
+        return policy_from_model(learner, control=config.env.control, info=info)
 
     try:
         suite = ValidationSuite(
@@ -204,7 +206,7 @@ def train(
             tasks_per_family=config.validation_tasks,
             starts=config.validation_starts,
             seeds=config.validation_seeds,
-            control=config.control,
+            control=config.env.control,
             device=device,
         )
     except ValueError:

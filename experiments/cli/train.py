@@ -164,7 +164,7 @@ def preset_of(args: argparse.Namespace) -> str:
 
 def config_of(args: argparse.Namespace, init: Policy | None) -> TrainConfig:
     """The settings that the arguments stand for, and the policy to start from, if any."""
-    from pacesetter.agent.training.fine_tuning import (
+    from pacesetter.agent.training.config import (
         fine_tuning_config,
         validation_families,
     )
@@ -176,11 +176,12 @@ def config_of(args: argparse.Namespace, init: Policy | None) -> TrainConfig:
     if args.decisions is not None:
         changes["decisions"] = args.decisions
     if args.groups is not None:
-        changes["num_groups"] = args.groups
+        changes["env"] = replace(config.env, num_groups=args.groups)
     if args.families:
         families = family_names(*split_names(args.families))
         changes["families"] = families
-        changes["family_weights"] = weights_by_cost(families) if config.family_weights else ()
+        weights = weights_by_cost(families) if config.env.family_weights else ()
+        changes["env"] = replace(changes.get("env", config.env), family_weights=weights)
         changes["validation_families"] = validation_families(families, config.validation_families)
     if args.validation_families:
         changes["validation_families"] = family_names(*split_names(args.validation_families))

@@ -23,7 +23,7 @@ from pacesetter.agent.policy.policy import library_versions
 from pacesetter.agent.runs.interruption import safe_point, stop_requested
 from pacesetter.agent.training.engines import RayEngine
 from pacesetter.envs.ray.cluster import rounding_environment
-from pacesetter.envs.ray.groups import Workers
+from pacesetter.envs.ray.workers import Workers
 from pacesetter.inner_models.engine.host import prepare_process
 from pacesetter.inner_models.lookup import require
 from pacesetter.inner_models.task import Task

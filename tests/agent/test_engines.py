@@ -4,49 +4,49 @@ import json
 import socket
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 
 from pacesetter.agent.training.engines import RayEngine
 from pacesetter.envs.actions import ControlConfig
-from pacesetter.envs.groups import FamilyGroups
-from pacesetter.envs.ray.groups import Workers
-from pacesetter.envs.ray.workers import ForgottenError, GroupWorker
+from pacesetter.envs.config import EnvConfig
+from pacesetter.envs.ray.workers import GroupWorker, Workers
+from pacesetter.envs.runs import draw_group
 from pacesetter.experiments.cli.main import MISSING_PACKAGE, WRONG_INPUT, main, make_parser
 from pacesetter.experiments.cli.train import config_of
 from pacesetter.inner_models.families.teachers.regression import TeacherMLP, TeacherRanges
 
-SOURCE = FamilyGroups(
-    families=(TeacherMLP(TeacherRanges(num_train=(128, 256), horizon=(24, 40), eval_rows=32)),),
-    tasks_per_group=1,
-    siblings=2,
-    control=ControlConfig(num_intervals=5),
+FAMILY = TeacherMLP(TeacherRanges(num_train=(128, 256), horizon=(24, 40), eval_rows=32))
+DRAW = partial(
+    draw_group,
+    [FAMILY],
+    EnvConfig(tasks_per_group=1, siblings=2, control=ControlConfig(num_intervals=5)),
 )
 
 
-def test_a_replayed_group_is_where_it_was():
+def test_a_worker_brings_groups_to_where_they_are_to_be_whatever_it_holds():
     rng = np.random.default_rng(0)
-    worker = GroupWorker(SOURCE)
-    features = worker.begin(7, 2, [0, 3])
-    assert {group: rows.shape[0] for group, rows in features.items()} == {0: 2, 3: 2}
-    past = [{g: rng.uniform(-1, 1, (2, 3)) for g in (0, 3)} for _ in range(4)]
-    seen = [worker.take(actions) for actions in past]
-    assert [turn[0].over for turn in seen] == [False, False, False, True]
-    heir = GroupWorker(SOURCE)
-    heir.begin(7, 2, [1])  # it has a group of its own already
-    assert np.array_equal(heir.replay(7, 2, {3: []})[3], features[3])
-    for k in range(1, 5):
-        (turn,) = heir.replay(7, 2, {3: [actions[3] for actions in past[:k]]}).values()
-        assert np.array_equal(turn.features, seen[k - 1][3].features)
-        assert np.array_equal(turn.rewards, seen[k - 1][3].rewards)
-        assert turn.infos == seen[k - 1][3].infos
-    assert sorted(heir.tasks()) == [1, 3]
-    with pytest.raises(ForgottenError, match=r"no longer has groups \[0\]"):
-        heir.take({0: past[0][0], 1: past[0][0]})
-    worker.begin(7, 3, [0])
-    with pytest.raises(ForgottenError, match=r"no longer has groups \[3\]"):
-        worker.take({3: past[0][3]})
+    past = {g: [rng.uniform(-1, 1, (2, 3)) for _ in range(4)] for g in (0, 3)}
+
+    def advance(worker, k, *groups):
+        return worker.advance(7, 2, {g: past[g][:k] for g in groups})[1]
+
+    one = GroupWorker(DRAW)
+    seen = [advance(one, k, 0, 3) for k in range(5)]
+    assert {group: rows.shape[0] for group, rows in seen[0].items()} == {0: 2, 3: 2}
+    assert [step[0][2] for step in seen[1:]] == [False, False, False, True]
+    other = GroupWorker(DRAW)
+    advance(other, 0, 0)  # it has a group of its own already
+    assert np.array_equal(advance(other, 0, 3)[3], seen[0][3])
+    for k in (2, 3, 4, 4, 1):  # replayed, gone on with, and asked for again
+        features, rewards, over, infos = advance(other, k, 3)[3]
+        assert np.array_equal(features, seen[k][3][0])
+        assert np.array_equal(rewards, seen[k][3][1])
+        assert (over, infos) == seen[k][3][2:]
+    one.advance(7, 3, {0: []})
+    assert np.array_equal(advance(one, 1, 3)[3][0], seen[1][3][0])
 
 
 def test_numbers_out_of_range_are_refused():
@@ -95,11 +95,11 @@ def test_options_of_ray_need_the_engine_and_ray_itself(tmp_path, monkeypatch, ca
 def test_groups_widen_a_rollout():
     args = make_parser().parse_args(["train", "--preset", "smoke", "--groups", "6", "--out", "x"])
     assert (
-        config_of(args, None).num_envs
+        config_of(args, None).env.num_envs
         == 3
         * config_of(
             make_parser().parse_args(["train", "--preset", "smoke", "--out", "x"]), None
-        ).num_envs
+        ).env.num_envs
     )
 
 

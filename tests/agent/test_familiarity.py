@@ -13,8 +13,7 @@ from pacesetter.agent.policy.familiarity import (
     FamiliarityMeter,
 )
 from pacesetter.agent.policy.policy import Policy, PolicyFileError, parse_policy
-from pacesetter.agent.training.familiarity_fit import fit_familiarity
-from pacesetter.agent.training.feature_runs import collect_features, observe_runs
+from pacesetter.agent.training.meter import collect_features, fit_familiarity, observe_runs
 from pacesetter.envs.actions import ControlConfig
 from pacesetter.envs.features import FEATURE_NAMES, NUM_FEATURES
 from pacesetter.inner_models.registry import fixed_task

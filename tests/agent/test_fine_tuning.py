@@ -12,10 +12,12 @@ from torch import nn
 
 from pacesetter.agent.policy.policy import Policy, PolicyInfo, load_policy, save_policy
 from pacesetter.agent.runs.interruption import Stopped
-from pacesetter.agent.training import callbacks, fine_tuning
+from pacesetter.agent.training import callbacks
 from pacesetter.agent.training.callbacks import CHECKPOINT, POLICY, VALIDATION
-from pacesetter.agent.training.config import TrainConfig
-from pacesetter.agent.training.fine_tuning import (
+from pacesetter.agent.training.config import (
+    FINE_TUNING_LEARNING_RATE,
+    FINE_TUNING_LOG_STD,
+    TrainConfig,
     fine_tuning_config,
     meter_families,
     validation_families,
@@ -23,6 +25,7 @@ from pacesetter.agent.training.fine_tuning import (
 from pacesetter.agent.training.train import make_learner, train
 from pacesetter.agent.training.validation import ValidationScore, ValidationSuite
 from pacesetter.envs.actions import ControlConfig
+from pacesetter.envs.config import EnvConfig
 from pacesetter.envs.features import NUM_FEATURES
 from pacesetter.envs.vec_env import ScheduleVecEnv
 from pacesetter.experiments.cli import main as cli
@@ -96,9 +99,7 @@ def settings(policy, family="lines", **changes):
         decisions=60,
         families=(family,),
         validation_families=(family,),
-        num_groups=1,
-        tasks_per_group=2,
-        siblings=2,
+        env=EnvConfig(num_groups=1, tasks_per_group=2, siblings=2, spread_floor=0.1),
         validations=2,
         validation_tasks=2,
         validation_seeds=1,
@@ -124,10 +125,10 @@ def test_settings_are_those_of_the_policy_and_gentler():
     policy = a_policy(hidden=(7, 9))
     bold = replace(PRESETS["laptop"], log_std=-0.7)
     config = fine_tuning_config(bold, policy)
-    assert config.control == policy.control
+    assert config.env.control == policy.control
     assert config.hidden == (7, 9)
-    assert config.log_std == fine_tuning.LOG_STD < bold.log_std
-    assert config.learning_rate == fine_tuning.LEARNING_RATE < bold.learning_rate
+    assert config.log_std == FINE_TUNING_LOG_STD < bold.log_std
+    assert config.learning_rate == FINE_TUNING_LEARNING_RATE < bold.learning_rate
     timid = replace(PRESETS["laptop"], learning_rate=1e-5, log_std=-3.0)
     config = fine_tuning_config(timid, policy)
     assert (config.learning_rate, config.log_std) == (1e-5, -3.0)
@@ -139,13 +140,13 @@ def test_settings_are_those_of_the_policy_and_gentler():
 def test_the_learner_acts_like_the_policy_that_it_starts_from(hidden, activation, own):
     policy = a_policy(hidden=hidden, activation=activation)
     config = settings(policy)
-    env = ScheduleVecEnv([own], num_groups=1, siblings=2, control=config.control)
+    env = ScheduleVecEnv([own], num_groups=1, siblings=2, control=config.env.control)
     model = make_learner(config, env, seed=0, init=policy)
     features = np.random.default_rng(1).uniform(-2, 2, (50, NUM_FEATURES)).astype(np.float32)
     actions, _ = model.predict(features, deterministic=True)
     assert actions == pytest.approx(policy.act(features), abs=1e-5)
     assert np.ptp(actions) > 0.1
-    assert model.policy.log_std.detach().numpy() == pytest.approx([fine_tuning.LOG_STD] * 3)
+    assert model.policy.log_std.detach().numpy() == pytest.approx([FINE_TUNING_LOG_STD] * 3)
     afresh = make_learner(config, env, seed=0)
     assert torch.equal(model.policy.value_net.weight, afresh.policy.value_net.weight)
 
@@ -153,7 +154,7 @@ def test_the_learner_acts_like_the_policy_that_it_starts_from(hidden, activation
 def test_settings_that_do_not_fit_are_refused_before_anything_is_written(tmp_path, own):
     policy = a_policy()
     out = tmp_path / "run"
-    other = settings(policy, control=ControlConfig(num_intervals=6, lr_step=0.3))
+    other = settings(policy, env=EnvConfig(control=ControlConfig(num_intervals=6, lr_step=0.3)))
     message = "num_intervals: 6 in the settings, 5 in the policy.*fine_tuning_config"
     with pytest.raises(ValueError, match=message):
         train(other, out, init=policy, progress=False)
@@ -173,7 +174,7 @@ def test_the_start_is_validated_first_and_recorded(tmp_path, own):
         tasks_per_family=config.validation_tasks,
         starts=config.validation_starts,
         seeds=config.validation_seeds,
-        control=config.control,
+        control=config.env.control,
     )
     assert rows[0][1] == pytest.approx(suite.score(policy.act).mean, rel=1e-6)
     assert suite.score(found.act).mean == pytest.approx(min(s for _, s in rows), rel=1e-6)

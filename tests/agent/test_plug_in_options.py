@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import ChainedScheduler, LambdaLR, LinearLR, Seque
 
 from pacesetter.agent.plugin.scheduler import LearnedScheduler
 from pacesetter.agent.policy.policy import Policy
-from pacesetter.agent.training.familiarity_fit import fit_familiarity
+from pacesetter.agent.training.meter import fit_familiarity
 from pacesetter.envs.actions import ControlConfig, interval_ends
 from pacesetter.envs.features import FEATURE_NAMES, NUM_FEATURES
 

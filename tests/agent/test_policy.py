@@ -26,7 +26,7 @@ from pacesetter.agent.policy.policy import (
     parse_policy,
     save_policy,
 )
-from pacesetter.agent.training.familiarity_fit import fit_familiarity
+from pacesetter.agent.training.meter import fit_familiarity
 from pacesetter.envs.actions import ControlConfig
 from pacesetter.envs.features import FEATURE_NAMES, NUM_FEATURES
 

@@ -26,6 +26,7 @@ from pacesetter.agent.training.validation import (
     run_policy,
 )
 from pacesetter.envs.actions import ControlConfig
+from pacesetter.envs.config import EnvConfig
 from pacesetter.envs.features import FEATURE_NAMES
 from pacesetter.envs.gym_env import action_space, observation_space
 from pacesetter.experiments.presets import PRESETS, get_preset
@@ -33,7 +34,10 @@ from pacesetter.inner_models.engine.plain import ReferenceRun
 from pacesetter.inner_models.registry import fixed_task
 
 TINY = replace(
-    PRESETS["smoke"], decisions=300, num_groups=1, siblings=2, validation_families=("teacher-mlp",)
+    PRESETS["smoke"],
+    decisions=300,
+    env=replace(PRESETS["smoke"].env, num_groups=1, siblings=2),
+    validation_families=("teacher-mlp",),
 )
 
 
@@ -43,7 +47,7 @@ def test_train_leaves_a_policy_and_its_story(tmp_path):
     assert policy.info.families == ("teacher-mlp",)
     assert (policy.info.preset, policy.info.seed) == ("tiny", 3)
     assert 0 < policy.info.decisions <= TINY.rollouts * TINY.rollout
-    assert policy.control == TINY.control
+    assert policy.control == TINY.env.control
     assert policy.info.versions.keys() >= {"torch", "stable-baselines3", "gymnasium"}
     with (tmp_path / "run" / VALIDATION).open() as file:
         rows = list(csv.DictReader(file))
@@ -56,7 +60,7 @@ def test_train_leaves_a_policy_and_its_story(tmp_path):
         tasks_per_family=TINY.validation_tasks,
         starts=TINY.validation_starts,
         seeds=TINY.validation_seeds,
-        control=TINY.control,
+        control=TINY.env.control,
     )
     best = min(float(r["mean_log_ratio"]) for r in rows)
     assert suite.score(policy.act).mean == pytest.approx(best, rel=1e-6)
@@ -135,10 +139,10 @@ class Echo(VecEnv):
     """Rewards, at the end, how close the first action came to a feature: what PPO must learn."""
 
     def __init__(self, config):
-        self.num_decisions = config.control.num_intervals - 1
+        self.num_decisions = config.env.num_decisions
         self.render_mode = None
         self._rng = np.random.default_rng(0)
-        super().__init__(config.num_envs, observation_space(), action_space())
+        super().__init__(config.env.num_envs, observation_space(), action_space())
 
     def _draw(self):
         shape = (self.num_envs, len(FEATURE_NAMES))
@@ -182,8 +186,7 @@ class Echo(VecEnv):
 def test_the_learner_learns_to_echo_a_feature_from_rewards_at_the_end():
     config = TrainConfig(
         decisions=60_000,
-        num_groups=4,
-        control=ControlConfig(num_intervals=4),
+        env=EnvConfig(control=ControlConfig(num_intervals=4)),
         learning_rate=3e-3,
         minibatches=2,
         epochs=8,
@@ -203,7 +206,7 @@ def test_the_learner_learns_to_echo_a_feature_from_rewards_at_the_end():
 
 
 def test_rollouts_are_whole_episodes_with_undiscounted_returns():
-    config = replace(TINY, control=ControlConfig(num_intervals=5))
+    config = replace(TINY, env=replace(TINY.env, control=ControlConfig(num_intervals=5)))
     env = Echo(config)
     model = make_learner(config, env, seed=0)
     model.learn(config.rollout)
@@ -211,12 +214,12 @@ def test_rollouts_are_whole_episodes_with_undiscounted_returns():
     rewards = buffer.rewards
     # Once read for learning, these two are flat, one environment after another.
     values, advantages = (
-        x.reshape(config.num_envs, -1).T for x in (buffer.values, buffer.advantages)
+        x.reshape(config.env.num_envs, -1).T for x in (buffer.values, buffer.advantages)
     )
     # Generalised advantage with gamma = lambda = 1 is the return to come minus the value.
     to_come = np.cumsum(rewards[::-1], axis=0)[::-1]
     assert advantages == pytest.approx(to_come - values, abs=1e-5)
-    assert rewards.shape == (4, config.num_envs)
+    assert rewards.shape == (4, config.env.num_envs)
     assert (rewards[:-1] == 0).all()
 
 
@@ -252,7 +255,7 @@ def test_presets_and_bad_settings():
     with pytest.raises(ValueError, match="unknown task family"):
         TrainConfig(decisions=10, families=("nothing",))
     with pytest.raises(ValueError, match="at least 2 intervals"):
-        TrainConfig(decisions=10, control=ControlConfig(num_intervals=1))
+        TrainConfig(decisions=10, env=EnvConfig(control=ControlConfig(num_intervals=1)))
 
 
 def test_the_learner_takes_gymnasium_boxes():

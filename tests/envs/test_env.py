@@ -12,11 +12,12 @@ from gymnasium.utils.env_checker import check_env as gymnasium_check
 from stable_baselines3.common.env_checker import check_env as sb3_check
 from torch import nn
 
+from pacesetter.envs.config import EnvConfig
 from pacesetter.envs.features import FEATURE_BOUND, NUM_FEATURES
-from pacesetter.envs.groups import FamilyGroups
 from pacesetter.envs.gym_env import ScheduleEnv
 from pacesetter.envs.registration import SCHEDULE_ID
 from pacesetter.envs.rewards import CLIP, sibling_scores
+from pacesetter.envs.runs import ScheduledRuns, draw_group
 from pacesetter.envs.vec_env import ScheduleVecEnv
 from pacesetter.inner_models.engine.trainer import InnerTrainer
 from pacesetter.inner_models.families.teachers.regression import TeacherMLP, TeacherRanges
@@ -109,11 +110,25 @@ def lost(task):
 
 @pytest.mark.parametrize("lr", [1e6, 1e30])
 def test_the_guard_brings_a_hopeless_start_back(lr):
-    env = ScheduleEnv(own_task(seed=0, optimizer=OptimizerConfig(name="sgd", lr=lr)))
-    trace = rollout(env, np.zeros((99, 3), np.float32), seed=0)
-    assert all(np.isfinite(t[0]).all() for t in trace)
+    runs = ScheduledRuns([own_task(seed=0, optimizer=OptimizerConfig(name="sgd", lr=lr))])
+    features = runs.begin()
+    while not runs.done:
+        assert np.isfinite(features).all()
+        features = runs.decide(np.zeros((1, 3)))
     untrained = InnerTrainer([own_task(seed=0)]).evaluate("outer_valid")[0]
-    assert trace[-1][3]["outer_valid_loss"] <= untrained + 1e-4
+    assert runs.final_losses()[0, 0] <= untrained + 1e-4
+
+
+def test_an_interval_in_which_every_step_broke_ends_the_episode():
+    env = ScheduleEnv(own_task(seed=0, optimizer=OptimizerConfig(name="sgd", lr=1e30)))
+    trace = rollout(env, np.ones((99, 3), np.float32), seed=0)
+    assert len(trace) < 30  # before the horizon
+    assert trace[-1][1:3] == (-CLIP, True)
+    assert np.isnan(trace[-1][3]["outer_valid_loss"])
+    assert all(np.isfinite(t[0]).all() for t in trace)
+    with pytest.raises(gymnasium.error.ResetNeeded, match="the episode is over"):
+        env.step(np.zeros(3, np.float32))
+    assert not rollout(env, np.zeros((1, 3), np.float32), seed=0)[0][2]
 
 
 def test_divergence_ends_the_episode_with_the_worst_reward():
@@ -217,13 +232,9 @@ def test_sibling_scores_by_hand():
 
 
 def test_families_are_drawn_by_their_weights():
-    groups = FamilyGroups(
-        families=(CALM, replace(CALM, name="dear")),
-        tasks_per_group=1,
-        siblings=1,
-        weights=(9.0, 1.0),
-    )
-    names = [groups.draw(0, episode, 0).tasks[0].name for episode in range(60)]
+    families = (CALM, replace(CALM, name="dear"))
+    config = EnvConfig(tasks_per_group=1, family_weights=(9.0, 1.0))
+    names = [draw_group(families, config, 0, episode, 0).tasks[0].name for episode in range(60)]
     assert 0.02 < names.count("dear") / len(names) < 0.25
 
 
@@ -271,8 +282,12 @@ def test_bad_input_is_refused_with_what_came():
         env.step(np.full(3, np.nan, np.float32))
     with pytest.raises(ValueError, match="siblings must be at least 2, but got 1"):
         ScheduleVecEnv([SMALL], siblings=1)
-    with pytest.raises(ValueError, match="non-empty list"):
+    with pytest.raises(ValueError, match="must be a list, but got 'teacher-mlp'"):
         ScheduleVecEnv("teacher-mlp")
+    with pytest.raises(ValueError, match="one weight for each of 1 families, but got 2"):
+        ScheduleVecEnv([SMALL], family_weights=(1, 2))
+    with pytest.raises(ValueError, match="did you mean 'progress'"):
+        EnvConfig(hidden_features=("progres",))
     short = ScheduleVecEnv([TeacherMLP(TeacherRanges(horizon=(3, 3)))])
     with pytest.raises(ValueError, match="'teacher-mlp' drew a horizon of 3 steps, too short"):
         short.reset()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pacesetter.agent.policy.policy import Policy
-from pacesetter.agent.training.feature_runs import collect_features
+from pacesetter.agent.training.meter import collect_features
 from pacesetter.envs.actions import ControlConfig
 from pacesetter.envs.vec_env import ScheduleVecEnv
 from pacesetter.experiments.compare_config import named_task, task_names
