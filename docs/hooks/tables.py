@@ -109,7 +109,7 @@ def reward_example() -> str:
     shown = ("diverged" if np.isnan(x) else f"{x:.2f}" for x in losses[0])
     rows: list[Sequence[object]] = [("outer-valid loss", *shown)]
     for form in rewards.REWARD_FORMS:
-        floor = PRESETS["laptop"].spread_floor
+        floor = PRESETS["laptop"].env.spread_floor
         scores = rewards.sibling_scores(losses, spread_floor=floor, form=form)[0]
         rows.append((f"`{form}`", *(f"{score:+.2f}" for score in scores)))
     return table(["", "run 1", "run 2", "run 3", "run 4", "run 5"], rows)
