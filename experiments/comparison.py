@@ -21,8 +21,8 @@ from pacesetter.agent.training.engines import RayEngine
 from pacesetter.experiments.analysis.summary import Summary, summarise
 from pacesetter.experiments.compare_config import TUNING_SEEDS, CompareConfig, named_task
 from pacesetter.experiments.own_job import check_task, own_task
-from pacesetter.experiments.report.report import Report, write_report
-from pacesetter.experiments.report.tables import format_latex, format_markdown, format_summary
+from pacesetter.experiments.report.html import Report, write_report
+from pacesetter.experiments.report.text import format_latex, format_markdown, format_summary
 from pacesetter.experiments.rivals.arms import Baseline
 from pacesetter.experiments.rivals.baselines import (
     BASELINES,

@@ -31,8 +31,8 @@ from pacesetter.experiments.analysis.summary import summarise
 from pacesetter.experiments.compare_config import TUNING_SEEDS
 from pacesetter.experiments.comparison import Comparison
 from pacesetter.experiments.presets import get_preset
-from pacesetter.experiments.report.report import Report, write_report
-from pacesetter.experiments.report.tables import format_summary
+from pacesetter.experiments.report.html import Report, write_report
+from pacesetter.experiments.report.text import format_summary
 from pacesetter.experiments.rivals.arms import AgentArm
 from pacesetter.experiments.rivals.baselines import ADAMW_LRS
 from pacesetter.experiments.runs.execution import describe_environment

@@ -1,23 +1,25 @@
-"""Statistics of comparisons: paired differences, robust means, bootstrap intervals.
+"""Statistics of comparisons: scales, bootstrap intervals, corrected p-values, profiles and ranks.
 
-Functions of arrays. A loss is compared through `comparable`, on whose scale differences mean
-the same on every task. An interval comes from resampling: seeds within each task, so that it
-speaks of these tasks and of other seeds; or tasks too, so that it speaks of other tasks like these
-(what a comparison reports). Ends are percentiles, as in rliable (Agarwal et al. 2021,
-arXiv:2108.13264); with as few as five tasks or seeds such intervals are somewhat too short.
+Pure functions of arrays; a lower value is better wherever losses are meant. The bootstrap resamples
+tasks and the seeds within them, for statements on other tasks like these. Interval ends are
+percentiles, as in rliable (Agarwal et al. 2021, arXiv:2108.13264); with as few as five tasks or
+seeds such intervals are somewhat too short. Ranks follow Demšar 2006 (JMLR 7).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pacesetter.inner_models.lookup import require
+
 FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
 Statistic = Callable[[FloatArray], FloatArray]
 """From (..., num_tasks, num_seeds) to (...,)."""
 
@@ -25,6 +27,8 @@ NUM_RESAMPLES = 10_000
 """Bootstrap resamples behind an interval."""
 CONFIDENCE = 0.95
 """Coverage of intervals."""
+TAILS = ((1 - CONFIDENCE) / 2, 1 - (1 - CONFIDENCE) / 2)
+"""Quantiles at the ends of an interval."""
 
 
 @dataclass(frozen=True)
@@ -41,22 +45,11 @@ class Interval:
     low: float
     high: float
 
-    @property
-    def below_zero(self) -> bool:
-        """Whether the whole interval lies below zero."""
-        return self.high < 0
-
-    @property
-    def above_zero(self) -> bool:
-        """Whether the whole interval lies above zero."""
-        return self.low > 0
-
 
 def fill_diverged(losses: FloatArray, *, untrained: FloatArray) -> FloatArray:
-    """Gives runs that diverged a loss: they have learned nothing, and are not left out.
+    """Replaces losses that are not finite by the worst one, so that no run is left out.
 
-    It is the worst loss that any arm had on the task, or that of the untrained model, whichever is
-    greater.
+    The worst is that of any arm on the task, or of the untrained model, whichever is greater.
 
     Args:
         losses: (num_arms, num_tasks, num_seeds); not finite where a run diverged.
@@ -84,18 +77,15 @@ def comparable(losses: FloatArray, *, untrained: FloatArray) -> FloatArray:
     """Maps losses to a scale on which differences mean the same on every task.
 
     Where all losses of a task are positive, their logs: differences are log ratios. Elsewhere
-    losses are divided by their standard deviation over all arms and seeds of the task, so that
-    nothing takes the log of a negative. What a run that diverged counts as, `fill_diverged` says.
+    losses are divided by their standard deviation over all arms and seeds of the task. Diverged
+    runs count as in `fill_diverged`.
 
     Args:
         losses: (num_arms, num_tasks, num_seeds); not finite where a run diverged.
-        untrained: (num_tasks,), a loss of the task's model before its first step.
+        untrained: (num_tasks,), finite.
 
     Returns:
         The same shape, finite.
-
-    Raises:
-        ValueError: shapes do not fit, or a task's untrained loss is not finite.
 
     >>> values = comparable(np.array([[[1.0]], [[2.0]], [[np.nan]]]), untrained=np.array([4.0]))
     >>> (values - values[0]).round(3).ravel().tolist()
@@ -133,27 +123,6 @@ def interquartile_mean(values: FloatArray) -> FloatArray:
     return np.asarray(ordered[..., cut : size - cut].mean(axis=-1))
 
 
-def quantile_band(
-    values: FloatArray, *, low: float = 0.25, high: float = 0.75
-) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Median and a band around it over the first axis; NaN entries are left out.
-
-    Args:
-        values: (num_seeds, num_points).
-        low: quantile of the lower edge.
-        high: quantile of the upper edge.
-
-    Returns:
-        Median, lower edge and upper edge, each (num_points,); NaN where no seed has a value.
-    """
-    table = np.full((3, values.shape[1]), np.nan)
-    for point in range(values.shape[1]):
-        known = values[:, point][np.isfinite(values[:, point])]
-        if len(known):
-            table[:, point] = np.quantile(known, (0.5, low, high))
-    return table[0], table[1], table[2]
-
-
 def mean_over_tasks(samples: FloatArray) -> FloatArray:
     """The default statistic: mean over seeds, then over tasks; (..., T, S) to (...,)."""
     return np.asarray(samples.mean(axis=(-2, -1)))
@@ -166,19 +135,18 @@ def iqm_over_runs(samples: FloatArray) -> FloatArray:
 
 @dataclass(frozen=True, eq=False)
 class Resamples:
-    """Bootstrap resamples, drawn once and used for every figure, so that figures agree.
+    """Bootstrap resamples on two levels, drawn once and used for every number.
 
-    Runs are paired: seed number s of a task is the same resampled seed for every arm.
+    Tasks are drawn with replacement, and seeds within each. Runs are paired: seed number s of a
+    task is the same resampled seed for every arm.
 
     Attributes:
         tasks: (num_resamples, num_tasks), the task in each place.
         seeds: (num_resamples, num_tasks, num_seeds), the seeds of the task in each place.
-        over_tasks: whether tasks were resampled; else every task is in its own place.
     """
 
-    tasks: IntArray
-    seeds: IntArray
-    over_tasks: bool
+    tasks: NDArray[np.int64]
+    seeds: NDArray[np.int64]
 
     @staticmethod
     def draw(
@@ -186,24 +154,12 @@ class Resamples:
         num_seeds: int,
         *,
         generator: np.random.Generator,
-        over_tasks: bool = True,
         num_resamples: int = NUM_RESAMPLES,
     ) -> Resamples:
-        """Draws them: of tasks first, then of seeds within each place.
-
-        Args:
-            num_tasks: how many there are, and are drawn.
-            num_seeds: how many there are of each task, and are drawn.
-            generator: source of the resamples.
-            over_tasks: resample tasks with replacement, and seeds within each (two levels); else
-                every task is kept once and only its seeds are resampled (stratified).
-            num_resamples: how many.
-        """
+        """Draws tasks first, then seeds within each place."""
         shape = (num_resamples, num_tasks)
-        kept = np.broadcast_to(np.arange(num_tasks), shape)
-        tasks = generator.integers(num_tasks, size=shape) if over_tasks else kept
-        seeds = generator.integers(num_seeds, size=(*shape, num_seeds))
-        return Resamples(tasks, seeds, over_tasks)
+        tasks = generator.integers(num_tasks, size=shape)
+        return Resamples(tasks, generator.integers(num_seeds, size=(*shape, num_seeds)))
 
     def of(self, values: FloatArray) -> FloatArray:
         """Values of every resample: (num_tasks, num_seeds) to (num_resamples, T, S)."""
@@ -225,73 +181,160 @@ class Resamples:
 
     @property
     def informative(self) -> bool:
-        """Whether resamples can differ: of a single run, an interval cannot be had."""
-        num_tasks, num_seeds = self.seeds.shape[1:]
-        return num_seeds > 1 or (num_tasks > 1 and self.over_tasks)
+        """Whether resamples can differ; a single run has no interval."""
+        return math.prod(self.seeds.shape[1:]) > 1
 
-    def interval(
-        self,
-        values: FloatArray,
-        statistic: Statistic = mean_over_tasks,
-        *,
-        confidence: float = CONFIDENCE,
-    ) -> Interval:
+    def interval(self, values: FloatArray, statistic: Statistic = mean_over_tasks) -> Interval:
         """A statistic of values with its percentile interval.
 
         Args:
             values: (num_tasks, num_seeds), one number per run or per pair of runs.
             statistic: of them.
-            confidence: coverage, within (0, 1).
 
         Raises:
-            ValueError: `values` has another shape, or holds what is not finite.
+            ValueError: `values` has another shape, or a value is not finite.
         """
-        if values.shape != (self.tasks.shape[1], self.seeds.shape[2]) or not values.size:
+        if values.shape != self.seeds.shape[1:] or not values.size:
             raise ValueError(f"need values of shape (num_tasks, num_seeds), but got {values.shape}")
         if not np.isfinite(values).all():
-            raise ValueError("values must be finite; `comparable` says what diverged runs count as")
+            raise ValueError("values must be finite; see `comparable` for runs that diverged")
         samples = self.means(values) if statistic is mean_over_tasks else statistic(self.of(values))
-        return self.around(float(statistic(values)), samples, confidence=confidence)
+        return self.around(float(statistic(values)), samples)
 
-    def around(
-        self, estimate: float, samples: FloatArray, *, confidence: float = CONFIDENCE
-    ) -> Interval:
+    def around(self, estimate: float, samples: FloatArray) -> Interval:
         """The percentile interval of a statistic whose resampled values are (num_resamples,)."""
         if not self.informative:
             return Interval(estimate, -np.inf, np.inf)
-        tail = (1 - confidence) / 2
-        low, high = np.quantile(samples, (tail, 1 - tail))
+        low, high = np.quantile(samples, TAILS)
         return Interval(estimate, float(low), float(high))
 
 
-def bootstrap_interval(
-    values: FloatArray,
-    *,
-    generator: np.random.Generator,
-    statistic: Statistic = mean_over_tasks,
-    over_tasks: bool = False,
-    num_resamples: int = NUM_RESAMPLES,
-    confidence: float = CONFIDENCE,
-) -> Interval:
-    """Percentile bootstrap of one statistic; `Resamples` serves many.
+def share_interval(hits: BoolArray, resamples: Resamples) -> Interval:
+    """A share of runs with its interval: the bootstrap's, or Wilson's where that is wider.
+
+    Wilson's ignores that runs of a task are alike; the bootstrap's has no width without any hits.
 
     Args:
-        values: (num_tasks, num_seeds), one number per run or per pair of runs.
-        generator: source of the resamples.
-        statistic: from (..., num_tasks, num_seeds) to (...,).
-        over_tasks: resample tasks as well as seeds within them; else seeds within each task.
-        num_resamples: how many.
-        confidence: coverage, within (0, 1).
+        hits: (num_tasks, num_seeds).
+        resamples: of as many tasks and seeds.
+
+    >>> draws = Resamples.draw(1, 10, generator=np.random.default_rng(0))
+    >>> found = share_interval(np.zeros((1, 10), dtype=bool), draws)
+    >>> found.estimate, found.low, round(found.high, 3)
+    (0.0, 0.0, 0.278)
+    """
+    drawn = resamples.interval(hits.astype(np.float64))
+    test = require("scipy.stats", extra="compare").binomtest(int(hits.sum()), hits.size)
+    wilson = test.proportion_ci(CONFIDENCE, method="wilson")
+    low, high = min(drawn.low, wilson.low), max(drawn.high, wilson.high)
+    return Interval(drawn.estimate, float(max(low, 0.0)), float(min(high, 1.0)))
+
+
+def bootstrap_p_value(samples: FloatArray) -> float:
+    """Two-sided p-value of zero from bootstrap resamples of a difference, (num_resamples,).
+
+    It is below 1 - confidence where the percentile interval excludes zero, and at least
+    2 / (n + 1) with n resamples.
+
+    >>> bootstrap_p_value(np.array([-1.0, -2.0, -1.5]))
+    0.5
+    """
+    tail = min(np.count_nonzero(samples <= 0), np.count_nonzero(samples >= 0))
+    return float(min(1.0, 2 * (tail + 1) / (len(samples) + 1)))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values of claims made together, corrected for their number (Holm 1979), in their order.
+
+    >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
+    [0.03, 0.06, 0.06]
+    """
+    order = np.argsort(p_values, kind="stable")
+    scaled = np.asarray(p_values, dtype=np.float64)[order] * np.arange(len(p_values), 0, -1)
+    corrected = np.empty(len(p_values))
+    corrected[order] = np.minimum(1.0, np.maximum.accumulate(scaled))
+    return [float(p) for p in corrected]
+
+
+def improvement_probabilities(
+    ours: FloatArray, rivals: FloatArray, *, resamples: Resamples
+) -> list[Interval]:
+    """Chance that a run of ours has a lower loss than a rival's on the same task (rliable).
+
+    Over all pairs of seeds, ties counting half: Mann and Whitney's U over the number of pairs, mean
+    over tasks.
+
+    Args:
+        ours: (num_tasks, num_seeds), losses.
+        rivals: (num_rivals, num_tasks, num_seeds), losses.
+        resamples: of tasks and seeds; both sides are resampled together.
+    """
+    mine, theirs = ours[None, :, :, None], rivals[:, :, None, :]
+    wins = (mine < theirs) + 0.5 * (mine == theirs)
+    count, num_tasks, num_seeds = resamples.seeds.shape
+    places = resamples.seeds + num_seeds * np.arange(count * num_tasks).reshape(count, -1, 1)
+    shares = np.bincount(places.ravel(), minlength=resamples.seeds.size).reshape(-1, num_seeds)
+    shares = shares / num_seeds
+    drawn = resamples.tasks.ravel()
+    chances = np.empty((len(rivals), count * num_tasks))
+    for t in range(num_tasks):
+        here = shares[drawn == t]
+        chances[:, drawn == t] = ((here @ wins[:, t]) * here).sum(axis=-1)
+    samples = chances.reshape(len(rivals), count, num_tasks).mean(axis=-1)
+    return [
+        resamples.around(float(win.mean()), sample)
+        for win, sample in zip(wins, samples, strict=True)
+    ]
+
+
+def performance_profile(
+    scores: FloatArray, thresholds: FloatArray, *, resamples: Resamples
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Share of runs whose score exceeds each threshold (rliable's run-score distribution).
+
+    Args:
+        scores: (num_tasks, num_seeds), higher is better.
+        thresholds: (n,).
+        resamples: of tasks and seeds.
 
     Returns:
-        The statistic of `values` with its interval.
-
-    Raises:
-        ValueError: `values` has another shape, is empty, or holds what is not finite.
+        The share and the ends of its point-wise 95 % band, each (n,).
     """
-    if values.ndim != 2 or not values.size:
-        raise ValueError(f"need values of shape (num_tasks, num_seeds), but got {values.shape}")
-    resamples = Resamples.draw(
-        *values.shape, generator=generator, over_tasks=over_tasks, num_resamples=num_resamples
-    )
-    return resamples.interval(values, statistic, confidence=confidence)
+    above = (scores[None] > thresholds[:, None, None]).astype(np.float64)
+    low, high = np.quantile(resamples.means(above), TAILS, axis=-1)
+    return above.mean(axis=(1, 2)), low, high
+
+
+def mean_ranks(losses: FloatArray) -> FloatArray:
+    """Mean over tasks of the rank among arms, the least loss being rank 1; ties share theirs.
+
+    Args:
+        losses: (num_arms, ..., num_tasks), one number per arm and task.
+
+    Returns:
+        (num_arms, ...).
+    """
+    ranks = require("scipy.stats", extra="compare").rankdata(losses, axis=0)
+    return np.asarray(ranks.mean(axis=-1))
+
+
+def friedman_p_value(losses: FloatArray) -> float:
+    """Friedman's test that all arms do equally well, from `scipy.stats.friedmanchisquare`.
+
+    Args:
+        losses: (num_arms, num_tasks), three arms or more.
+    """
+    if (losses == losses[:1]).all():
+        return 1.0
+    return float(require("scipy.stats", extra="compare").friedmanchisquare(*losses).pvalue)
+
+
+def critical_difference(num_arms: int, num_tasks: int) -> float:
+    """Least difference of mean ranks that Nemenyi's test calls one, at 5 % over all pairs.
+
+    >>> round(critical_difference(4, 14), 2)  # the example of Demšar 2006
+    1.25
+    """
+    studentized = require("scipy.stats", extra="compare").studentized_range
+    quantile = studentized.ppf(CONFIDENCE, num_arms, np.inf) / np.sqrt(2)
+    return float(quantile * np.sqrt(num_arms * (num_arms + 1) / (6 * num_tasks)))

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from pacesetter.experiments.analysis.summary import summarise
-from pacesetter.experiments.report.report import Report
+from pacesetter.experiments.report.html import Report
 from pacesetter.experiments.rivals.arms import AgentArm
 from pacesetter.experiments.runs.records import RunRecord
 

@@ -5,14 +5,13 @@ import math
 import numpy as np
 import pytest
 
-from pacesetter.experiments.analysis.metrics import (
+from pacesetter.experiments.analysis.scores import (
     Grid,
     anchors,
     area_under_curve,
     normalised_scores,
-    time_to_target,
+    steps_to_target,
     tuned_entries,
-    wall_seconds,
 )
 from pacesetter.experiments.analysis.statistics import fill_diverged
 from pacesetter.experiments.runs.records import Entry, RunRecord
@@ -77,7 +76,7 @@ def test_grid_is_in_order_and_complete():
 def test_crashed_run_has_no_steps_and_no_say_in_the_untrained_loss():
     grid = Grid([run("a", 1.0, untrained=3.0), crash("b")])
     assert grid.horizon("t") == 100
-    assert grid.untrained().tolist() == [3.0]
+    assert grid.untrained.tolist() == [3.0]
     assert math.isnan(grid.losses("test")[1, 0, 0])
 
 
@@ -155,44 +154,25 @@ def test_normalised_score_knows_no_unit():
     assert scores(7, -100) == pytest.approx(scores(1, 0))
 
 
-def test_time_to_target_keeps_who_never_gets_there():
-    grid = Grid(
-        [
-            run("adamw-default", 1.0, curve=[3.0, 2.0, 1.5, 1.0], wall=10.0),
-            run("quick", 0.5, curve=[2.0, 0.9, 0.7, 0.5], wall=20.0),
-            run("never", 1.1, curve=[3.0, 2.0, 1.5, 1.1], wall=5.0),
-            run("broken", math.nan, curve=[0.9, math.nan, math.nan, math.nan], wall=10.0),
-            crash("crashed"),
-        ]
-    )
-    found = time_to_target(grid, reference=DEFAULT)
-    assert found.reached.ravel().tolist() == [True, True, False, True, False]
-    assert found.steps.ravel().tolist() == [1.0, 0.5, 1.0, 0.25, 1.0]
-    # Over ten seconds of the default; who never gets there takes as long as the longest run.
-    assert found.seconds.ravel().tolist() == [1.0, 1.0, 2.0, 0.25, 2.0]
+NAN = math.nan
 
 
-def test_any_loss_is_as_good_as_that_of_a_default_that_diverged():
-    grid = Grid(
-        [
-            run("adamw-default", math.nan, curve=[math.nan, math.nan]),
-            run("other", 9.0, curve=[9.5, 9.0]),
-        ]
-    )
-    found = time_to_target(grid, reference=DEFAULT)
-    assert found.reached.ravel().tolist() == [False, True]
-    assert found.steps.ravel().tolist() == [1.0, 0.5]
-
-
-def test_target_allows_for_rounding_of_negative_losses():
-    grid = Grid(
-        [
-            run("adamw-default", -3.0, curve=[-2.0, -3.0]),
-            run("same", -3.0, curve=[-2.9999, -3.0 + 1e-7]),
-        ]
-    )
-    assert time_to_target(grid, reference=DEFAULT).steps.ravel().tolist() == [1.0, 1.0]
-    assert time_to_target(grid, reference=DEFAULT).reached.all()
+@pytest.mark.parametrize(
+    ("target", "runs", "expected"),
+    [
+        ([3.0, 2.0, 1.5, 1.0], {"quick": [2.0, 0.9, 0.7, 0.5]}, [1.0, 0.5]),
+        ([3.0, 2.0, 1.5, 1.0], {"never": [3.0, 2.0, 1.5, 1.1], "crashed": None}, [1.0, NAN, NAN]),
+        ([2.0, 1.0], {"diverged": [0.9, NAN]}, [1.0, 0.5]),
+        ([NAN, NAN], {"other": [9.5, 9.0]}, [NAN, 0.5]),  # any loss is as good
+        ([-2.0, -3.0], {"same": [-2.9999, -3.0 + 1e-7]}, [1.0, 1.0]),  # rounding
+    ],
+)
+def test_steps_to_target(target, runs, expected):
+    rows = [run("adamw-default", target[-1], curve=target)]
+    for arm, curve in runs.items():
+        rows.append(crash(arm) if curve is None else run(arm, curve[-1], curve=curve))
+    found = steps_to_target(Grid(rows), reference=DEFAULT)
+    assert found.ravel().tolist() == pytest.approx(expected, nan_ok=True)
 
 
 def test_area_is_the_mean_loss_over_the_run():
@@ -211,9 +191,9 @@ def test_area_is_the_mean_loss_over_the_run():
 
 def test_nothing_is_made_of_curves_and_clocks_that_are_not_recorded():
     grid = Grid([run("adamw-default", 2.0, curve=[2.0], wall=math.nan), run("other", 1.0)])
-    assert time_to_target(grid, reference=DEFAULT) is None
+    assert steps_to_target(grid, reference=DEFAULT) is None
     assert area_under_curve(grid) is None
-    assert np.isnan(wall_seconds(grid)[0]).all()
+    assert np.isnan(grid.wall[0]).all()
 
 
 def test_anchors_of_diverged_runs_are_finite():
@@ -224,5 +204,5 @@ def test_anchors_of_diverged_runs_are_finite():
     grid = Grid(rows)
     ends = anchors(grid, "test", reference=DEFAULT)
     assert (ends.default[0], ends.tuned[0]) == (4.0, 1.0)
-    filled = fill_diverged(grid.losses("test"), untrained=grid.untrained())
+    filled = fill_diverged(grid.losses("test"), untrained=grid.untrained)
     assert normalised_scores(filled, ends).ravel().tolist() == [0.0, 1.0]

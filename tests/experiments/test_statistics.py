@@ -4,26 +4,20 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pacesetter.experiments.analysis.ranking import (
+from pacesetter.experiments.analysis.statistics import (
+    Resamples,
     bootstrap_p_value,
-    cliques,
+    comparable,
     critical_difference,
+    fill_diverged,
     friedman_p_value,
     holm,
     improvement_probabilities,
-    mean_ranks,
-    performance_profile,
-)
-from pacesetter.experiments.analysis.scores import share_interval
-from pacesetter.experiments.analysis.statistics import (
-    Interval,
-    Resamples,
-    bootstrap_interval,
-    comparable,
-    fill_diverged,
     interquartile_mean,
     iqm_over_runs,
-    quantile_band,
+    mean_ranks,
+    performance_profile,
+    share_interval,
 )
 
 
@@ -31,47 +25,34 @@ def rng(seed=0):
     return np.random.default_rng(seed)
 
 
-def test_bootstrap_of_one_stratum_agrees_with_scipy():
-    values = rng(1).normal(0.3, 1.0, size=12)
-    ours = bootstrap_interval(values[None], generator=rng(2), num_resamples=50_000)
+def interval(values, *, seed, statistic=None, num_resamples=10_000):
+    draws = Resamples.draw(*values.shape, generator=rng(seed), num_resamples=num_resamples)
+    return draws.interval(values) if statistic is None else draws.interval(values, statistic)
+
+
+def within_tasks(seed):
+    """Resamples of 10 tasks and 8 seeds that keep every task."""
+    draws = Resamples.draw(10, 8, generator=rng(seed))
+    return Resamples(np.broadcast_to(np.arange(10), draws.tasks.shape), draws.seeds)
+
+
+def test_bootstrap_of_one_task_agrees_with_scipy_and_repeats():
+    values = rng(1).normal(0.3, 1.0, size=(1, 12))
+    ours = interval(values, seed=2)
     theirs = stats.bootstrap(
-        (values,), np.mean, method="percentile", n_resamples=50_000, rng=rng(3)
+        (values[0],), np.mean, method="percentile", n_resamples=10_000, rng=rng(3)
     ).confidence_interval
     assert ours.estimate == pytest.approx(values.mean())
-    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.01)
-
-
-def test_bootstrap_keeps_strata_apart():
-    # Tasks that differ by far, seeds that do not: resampled within tasks, nothing can vary.
-    values = np.repeat(np.array([[0.0], [100.0]]), 5, axis=1)
-    found = bootstrap_interval(values, generator=rng())
-    assert found == Interval(50.0, 50.0, 50.0)
-
-
-def test_bootstrap_repeats_with_its_generator_and_covers_more_with_more_confidence():
-    values = rng(1).normal(size=(3, 5))
-    first, again = (bootstrap_interval(values, generator=rng(4)) for _ in range(2))
-    assert first == again
-    wide = bootstrap_interval(values, generator=rng(4), confidence=0.99)
-    assert wide.low < first.low < first.estimate < first.high < wide.high
-
-
-def test_bootstrap_coverage():
-    """95 % intervals hold the truth about as often as 20 normal values allow."""
-    hits = 0
-    for trial in range(300):
-        values = rng(trial).normal(1.0, 1.0, size=(4, 20))
-        found = bootstrap_interval(values, generator=rng(trial + 1000), num_resamples=500)
-        hits += found.low <= 1.0 <= found.high
-    assert 0.90 < hits / 300 < 0.98
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.03)
+    assert interval(values, seed=2) == ours
 
 
 @pytest.mark.parametrize(
-    "values", [np.zeros(3), np.zeros((0, 5)), np.array([[1.0, np.nan]])], ids=["1d", "empty", "nan"]
+    "values", [np.zeros((1, 2)), np.array([[1.0, np.nan]] * 3)], ids=["shape", "nan"]
 )
 def test_bootstrap_refuses(values):
     with pytest.raises(ValueError, match="values"):
-        bootstrap_interval(values, generator=rng())
+        Resamples.draw(3, 2, generator=rng(), num_resamples=2).interval(values)
 
 
 @pytest.mark.parametrize("size", [1, 4, 5, 7, 40])
@@ -129,17 +110,15 @@ def two_level_plainly(values, *, generator, num_resamples, statistic):
 
 
 @pytest.mark.parametrize("name", ["mean", "iqm"])
-def test_two_level_bootstrap_agrees_with_plain_loops(name):
+def test_bootstrap_agrees_with_plain_loops(name):
     values = rng(1).normal(size=(6, 4)) + rng(2).normal(size=(6, 1))
     ours, plain = {
-        "mean": ({}, np.mean),
-        "iqm": ({"statistic": iqm_over_runs}, lambda x: stats.trim_mean(x.ravel(), 0.25)),
+        "mean": (None, np.mean),
+        "iqm": (iqm_over_runs, lambda x: stats.trim_mean(x.ravel(), 0.25)),
     }[name]
-    found = bootstrap_interval(values, generator=rng(3), over_tasks=True, **ours)
-    low, high = two_level_plainly(values, generator=rng(4), num_resamples=3000, statistic=plain)
-    assert (found.low, found.high) == pytest.approx((low, high), abs=0.06)
-    within = bootstrap_interval(values, generator=rng(3), **ours)
-    assert found.low < within.low < within.high < found.high
+    found = interval(values, seed=3, statistic=ours)
+    low, high = two_level_plainly(values, generator=rng(4), num_resamples=1500, statistic=plain)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.09)
 
 
 def rliable_values():
@@ -159,34 +138,27 @@ def rliable_values():
 def test_intervals_are_those_of_rliable(over_tasks, iqm, mean):
     """Numbers from rliable 1.2.0: `get_interval_estimates` with `task_bootstrap` off and on."""
     ours, _ = rliable_values()
-    draws = Resamples.draw(10, 8, generator=rng(0), over_tasks=over_tasks)
+    draws = Resamples.draw(10, 8, generator=rng(0)) if over_tasks else within_tasks(0)
     found = draws.interval(ours, iqm_over_runs)
     assert (found.estimate, found.low, found.high) == pytest.approx(iqm, abs=0.03)
     found = draws.interval(ours)
     assert (found.estimate, found.low, found.high) == pytest.approx(mean, abs=0.03)
 
 
-def test_two_level_coverage_of_the_mean_over_all_tasks():
-    """Intervals speak of other tasks: they hold the mean that tasks are drawn around."""
-    hits = {True: 0, False: 0}
-    for trial in range(300):
+def test_coverage_of_the_mean_over_all_tasks():
+    """95 % intervals hold the mean around which tasks are drawn about as often as they should."""
+    hits = 0
+    for trial in range(200):
         values = rng(trial).normal(1.0, 1.0, size=(12, 1)) + rng(trial + 500).normal(size=(12, 5))
-        for over_tasks in hits:
-            found = bootstrap_interval(
-                values, generator=rng(trial), over_tasks=over_tasks, num_resamples=500
-            )
-            hits[over_tasks] += found.low <= 1.0 <= found.high
-    assert 0.88 < hits[True] / 300 < 0.99
-    assert hits[False] / 300 < 0.75  # of seeds alone it would not
+        found = interval(values, seed=trial, num_resamples=300)
+        hits += found.low <= 1.0 <= found.high
+    assert 0.88 < hits / 200 < 0.99
 
 
 def test_a_single_run_has_no_interval():
-    found = bootstrap_interval(np.array([[-3.0]]), generator=rng(), over_tasks=True)
+    found = interval(np.array([[-3.0]]), seed=0)
     assert (found.low, found.high) == (-np.inf, np.inf)
-    assert not found.below_zero
-    one_seed = np.array([[1.0], [2.0], [4.0]])
-    assert bootstrap_interval(one_seed, generator=rng()).high == np.inf
-    assert 1.0 <= bootstrap_interval(one_seed, generator=rng(), over_tasks=True).high <= 4.0
+    assert 1.0 <= interval(np.array([[1.0], [2.0], [4.0]]), seed=0).high <= 4.0
 
 
 def test_means_of_resamples_are_means_of_their_values():
@@ -204,7 +176,7 @@ def test_bootstrap_p_value_goes_with_the_interval():
         values = noise + shift
         found = draws.interval(values)
         p_value = bootstrap_p_value(draws.means(values))
-        assert (p_value < 0.05) == (found.below_zero or found.above_zero)
+        assert (p_value < 0.05) == (found.high < 0 or found.low > 0)
         seen.add(p_value < 0.05)
     assert seen == {True, False}
     assert bootstrap_p_value(np.zeros(99)) == 1.0
@@ -227,7 +199,7 @@ def test_holm_rejects_what_its_steps_reject():
 
 def test_probability_of_improvement_agrees_with_scipy_and_rliable():
     ours, rival = rliable_values()
-    draws = Resamples.draw(10, 8, generator=rng(0), over_tasks=False)
+    draws = within_tasks(0)
     found, tied = improvement_probabilities(-ours, np.stack((-rival, -ours)), resamples=draws)
     expected = [stats.mannwhitneyu(x, y).statistic / 64 for x, y in zip(ours, rival, strict=True)]
     assert found.estimate == pytest.approx(np.mean(expected))
@@ -252,7 +224,7 @@ def test_probability_of_improvement_agrees_with_scipy_and_rliable():
 def test_performance_profile_is_the_share_of_runs_above():
     ours, _ = rliable_values()
     thresholds = np.linspace(-2, 2, 5)
-    draws = Resamples.draw(10, 8, generator=rng(0), over_tasks=False)
+    draws = within_tasks(0)
     share, low, high = performance_profile(ours, thresholds, resamples=draws)
     # rliable 1.2.0, `create_performance_profile` of the same data.
     assert share == pytest.approx([0.825, 0.575, 0.2875, 0.0625, 0.0125])
@@ -279,13 +251,6 @@ def test_critical_difference_has_the_quantiles_of_demsar(arms, quantile):
     assert critical_difference(arms, 12) == pytest.approx(expected, rel=1e-3)
 
 
-def test_cliques_are_the_largest_groups_within_the_difference():
-    assert cliques([1.0, 1.2, 5.0], 1.0) == [(0, 1)]
-    assert cliques([1.0, 2.0, 3.0], 10.0) == [(0, 1, 2)]
-    assert cliques([1.0, 2.0, 3.0], 1.5) == [(0, 1), (1, 2)]
-    assert cliques([3.0, 1.0], 1.0) == []
-
-
 def test_share_has_an_interval_even_where_nothing_happened():
     draws = Resamples.draw(2, 10, generator=rng())
     none = share_interval(np.zeros((2, 10), dtype=bool), draws)
@@ -295,10 +260,3 @@ def test_share_has_an_interval_even_where_nothing_happened():
     # One task always, one never: seeds say little about the next task.
     split = share_interval(np.repeat([[True], [False]], 10, axis=1), draws)
     assert (split.estimate, split.low, split.high) == (0.5, 0.0, 1.0)
-
-
-def test_quantile_band_leaves_out_what_is_unknown():
-    values = np.array([[1.0, np.nan], [2.0, np.nan], [3.0, np.nan], [np.nan, np.nan]])
-    median, low, high = quantile_band(values, low=0.0, high=1.0)
-    assert (median[0], low[0], high[0]) == (2.0, 1.0, 3.0)
-    assert np.isnan([median[1], low[1], high[1]]).all()

@@ -10,14 +10,15 @@ import pytest
 from pacesetter.experiments.analysis.findings import finding
 from pacesetter.experiments.analysis.statistics import Interval
 from pacesetter.experiments.analysis.summary import summarise
-from pacesetter.experiments.analysis.wording import headline, verdict
-from pacesetter.experiments.report.tables import (
+from pacesetter.experiments.report.text import (
     entry_cells,
     format_latex,
     format_markdown,
     format_summary,
+    headline,
     sensitivity_cells,
     speed_cells,
+    verdict,
 )
 from pacesetter.experiments.runs.records import Entry, RunRecord
 
@@ -98,13 +99,12 @@ def test_scores_are_log_ratios_with_intervals_on_two_levels(found):
         score = policy.scores[split]
         assert score.estimate == pytest.approx(math.log(0.7), abs=0.02)
         assert score.low < score.estimate < score.high < 0
-        assert policy.seed_scores[split].estimate == score.estimate
         assert policy.iqm[split].estimate == pytest.approx(math.log(0.7), abs=0.02)
     assert policy.best.estimate == pytest.approx(score.estimate)
     assert policy.finding() == "better"
     assert found.of(Entry("sgd")).finding() == "worse"
     assert found.of(DEFAULT).finding() == "no clear difference"
-    with pytest.raises(KeyError, match="no entry"):
+    with pytest.raises(KeyError, match="nobody"):
         found.of(Entry("nobody"))
 
 
@@ -113,7 +113,6 @@ def test_normalised_scores_lie_between_default_and_tuned(found):
     assert found.of(DEFAULT).normalised["test"].estimate == pytest.approx(0.0, abs=0.03)
     assert found.of(COSINE).normalised["test"].estimate == pytest.approx(1.0, abs=0.03)
     assert found.of(POLICY).normalised["test"].estimate == pytest.approx(0.75, abs=0.03)
-    assert found.of(POLICY).normalised_mean["test"].estimate == pytest.approx(0.75, abs=0.03)
     assert [t.counts for t in found.task_summaries] == [True] * len(TASKS)
     assert {t.tuned_entry for t in found.task_summaries} == {COSINE}
 
@@ -142,11 +141,10 @@ def test_default_without_a_start_counts_as_one_where_others_have_starts():
     assert starts.scores[1].estimate == pytest.approx(math.log(2), abs=0.02)
 
 
-def test_ranks_profiles_and_regret(found):
+def test_ranks_and_profiles(found):
     assert list(found.ranks.ranks) == [COSINE, POLICY, DEFAULT, Entry("sgd")]
     assert [r.estimate for r in found.ranks.ranks.values()] == [1.0, 2.0, 3.0, 4.0]
     assert found.ranks.friedman_p < 0.01
-    assert found.ranks.cliques == ((COSINE, POLICY), (POLICY, DEFAULT), (DEFAULT, Entry("sgd")))
     assert found.profile_of == "normalised score"
     profile = found.profiles[POLICY]
     assert np.all(np.diff(profile.share) <= 0)
@@ -154,22 +152,17 @@ def test_ranks_profiles_and_regret(found):
     assert (at[0.5], at[1.01]) == (1.0, 0.0)
     assert (profile.low <= profile.share).all()
     assert (profile.share <= profile.high).all()
-    assert found.of(COSINE).regret == Interval(0.0, 0.0, 0.0)
-    assert found.of(DEFAULT).regret.estimate == pytest.approx(-math.log(0.6), abs=0.05)
-    assert found.of(DEFAULT).worst_task in TASKS
 
 
 def test_speed_metric_and_overhead(found):
     policy, sgd = found.of(POLICY), found.of(Entry("sgd"))
     assert policy.reached.estimate == 1.0
     assert policy.overhead.estimate == pytest.approx(1.5)
-    assert policy.seconds_to_target.estimate == pytest.approx(1.5 * policy.steps_to_target.estimate)
     assert sgd.reached.estimate == 0.0
-    assert (sgd.steps_to_target.estimate, sgd.seconds_to_target.estimate) == (1.0, 1.5)
-    assert policy.area.below_zero
-    assert sgd.area.above_zero
+    assert sgd.steps_to_target.estimate == 1.0
+    assert policy.area.high < 0
+    assert sgd.area.low > 0
     assert policy.metrics["accuracy"].estimate == pytest.approx(0.03)
-    assert policy.diverged_share.estimate == 0.0 < policy.diverged_share.high < 0.2
     first = found.task_summaries[0]
     assert first.metric_name == "accuracy"
     assert first.entries[POLICY].metric.estimate == pytest.approx(0.93)
@@ -191,7 +184,7 @@ def test_holm_takes_back_what_one_interval_says():
     for i in range(20):
         rows += runs(Entry(f"rival-{i}"), factor=math.exp(-0.2), spread=0.3)
     found = summary_of(rows)
-    alone = {e.label for e in found.entries if e.scores["test"].below_zero}
+    alone = {e.label for e in found.entries if e.scores["test"].high < 0}
     together = {e.label for e in found.entries if e.finding() == "better"}
     assert together < alone
     assert finding(Interval(-1.0, -2.0, -0.5), 0.01) == "better"
@@ -288,7 +281,6 @@ def test_what_is_not_recorded_is_not_told():
     assert found.profile_of == "log(reference's test loss / loss)"
     assert found.profiles[POLICY].share[-1] == 0.0
     assert "normalised" not in format_summary(found)
-    assert math.isnan(policy.seconds)
 
 
 def test_headline_is_one_sentence(found):

@@ -1,6 +1,3 @@
-"""What moves in the report: sorting, one task at a time, switches. All can be read without it."""
-
-SCRIPT = """
 "use strict";
 (() => {
   const root = document.documentElement;
@@ -56,16 +53,6 @@ SCRIPT = """
     apply();
   }
 
-  // The legend's switches act on every figure.
-  for (const button of all(".legend button")) {
-    button.addEventListener("click", () => {
-      const off = root.classList.toggle(`off-${button.dataset.look}`);
-      for (const twin of all(`.legend button[data-look="${button.dataset.look}"]`)) {
-        twin.setAttribute("aria-pressed", String(!off));
-      }
-    });
-  }
-
   // One task at a time: the address says which.
   const overview = document.getElementById("overview");
   const tasks = all("section.task");
@@ -83,7 +70,7 @@ SCRIPT = """
       else link.removeAttribute("aria-current");
     }
     if (choose) choose.value = shown ? shown.id : "";
-    document.title = shown ? `${shown.dataset.name} \\u2013 ${title}` : title;
+    document.title = shown ? `${shown.dataset.name} \u2013 ${title}` : title;
     const part = shown ? null : document.getElementById(wanted);
     if (part && part !== overview) part.scrollIntoView();
     else window.scrollTo(0, 0);
@@ -94,4 +81,3 @@ SCRIPT = """
   window.addEventListener("hashchange", turn);
   turn();
 })();
-"""
