@@ -151,7 +151,8 @@ def rivals() -> str:
     head = ["arm", "what it is", "what is searched (default)", "source"]
     rows = []
     for arm in BASELINES:
-        tuned = ", ".join(_dimension(n, d) for n, d in arm.space.dimensions.items())
+        searched = {} if arm.calibrated else arm.space.dimensions
+        tuned = ", ".join(_dimension(n, d) for n, d in searched.items())
         rows.append((f"`{arm.name}`", arm.label, tuned or "nothing", arm.source))
     return table(head, rows)
 
