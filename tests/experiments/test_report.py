@@ -74,6 +74,10 @@ class Page(HTMLParser):
         ]
 
 
+def one_task():
+    return [r for r in sample.records() if r.task == sample.TASKS[0]]
+
+
 @pytest.fixture(scope="module")
 def report():
     return sample.report()
@@ -142,7 +146,7 @@ def test_failed_arms_are_shown_as_failed(page):
 
 
 def test_no_failures_no_box():
-    fine = [r for r in sample.records() if r.arm not in ("lion", "shaky")]
+    fine = [r for r in one_task() if r.arm not in ("lion", "shaky")]
     assert 'id="failures"' not in render(sample.report(fine))
 
 
@@ -213,7 +217,7 @@ def test_same_report_twice_is_the_same_file(report, text):
 
 
 def test_a_single_seed_has_no_intervals_and_a_report(tmp_path):
-    one = [r for r in sample.records() if r.seed == 1 and r.task == sample.TASKS[0]]
+    one = [r for r in one_task() if r.seed == 1]
     write_report(tmp_path / "report.html", sample.report(one))
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     Page(text)
@@ -228,13 +232,13 @@ def test_losses_below_zero_are_drawn():
             curve=[x - 3 for x in r.curve],
             valid_curve=[x - 3 for x in r.valid_curve],
         )
-        for r in sample.records()
+        for r in one_task()
     ]
     Page(render(sample.report(below)))
 
 
 def test_report_without_an_agent():
-    found = [r for r in sample.records() if r.arm != "policy"]
+    found = [r for r in one_task() if r.arm != "policy"]
     page = Page(render(sample.report(found)))
     assert "The agent against each rival" not in page.texts
 
