@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from stable_baselines3 import PPO
+from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.type_aliases import RolloutBufferSamples
+from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor
 
 from pacesetter.agent.policy.policy import Policy, parse_policy, save_policy
@@ -32,6 +35,30 @@ from pacesetter.envs.vec_env import ScheduleVecEnv
 CHECKPOINT = "checkpoint.pt"
 POLICY = "policy.safetensors"
 VALIDATION = "validation.csv"
+
+
+class BusyRolloutBuffer(RolloutBuffer):
+    """A rollout without the rows that are idle after the end of a short run.
+
+    What they do says nothing: they are left out of every minibatch. Targets that equal the critic's
+    values would not do, for the critic moves with the first minibatch.
+
+    Attributes:
+        busy: (num_envs * num_steps,), one row's steps after another's; empty: all are.
+    """
+
+    busy: NDArray[np.bool_] = np.zeros(0, dtype=bool)
+
+    def get(self, batch_size: int | None = None) -> Iterator[RolloutBufferSamples]:  # type: ignore[override]
+        for samples in super().get(batch_size):
+            if len(samples.observations):
+                yield samples
+
+    def _get_samples(
+        self, batch_inds: NDArray[Any], env: VecNormalize | None = None
+    ) -> RolloutBufferSamples:
+        busy = batch_inds[self.busy[batch_inds]] if len(self.busy) else batch_inds
+        return super()._get_samples(busy, env)
 
 
 class MetaTraining(BaseCallback):
@@ -101,11 +128,12 @@ class MetaTraining(BaseCallback):
         return True
 
     def _on_rollout_end(self) -> None:
-        # What rows do after the end of a short run says nothing: no gradient comes from it.
+        # A row is idle in a step if its run was over after the step before.
+        busy = np.ones((len(self._idle), self._config.env.num_envs), dtype=bool)
+        busy[1:] = ~np.stack(self._idle)[:-1]
         buffer = self._learner.rollout_buffer
-        idle = np.stack(self._idle)
-        buffer.advantages[1:][idle[:-1]] = 0.0
-        buffer.returns[1:][idle[:-1]] = buffer.values[1:][idle[:-1]]
+        assert isinstance(buffer, BusyRolloutBuffer)
+        buffer.busy = busy.T.ravel()  # in the order in which the buffer lays its entries out
 
     def _on_rollout_start(self) -> None:
         self._idle.clear()

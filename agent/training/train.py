@@ -17,7 +17,13 @@ from torch import nn
 from pacesetter.agent.policy.export import policy_from_model
 from pacesetter.agent.policy.policy import Policy, PolicyInfo, library_versions, save_policy
 from pacesetter.agent.runs.folder import RUN_FILE, claim_folder
-from pacesetter.agent.training.callbacks import CHECKPOINT, POLICY, MetaTraining, load_checkpoint
+from pacesetter.agent.training.callbacks import (
+    CHECKPOINT,
+    POLICY,
+    BusyRolloutBuffer,
+    MetaTraining,
+    load_checkpoint,
+)
 from pacesetter.agent.training.config import (
     TrainConfig,
     check_start,
@@ -72,6 +78,7 @@ def make_learner(
         gae_lambda=1.0,
         normalize_advantage=False,
         clip_range=config.clip_range,
+        rollout_buffer_class=BusyRolloutBuffer,
         policy_kwargs={
             "net_arch": {"pi": hidden, "vf": hidden},
             "activation_fn": ACTIVATIONS["tanh" if init is None else init.activation],

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,9 +14,12 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from pacesetter.agent.policy.policy import load_policy
+from pacesetter.agent.training import callbacks
+from pacesetter.agent.training import train as ppo
 from pacesetter.agent.training.callbacks import CHECKPOINT, POLICY, VALIDATION, _validation_points
 from pacesetter.agent.training.config import TrainConfig
 from pacesetter.agent.training.train import make_learner, train
@@ -29,31 +33,29 @@ from pacesetter.envs.actions import ControlConfig
 from pacesetter.envs.config import EnvConfig
 from pacesetter.envs.features import FEATURE_NAMES
 from pacesetter.envs.gym_env import action_space, observation_space
+from pacesetter.envs.vec_env import ScheduleVecEnv
 from pacesetter.experiments.presets import PRESETS, get_preset
 from pacesetter.inner_models.engine.plain import ReferenceRun
+from pacesetter.inner_models.families.teachers.regression import TeacherMLP, TeacherRanges
 from pacesetter.inner_models.registry import fixed_task
-
-TINY = replace(
-    PRESETS["smoke"],
-    decisions=300,
-    env=replace(PRESETS["smoke"].env, num_groups=1, siblings=2),
-    validation_families=("teacher-mlp",),
-)
+from tiny import TINY
 
 
-def test_train_leaves_a_policy_and_its_story(tmp_path):
-    path = train(TINY, tmp_path / "run", seed=3, progress=False, preset="tiny")
-    policy = load_policy(path)
-    assert policy.info.families == ("teacher-mlp",)
+def test_train_leaves_a_policy_and_its_story(trained):
+    policy = load_policy(trained / POLICY)
+    assert policy.info.families == TINY.families
     assert (policy.info.preset, policy.info.seed) == ("tiny", 3)
     assert 0 < policy.info.decisions <= TINY.rollouts * TINY.rollout
     assert policy.control == TINY.env.control
     assert policy.info.versions.keys() >= {"torch", "stable-baselines3", "gymnasium"}
-    with (tmp_path / "run" / VALIDATION).open() as file:
+    with (trained / VALIDATION).open() as file:
         rows = list(csv.DictReader(file))
     assert [int(r["rollout"]) for r in rows] == sorted(_validation_points(TINY))
-    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["settings"]["seed"] == 3
+    assert list((trained / "tensorboard").glob("events*"))
+    settings = json.loads((trained / "run.json").read_text())["settings"]
+    assert settings["seed"] == 3
+    assert settings["config"]["env"]["siblings"] == TINY.env.siblings
+    assert not settings["config"]["env"].keys() & {"device", "dtype"}  # they decide no result
     # The shipped file is the best by validation, so its score is the table's least.
     suite = ValidationSuite(
         TINY.validation_families,
@@ -66,34 +68,34 @@ def test_train_leaves_a_policy_and_its_story(tmp_path):
     assert suite.score(policy.act).mean == pytest.approx(best, rel=1e-6)
 
 
-def test_a_folder_with_a_run_is_refused_and_resuming_another_run_too(tmp_path):
+def test_a_folder_with_a_run_is_refused_and_resuming_another_run_too(trained, tmp_path):
     out = tmp_path / "run"
-    train(TINY, out, progress=False)
-    before = (out / POLICY).read_bytes()
+    shutil.copytree(trained, out)
+    again = {"seed": 3, "preset": "tiny", "progress": False}
     with pytest.raises(FileExistsError, match=r"already holds files.*--resume"):
-        train(TINY, out, progress=False)
-    with pytest.raises(ValueError, match=r"other settings.*seed: 0 then, 1 now"):
-        train(TINY, out, seed=1, resume=True, progress=False)
+        train(TINY, out, **again)
+    with pytest.raises(ValueError, match=r"other settings.*seed: 3 then, 1 now"):
+        train(TINY, out, **{**again, "seed": 1}, resume=True)
+    wider = replace(TINY, env=replace(TINY.env, siblings=3))
+    with pytest.raises(ValueError, match=r"config\.env\.siblings: 2 then, 3 now"):
+        train(wider, out, **again, resume=True)
     with pytest.raises(FileNotFoundError, match="cannot resume"):
-        train(TINY, tmp_path / "new", resume=True, progress=False)
-    train(TINY, out, resume=True, progress=False)  # a finished run has nothing left to do
-    assert (out / POLICY).read_bytes() == before
+        train(TINY, tmp_path / "new", **again, resume=True)
+    train(TINY, out, **again, resume=True)  # a finished run has nothing left to do
+    assert (out / POLICY).read_bytes() == (trained / POLICY).read_bytes()
     (out / CHECKPOINT).write_bytes(b"not a checkpoint")
     with pytest.raises(ValueError, match="not a checkpoint"):
-        train(TINY, out, resume=True, progress=False)
+        train(TINY, out, **again, resume=True)
 
 
-def test_the_policy_is_an_average_of_weights_over_rollouts(tmp_path):
-    ends = []
-    for past in (0.0, 0.95):
-        out = tmp_path / str(past)
-        train(replace(TINY, averaging=past), out, progress=False)
-        ends.append(torch.load(out / CHECKPOINT, weights_only=True))
-    for name, now in ends[0]["policy"].items():
-        assert torch.equal(ends[0]["extra"]["average"][name], now)
-        assert torch.equal(ends[1]["policy"][name], now)  # averaging does not touch the learner
+def test_the_policy_is_an_average_of_weights_over_rollouts(trained, tmp_path):
+    train(replace(TINY, averaging=0.0), tmp_path, seed=3, progress=False, meter=False)
+    own, mean = (torch.load(f / CHECKPOINT, weights_only=True) for f in (tmp_path, trained))
+    for name, now in own["policy"].items():
+        assert torch.equal(own["extra"]["average"][name], now)
+        assert torch.equal(mean["policy"][name], now)  # averaging does not touch the learner
     name = "action_net.weight"
-    assert not torch.allclose(ends[1]["extra"]["average"][name], ends[1]["policy"][name])
+    assert not torch.equal(mean["extra"]["average"][name], mean["policy"][name])
 
 
 def command(out, *more):
@@ -103,6 +105,8 @@ def command(out, *more):
     ]
 
 
+@pytest.mark.processes
+@pytest.mark.slow
 @pytest.mark.processes
 def test_kill_9_and_resume_gives_the_same_policy_bit_for_bit(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -185,7 +189,7 @@ class Echo(VecEnv):
 
 def test_the_learner_learns_to_echo_a_feature_from_rewards_at_the_end():
     config = TrainConfig(
-        decisions=60_000,
+        decisions=30_000,
         env=EnvConfig(control=ControlConfig(num_intervals=4)),
         learning_rate=3e-3,
         minibatches=2,
@@ -221,6 +225,68 @@ def test_rollouts_are_whole_episodes_with_undiscounted_returns():
     assert advantages == pytest.approx(to_come - values, abs=1e-5)
     assert rewards.shape == (4, config.env.num_envs)
     assert (rewards[:-1] == 0).all()
+
+
+class IdleRows(BaseCallback):
+    """Says of some entries that they are idle, and puts other numbers there."""
+
+    def __init__(self, share, nonsense):
+        super().__init__()
+        self.share, self.nonsense = share, nonsense
+
+    def _on_step(self):
+        return True
+
+    def _on_rollout_end(self):
+        buffer = self.model.rollout_buffer
+        idle = np.random.default_rng(0).random(buffer.returns.shape) < self.share
+        for array in (buffer.observations, buffer.actions, buffer.returns, buffer.advantages):
+            array[idle] += self.nonsense
+        buffer.busy = ~idle.T.ravel()
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_idle_rows_count_for_nothing_in_any_minibatch(share):
+    config = replace(TINY, epochs=3, env=replace(TINY.env, tasks_per_group=8))
+    ends = []
+    for nonsense in (0.0, 3.0):
+        model = make_learner(config, Echo(config), seed=0)
+        start = {name: value.clone() for name, value in model.policy.state_dict().items()}
+        model.learn(3 * config.rollout, callback=IdleRows(share, nonsense))
+        ends.append(model.policy.state_dict())
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+    moved = [name for name in start if not torch.equal(start[name], ends[0][name])]
+    assert any("value_net" in name for name in moved)
+
+
+def test_rows_are_idle_after_the_end_of_their_run(tmp_path):
+    """Of twelve decisions a run of ten steps has four."""
+    masks = []
+
+    class Watching(callbacks.MetaTraining):
+        def _on_rollout_end(self):
+            super()._on_rollout_end()
+            masks.append(self.model.rollout_buffer.busy.reshape(self._config.env.num_envs, -1))
+
+    short = TeacherMLP(TeacherRanges(num_train=(64, 64), horizon=(10, 10), eval_rows=16), name="s")
+    long = replace(short, ranges=replace(short.ranges, horizon=(40, 40)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ppo, "MetaTraining", Watching)
+        config = replace(
+            TINY,
+            decisions=1,
+            env=replace(TINY.env, num_groups=4, control=ControlConfig(num_intervals=13)),
+        )
+        train(
+            config,
+            tmp_path,
+            progress=False,
+            meter=False,
+            make_env=lambda families, env, *, seed: ScheduleVecEnv([short, long], env, seed=seed),
+        )
+    counts = set(masks[0].sum(axis=1).tolist())
+    assert counts == {4, 12}
+    assert all((np.diff(row.astype(int)) <= 0).all() for row in masks[0])
 
 
 def test_validation_compares_with_adamw_from_the_same_weights():
