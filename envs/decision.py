@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from pacesetter.envs.actions import NUM_ACTIONS, ActionCodec
-from pacesetter.envs.features import FeatureEncoder, FloatArray
+from pacesetter.envs.actions import NUM_ACTIONS, ActionCodec, FloatArray
+from pacesetter.envs.features import FeatureEncoder
 from pacesetter.inner_models.watch.guard import BoolArray, DivergenceGuard, Verdict
 from pacesetter.inner_models.watch.signals import IntervalStatistics
 

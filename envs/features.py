@@ -14,10 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pacesetter.envs.actions import ActionCodec
+from pacesetter.envs.actions import ActionCodec, FloatArray
 from pacesetter.inner_models.watch.signals import IntervalStatistics
-
-FloatArray = NDArray[np.float64]
 
 FEATURE_BOUND = 5.0
 """Features lie in [-FEATURE_BOUND, FEATURE_BOUND]."""

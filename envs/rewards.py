@@ -10,9 +10,8 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float64]
+from pacesetter.envs.actions import FloatArray
 
 SPREAD_FLOOR = 0.02
 """Floor under the spread of log losses among siblings: smaller differences are noise."""

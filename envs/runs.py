@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from pacesetter.envs.actions import ActionCodec, ControlConfig
+from pacesetter.envs.actions import ActionCodec, ControlConfig, FloatArray
 from pacesetter.envs.config import EnvConfig
 from pacesetter.envs.decision import DecisionCore
-from pacesetter.envs.features import FEATURE_NAMES, NUM_FEATURES, FloatArray
+from pacesetter.envs.features import FEATURE_NAMES, NUM_FEATURES
 from pacesetter.envs.rewards import sibling_scores
 from pacesetter.inner_models.engine.trainer import InnerTrainer
 from pacesetter.inner_models.task import Task, TaskFamily

@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
-from pacesetter.envs.actions import NUM_ACTIONS, ControlConfig
+from pacesetter.envs.actions import NUM_ACTIONS, ControlConfig, FloatArray
 from pacesetter.envs.config import EnvConfig
-from pacesetter.envs.features import FloatArray
 from pacesetter.envs.gym_env import action_space, observation_space
 from pacesetter.envs.runs import GroupStep, SiblingGroup, draw_group
 from pacesetter.inner_models.registry import make_family

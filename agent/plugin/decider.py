@@ -8,8 +8,8 @@ from typing import Any
 from pacesetter.agent.plugin.history import Intervention
 from pacesetter.agent.policy.familiarity import FamiliarityMeter
 from pacesetter.agent.policy.policy import Policy
+from pacesetter.envs.actions import FloatArray
 from pacesetter.envs.decision import Broadcast, DecisionCore
-from pacesetter.envs.features import FloatArray
 from pacesetter.inner_models.watch.signals import IntervalStatistics
 
 

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pacesetter.envs.features import FloatArray
+from pacesetter.envs.actions import FloatArray
 
 Layout: TypeAlias = "tuple[Any, Any] | None"
 """Mesh and placements of a DTensor; None for a tensor that is whole on every process."""

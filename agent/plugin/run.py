@@ -24,9 +24,8 @@ from pacesetter.agent.plugin.options import Options
 from pacesetter.agent.plugin.snapshot import KEPT_BY_DEFAULT, JobSnapshot, snapshot_bytes
 from pacesetter.agent.plugin.updates import UpdateMonitor
 from pacesetter.agent.policy.policy import Policy
-from pacesetter.envs.actions import ActionCodec
+from pacesetter.envs.actions import ActionCodec, FloatArray
 from pacesetter.envs.decision import DecisionCore
-from pacesetter.envs.features import FloatArray
 from pacesetter.inner_models.watch.signals import window_length
 
 _AHEAD = 1024  # learning rates are worked out for so many steps at once

@@ -11,13 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from pacesetter.agent.policy.policy import Policy
-from pacesetter.envs.actions import ACTION_NAMES
+from pacesetter.envs.actions import ACTION_NAMES, FloatArray
 from pacesetter.envs.features import FEATURES, NUM_FEATURES
-
-FloatArray = NDArray[np.float64]
 
 TOLERANCE = 1e-12
 """A piece of the path is halved until what its attributions miss is below this, relatively."""

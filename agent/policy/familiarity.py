@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pacesetter.envs.actions import FloatArray
 from pacesetter.envs.features import FEATURE_NAMES, NUM_FEATURES
 
-FloatArray = NDArray[np.float64]
 Float32Array = NDArray[np.float32]
 
 PATIENCE = 0.8

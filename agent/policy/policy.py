@@ -31,8 +31,8 @@ from pacesetter.agent.policy.file import (
     unseal,
 )
 from pacesetter.agent.runs.folder import write_bytes
-from pacesetter.envs.actions import NUM_ACTIONS, ControlConfig
-from pacesetter.envs.features import NUM_FEATURES, FloatArray
+from pacesetter.envs.actions import NUM_ACTIONS, ControlConfig, FloatArray
+from pacesetter.envs.features import NUM_FEATURES
 
 ACTIVATIONS = ("tanh", "relu")
 DEFAULT_POLICY = "default"

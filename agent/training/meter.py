@@ -20,8 +20,8 @@ from pacesetter.agent.policy.familiarity import LEFT_OUT, PATIENCE, Familiarity
 from pacesetter.agent.policy.policy import Policy
 from pacesetter.agent.runs.interruption import safe_point
 from pacesetter.agent.runs.progress import progress_bar
-from pacesetter.envs.actions import NUM_ACTIONS, ControlConfig
-from pacesetter.envs.features import FEATURE_NAMES, NUM_FEATURES, FloatArray
+from pacesetter.envs.actions import NUM_ACTIONS, ControlConfig, FloatArray
+from pacesetter.envs.features import FEATURE_NAMES, NUM_FEATURES
 from pacesetter.envs.runs import ScheduledRuns
 from pacesetter.inner_models.lookup import require
 from pacesetter.inner_models.registry import make_family

@@ -12,16 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from pacesetter.agent.runs.interruption import safe_point
-from pacesetter.envs.actions import ControlConfig
+from pacesetter.envs.actions import ControlConfig, FloatArray
 from pacesetter.envs.runs import ScheduledRuns
 from pacesetter.inner_models.engine.trainer import InnerTrainer
 from pacesetter.inner_models.registry import fixed_task
 from pacesetter.inner_models.task import Task
 
-FloatArray = NDArray[np.float64]
 Act = Callable[[FloatArray], FloatArray]
 """Features (num_runs, NUM_FEATURES) to actions (num_runs, 3)."""
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pacesetter.envs.actions import FloatArray
 from pacesetter.envs.config import EnvConfig
-from pacesetter.envs.features import FloatArray
 from pacesetter.envs.ray.workers import RemoteGroups, Workers
 from pacesetter.envs.runs import GroupStep, draw_group
 from pacesetter.envs.vec_env import ScheduleVecEnv

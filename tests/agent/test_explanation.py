@@ -14,7 +14,6 @@ from pacesetter.envs.features import FEATURE_NAMES, FEATURES, NUM_FEATURES
 
 NETWORKS = {
     "linear": [],
-    "one": [16],
     "two": [64, 64],
     "three": [8, 9, 10],
 }
@@ -84,19 +83,10 @@ def test_attributions_add_up_to_the_difference(name, activation, scale, elsewher
 def test_attributions_are_the_integral_along_the_line(activation):
     """Completeness alone would allow a wrong share-out: compare with a plain fine sum."""
     policy, features = make_policy("two", activation), make_features()
-    places = (np.arange(4000) + 0.5) / 4000
+    places = (np.arange(1000) + 0.5) / 1000
     mean = np.mean([by_autograd(policy, features * t)[1] for t in places], axis=0)
     found = explain(policy, features)
     np.testing.assert_allclose(found.attributions, mean * features, atol=2e-3)
-
-
-def test_of_a_linear_policy_attribution_is_weight_times_feature():
-    policy, features = make_policy("linear", "tanh"), make_features()
-    found = explain(policy, features)
-    weight = policy.layers[0][0].astype(float)
-    np.testing.assert_allclose(found.gradients, weight)
-    np.testing.assert_allclose(found.attributions, weight * features, rtol=1e-12, atol=1e-14)
-    np.testing.assert_allclose(found.reference_raw, policy.layers[0][1])
 
 
 def test_table_has_the_strongest_first_with_their_meaning():

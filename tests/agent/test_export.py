@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from stable_baselines3 import A2C, PPO
+from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
@@ -78,6 +78,8 @@ def test_control_comes_from_the_environment_unless_given():
     assert policy_from_model(model).control == Controlled.control
     other = ControlConfig(num_intervals=3)
     assert policy_from_model(model, control=other).control == other
+    model.env = None
+    assert policy_from_model(model).control == ControlConfig()
 
 
 def test_environments_that_differ_in_control_are_refused():
@@ -85,12 +87,6 @@ def test_environments_that_differ_in_control_are_refused():
     model.get_env().envs[1].unwrapped.control = ControlConfig()
     with pytest.raises(ValueError, match="differ in their control"):
         policy_from_model(model)
-
-
-def test_model_without_an_environment_gets_the_default_control():
-    model = make_model()
-    model.env = None
-    assert policy_from_model(model).control == ControlConfig()
 
 
 def test_exported_policy_is_a_copy():
@@ -102,13 +98,6 @@ def test_exported_policy_is_a_copy():
         p.data.add_(1.0)
     assert np.array_equal(policy.act(x), before)
     assert policy.to_bytes() == file
-
-
-def test_other_actor_critics_with_the_same_network_work():
-    model = A2C("MlpPolicy", DummyVecEnv([Toy]))
-    x = np.ones((1, NUM_FEATURES), np.float32)
-    expected, _ = model.predict(x, deterministic=True)
-    np.testing.assert_allclose(policy_from_model(model).act(x), expected, atol=1e-6)
 
 
 def with_spaces(**changes):

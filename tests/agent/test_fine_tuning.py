@@ -267,9 +267,20 @@ def test_names_that_stand_for_several_families():
     assert family_names("meta-train", "a:b", "teacher-mlp") == (*META_TRAIN, "a:b")
     with pytest.raises(ValueError, match="did you mean 'meta-train'"):
         family_names("meta-trian")
-    assert validation_families(["a:b", "c:d"]) == ("a:b", "c:d")
-    assert validation_families(["a:b", "quadratic"]) == ("a:b", *VALIDATION_FAMILIES)
-    assert validation_families(["quadratic"]) == VALIDATION_FAMILIES
+
+
+@pytest.mark.parametrize(
+    ("families", "judges"),
+    [
+        (["a:b", "c:d"], ("a:b", "c:d")),
+        (["a:b", "quadratic"], ("a:b", *VALIDATION_FAMILIES)),
+        (["quadratic"], VALIDATION_FAMILIES),
+    ],
+)
+def test_own_families_judge_and_the_usual_ones_where_bundled_families_are_mixed_in(
+    families, judges
+):
+    assert validation_families(families) == judges
 
 
 def parsed(*argv):

@@ -5,7 +5,6 @@ import json
 import math
 import re
 import sys
-from dataclasses import replace
 from importlib import metadata
 
 import numpy as np
@@ -118,10 +117,6 @@ def test_actions_are_bounded_whatever_the_weights():
     assert (np.abs(actions) <= 1).all()
 
 
-def test_doing_nothing():
-    assert not Policy.do_nothing().act(np.random.default_rng(0).normal(size=(9, 32))).any()
-
-
 @pytest.mark.parametrize("shape", [(NUM_FEATURES,), (2, NUM_FEATURES + 1), (1, 2, NUM_FEATURES)])
 def test_features_of_another_shape_are_refused(shape):
     with pytest.raises(ValueError, match=r"features must have shape \(n, 32\), but got"):
@@ -144,11 +139,6 @@ def test_features_of_another_shape_are_refused(shape):
 def test_networks_that_do_not_fit_are_refused(layers, message):
     with pytest.raises(ValueError, match=message):
         Policy(layers)
-
-
-def test_unknown_activation_is_refused():
-    with pytest.raises(ValueError, match=r"'tanh', 'relu'.*'gelu'"):
-        make_policy(activation="gelu")
 
 
 # -- files that are not to be read ------------------------------------------------------------
@@ -184,14 +174,6 @@ def test_cut_and_lengthened_files_are_refused():
             parse_policy(data[:length], source="file")
     with pytest.raises(PolicyFileError, match="was altered"):
         parse_policy(data + b"\0", source="file")
-
-
-def test_capital_letters_in_the_digest_are_refused():
-    data = make_policy().to_bytes()
-    digest = make_policy().digest.encode()
-    assert digest != digest.upper()
-    with pytest.raises(PolicyFileError, match="was altered"):
-        parse_policy(data.replace(digest, digest.upper()), source="file")
 
 
 @given(st.binary(max_size=400), st.integers(0, 120))
@@ -242,12 +224,8 @@ def test_other_encoding_is_refused():
         ("schema_version", 1, "schema version 1, .* reads 2: train it anew"),
         ("schema_version", "2", "schema version '2'"),
         ("schema_version", True, "schema version True"),
-        ("features", None, "other features"),
         ("activation", "gelu", "activation"),
-        ("activation", ["tanh"], "activation"),
-        ("control", None, "control must hold"),
         ("control", {"lr_step": 1}, "control must hold"),
-        ("families", 3, "cannot be used"),
     ],
 )
 def test_headers_that_make_no_sense_are_refused(name, value, message):
@@ -257,27 +235,13 @@ def test_headers_that_make_no_sense_are_refused(name, value, message):
         parse_policy(seal(tensors, header)[0], source="file")
 
 
-@pytest.mark.parametrize("name", ["activation", "control", "families", "seed", "familiarity"])
-def test_headers_that_lack_something_are_refused(name):
-    tensors, header = parts()
-    del header[name]
-    with pytest.raises(PolicyFileError, match=name):
-        parse_policy(seal(tensors, header)[0], source="file")
-
-
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("num_intervals", 40.0),
         ("num_intervals", 0),
-        ("lr_step", "much"),
-        ("lr_step", True),
         ("lr_step", 10**400),
         ("lr_step", -1.0),
-        ("lr_bounds", [1.0]),
-        ("lr_bounds", 1.0),
         ("lr_bounds", [2.0, 1.0]),
-        ("ramp_start", [0.1]),
         ("ramp_start", -0.1),
         ("final_decay", 2.0),
         ("clip_ratio_start", 0.0),
@@ -505,13 +469,6 @@ def test_no_file_with_a_broken_header_or_tensor_loads_under_a_seal_that_fits(pol
         assert policy is None, policy.header
 
 
-def test_the_files_that_were_broken_are_good(policies, watch):
-    for policy in policies:
-        assert parse_policy(policy.to_bytes(), source="file").digest == policy.digest
-        assert parse_policy(resealed(policy.to_bytes()), source="file").header == policy.header
-        assert parse_policy(seal(*parts(policy))[0], source="file").digest == policy.digest
-
-
 # -- the shipped policy -----------------------------------------------------------------------
 
 
@@ -522,10 +479,3 @@ def test_default_is_the_file_in_the_package(tmp_path, monkeypatch):
     saved = make_policy(info=PolicyInfo(preset="laptop"))
     save_policy(saved, tmp_path / "policies" / "default.safetensors")
     assert load_policy("default").digest == saved.digest
-
-
-def test_control_survives_json():
-    control = replace(ControlConfig(), lr_step=0.1 + 0.2)
-    again = parse_policy(make_policy(control=control).to_bytes(), source="x").control
-    assert again == control
-    assert json.dumps(make_policy(control=control).header)

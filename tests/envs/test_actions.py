@@ -32,12 +32,6 @@ def test_intervals_may_be_denser_early(total_steps, num_intervals, power):
     assert (np.diff(lengths[:-1]) >= -2).all()
 
 
-def test_denser_early_by_hand():
-    expected = tuple(max(2 * k, int(1000 * (k / 40) ** 1.5)) for k in range(1, 41))
-    assert codec(1000).ends == expected
-    assert expected[:4] == (3, 11, 20, 31)
-
-
 @given(st.integers(1, 200_000), st.integers(1, 60))
 def test_intervals_cover_the_run_and_number_k(total_steps, num_intervals):
     ends = interval_ends(total_steps, num_intervals)
@@ -56,11 +50,6 @@ def test_doing_nothing_is_a_ramp_and_a_cosine():
         ramp = 0.01 + 0.99 * step / 10 if step < 10 else 1.0
         assert factors[step] == pytest.approx(cosine * ramp, rel=1e-12)
     assert factors[0] == pytest.approx(0.01)
-
-
-@given(st.integers(0, 39), st.floats(0.0, 1.0))
-def test_the_decay_lies_between_its_ends(step, final):
-    assert final <= base_decay(step / 40, final) <= 1 + 1e-12
 
 
 actions = st.lists(st.tuples(*[st.floats(-1e6, 1e6)] * 3), min_size=1, max_size=60)
@@ -191,35 +180,24 @@ def test_a_later_end_makes_no_jump(step):
     assert c.decisions == 0 or c.ends[c.decisions - 1] <= step
     twin = codec(400)
     twin.load_state_dict(c.state_dict())
+    for each in (c, twin):  # the peak and the ceiling are kept as well
+        each.apply([[1.0, -0.2, 0.1]])
     assert np.array_equal(twin.lr_factors(step, 100), c.lr_factors(step, 100))
     assert twin.ends == c.ends
 
 
-def test_state_round_trip():
-    one, two = codec(), codec()
-    for _ in range(20):
-        one.apply([[0.9, -0.2, 0.1]])
-    two.load_state_dict(one.state_dict())
-    assert two.decisions == 20
-    for c in (one, two):
-        c.apply([[1.0, 0.0, 0.0]])
-    assert np.array_equal(one.lr_factors(0, 400), two.lr_factors(0, 400))
-    assert np.array_equal(one.momentum, two.momentum)
-    assert np.array_equal(one.last_action, two.last_action)
-
-
-def test_bad_input_is_refused_with_what_came():
-    with pytest.raises(ValueError, match=r"shape \(1, 3\), but got \(3,\)"):
-        codec().apply([0.0, 0.0, 0.0])
-    with pytest.raises(ValueError, match="finite"):
-        codec().apply([[math.nan, 0.0, 0.0]])
-    with pytest.raises(ValueError, match="positive integer, but got 0"):
-        codec(0)
-    with pytest.raises(ValueError, match="num_intervals must be positive, but got 0"):
-        ControlConfig(num_intervals=0)
-    with pytest.raises(ValueError, match=r"decision_power must lie in \[1, 4\], but got 0.5"):
-        ControlConfig(decision_power=0.5)
-    with pytest.raises(ValueError, match="must hold 1"):
-        ControlConfig(lr_bounds=(2.0, 3.0))
-    with pytest.raises(ValueError, match="positive and ordered"):
-        ControlConfig(clip_ratio_bounds=(3.0, 2.0))
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: codec().apply([0.0, 0.0, 0.0]), r"shape \(1, 3\), but got \(3,\)"),
+        (lambda: codec().apply([[math.nan, 0.0, 0.0]]), "finite"),
+        (lambda: codec(0), "positive integer, but got 0"),
+        (lambda: ControlConfig(num_intervals=0), "num_intervals must be positive, but got 0"),
+        (lambda: ControlConfig(decision_power=0.5), r"must lie in \[1, 4\], but got 0.5"),
+        (lambda: ControlConfig(lr_bounds=(2.0, 3.0)), "must hold 1"),
+        (lambda: ControlConfig(clip_ratio_bounds=(3.0, 2.0)), "positive and ordered"),
+    ],
+)
+def test_bad_input_is_refused_with_what_came(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -25,7 +25,7 @@ def random_policy():
     return Policy(layers, control=ControlConfig(lr_bounds=(0.2, 2.0)))
 
 
-def job(factor=1.0, shift=0.0, *, policy=None):
+def job(factor=1.0, shift=0.0):
     """A regression whose training and validation losses are changed by an affine map."""
     g = torch.Generator().manual_seed(0)
     inputs = torch.randn(256, 5, generator=g, dtype=torch.float64)
@@ -34,8 +34,7 @@ def job(factor=1.0, shift=0.0, *, policy=None):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 1)).double()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, eps=1e-8 * abs(factor))
-    scheduler = LearnedScheduler(optimizer, STEPS, policy=policy or random_policy())
-    losses = []
+    scheduler = LearnedScheduler(optimizer, STEPS, policy=random_policy())
     for step in range(STEPS):
         rows = torch.randint(256, (16,), generator=g)
         loss = factor * (model(inputs[rows]) - targets[rows]).square().mean() + shift
@@ -47,16 +46,15 @@ def job(factor=1.0, shift=0.0, *, policy=None):
                 valid = (model(inputs) - targets).square().mean()
             scheduler.observe_validation(factor * valid + shift)
         scheduler.step(loss)
-        losses.append(loss.item())
-    return scheduler, model, losses
+    return scheduler, model
 
 
 @pytest.mark.parametrize(
-    ("factor", "shift"), [(1024.0, 0.0), (1 / 1024, 0.0), (1.0, -5.0), (1024.0, -5.0)]
+    ("factor", "shift"), [(1024.0, 0.0), (1 / 1024, 0.0), (1.0, -5.0), (1.0, -100.0)]
 )
 def test_affine_changes_of_the_loss_change_no_feature_and_no_decision(factor, shift):
-    plain, plain_model, _ = job()
-    changed, changed_model, _ = job(factor, shift)
+    plain, plain_model = job()
+    changed, changed_model = job(factor, shift)
     assert len(plain.history) == 39
     for a, b in zip(plain.history, changed.history, strict=True):
         np.testing.assert_allclose(b.features, a.features, atol=1e-6, err_msg=f"step {a.step}")
@@ -71,15 +69,7 @@ def test_affine_changes_of_the_loss_change_no_feature_and_no_decision(factor, sh
 
 def test_features_do_depend_on_the_loss():
     """The test above could not fail if they did not."""
-    plain, _, _ = job()
-    other, _, _ = job(factor=-1.0)  # uphill
+    plain, _ = job()
+    other, _ = job(factor=-1.0)  # uphill
     assert not np.allclose(plain.history[5].features, other.history[5].features, atol=1e-3)
     assert not np.allclose(plain.history[5].action, other.history[5].action, atol=1e-3)
-
-
-def test_job_with_a_loss_that_is_negative_throughout():
-    scheduler, model, losses = job(shift=-100.0)
-    assert max(losses) < 0
-    assert np.mean(losses[-50:]) < np.mean(losses[:50])
-    assert all(torch.isfinite(p).all() for p in model.parameters())
-    assert all(np.isfinite(d.features).all() and np.isfinite(d.lr) for d in scheduler.history)

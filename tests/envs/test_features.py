@@ -178,8 +178,3 @@ def test_state_round_trip():
             two.load_state_dict(one.state_dict())
         encoder.observe_validation(np.array([valid[k]]))
         assert np.array_equal(encoder.encode(stats, codec, interval=k + 1)[0], whole[k])
-
-
-def test_names_are_unique_and_scales_positive():
-    assert len(set(FEATURE_NAMES)) == len(FEATURES)
-    assert all(f.scale > 0 and f.meaning for f in FEATURES)
