@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,19 +51,25 @@ SCORE_SEEDS = 4
 
 def variants(base: TrainConfig) -> dict[str, TrainConfig]:
     """The recipe, and what it is without one of its parts."""
+
+    def with_env(**changes: Any) -> TrainConfig:
+        return replace(base, env=replace(base.env, **changes))
+
     return {
         "recipe": base,
-        "reward: z-score, floor 0.1": replace(base, reward="z-score", spread_floor=0.1),
-        "reward: rank": replace(base, reward="rank"),
+        "reward: z-score, floor 0.1": with_env(reward="z-score", spread_floor=0.1),
+        "reward: rank": with_env(reward="rank"),
         "noise: independent": replace(base, exploration="independent", log_std=-0.7),
-        "families drawn equally": replace(base, family_weights=()),
-        "families: teacher-mlp alone": replace(base, families=("teacher-mlp",), family_weights=()),
+        "families drawn equally": with_env(family_weights=()),
+        "families: teacher-mlp alone": replace(
+            with_env(family_weights=()), families=("teacher-mlp",)
+        ),
         **{
-            name: replace(base, control=replace(base.control, **changes))
+            name: with_env(control=replace(base.env.control, **changes))
             for name, changes in CONTROLS.items()
         },
         **{
-            f"features: no {name}": replace(base, hidden_features=features)
+            f"features: no {name}": with_env(hidden_features=features)
             for name, features in HIDDEN.items()
         },
     }
@@ -75,14 +82,8 @@ def run_variant(config: TrainConfig, out: Path, *, seed: int) -> NDArray[np.floa
         short = replace(config, validations=1)
         train(short, out, seed=seed, resume=out.exists(), progress=True, meter=False)
         policy = load_policy(out / "policy.safetensors")
-        suite = ValidationSuite(
-            config.validation_families,
-            tasks_per_family=config.validation_tasks,
-            starts=config.validation_starts,
-            seeds=SCORE_SEEDS,
-            control=policy.control,
-        )
-        ratios = suite.score(policy.act).log_ratios
+        suite = ValidationSuite(replace(config, validation_seeds=SCORE_SEEDS))
+        ratios = suite.score(policy.act)
         np.savetxt(scores, ratios.reshape(len(ratios), -1), delimiter=",")
     return np.loadtxt(scores, delimiter=",", ndmin=2)
 

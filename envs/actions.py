@@ -190,7 +190,6 @@ class ActionCodec:
 
     @property
     def num_runs(self) -> int:
-        """Number of runs."""
         return len(self.lr_offset)
 
     @property
@@ -286,7 +285,6 @@ class ActionCodec:
         return math.log(max(base_decay(progress, self.config.final_decay), 1e-300))
 
     def state_dict(self) -> dict[str, Any]:
-        """The state as plain lists and numbers."""
         state = {name: getattr(self, name).tolist() for name in _STATE}
         return {
             **state,
@@ -296,7 +294,6 @@ class ActionCodec:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned."""
         for name in _STATE:
             setattr(self, name, np.asarray(state[name], dtype=np.float64))
         self.decisions = int(state["decisions"])

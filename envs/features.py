@@ -263,12 +263,10 @@ class FeatureEncoder:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """The memory as plain lists."""
         memory = {name: value.tolist() for name, value in self._memory.items()}
         return {"memory": memory, "validation": self._validation.tolist()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned."""
         self._memory = {n: np.asarray(v, dtype=np.float64) for n, v in state["memory"].items()}
         self._validation = np.asarray(state["validation"], dtype=np.float64)
 

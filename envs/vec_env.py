@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -179,7 +179,6 @@ class ScheduleVecEnv(VecEnv):
         """
 
     def close(self) -> None:
-        """Lets the runs go."""
         self._groups, self._over = [], []
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
@@ -191,28 +190,21 @@ class ScheduleVecEnv(VecEnv):
 
     # -- the rest of SB3's interface: one object serves all rows ------------------------------
 
-    def _rows(self, indices: VecEnvIndices) -> Iterable[int]:
-        return self._get_indices(indices)
-
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """The attribute of this object, once per row asked for."""
-        return [getattr(self, attr_name) for _ in self._rows(indices)]
+        return [getattr(self, attr_name) for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """Sets the attribute of this object; rows cannot differ."""
         setattr(self, attr_name, value)
 
     def env_method(
         self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any
     ) -> list[Any]:
-        """Calls the method of this object, once per row asked for."""
         method = getattr(self, method_name)
-        return [method(*args, **kwargs) for _ in self._rows(indices)]
+        return [method(*args, **kwargs) for _ in self._get_indices(indices)]
 
     def env_is_wrapped(
         self,
         wrapper_class: type[gymnasium.Wrapper[Any, Any, Any, Any]],
         indices: VecEnvIndices = None,
     ) -> list[bool]:
-        """No row is wrapped."""
-        return [False for _ in self._rows(indices)]
+        return [False for _ in self._get_indices(indices)]

@@ -208,7 +208,6 @@ class FamiliarityMeter:
         return strange | (self._equal >= STALLED)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state in plain lists."""
         return {
             "distance": self.distance.tolist(),
             "loss": self._loss.tolist(),
@@ -216,7 +215,6 @@ class FamiliarityMeter:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores what `state_dict` returned."""
         self.distance = np.asarray(state["distance"], dtype=np.float64)
         self._loss = np.asarray(state["loss"], dtype=np.float64).reshape(-1, len(_LOSS))
         self._equal = np.asarray(state["equal"], dtype=np.int64)

@@ -171,7 +171,7 @@ class MetaTraining(BaseCallback):
     def _validate(self, rollout: int) -> None:
         started = time.perf_counter()
         policy = self._averaged_policy()
-        score = self._suite.score(policy.act).mean
+        score = float(self._suite.score(policy.act).mean())
         self.history.append((rollout, self.num_timesteps, score))
         if score < self._best_score:
             self.best, self._best_score = policy, score

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -45,8 +45,7 @@ FOLDS = 4
 _SEEN = [i for i, name in enumerate(FEATURE_NAMES) if name not in LEFT_OUT]
 
 
-@dataclass(frozen=True, kw_only=True)
-class FeatureRuns:
+class FeatureRuns(NamedTuple):
     """The features of some runs.
 
     Attributes:

@@ -208,14 +208,7 @@ def train(
         return policy_from_model(learner, control=config.env.control, info=info)
 
     try:
-        suite = ValidationSuite(
-            config.validation_families,
-            tasks_per_family=config.validation_tasks,
-            starts=config.validation_starts,
-            seeds=config.validation_seeds,
-            control=config.env.control,
-            device=device,
-        )
+        suite = ValidationSuite(config, device=device)
     except ValueError:
         if not resume:  # nothing has been done: the folder is free again
             (out / RUN_FILE).unlink()
@@ -281,29 +274,15 @@ def _origin(init: Policy | None) -> dict[str, Any]:
     """What a policy's header says of the policy that its training started from."""
     if init is None:
         return {}
-    info = init.info
-    return {
-        "init": {
-            "sha256": init.digest,
-            "families": list(info.families),
-            "preset": info.preset,
-            "seed": info.seed,
-            "decisions": info.decisions,
-        }
-    }
+    names = ("families", "preset", "seed", "decisions")
+    return {"init": {"sha256": init.digest, **{name: init.header[name] for name in names}}}
 
 
 def _commit() -> str | None:
     """The commit of the checkout that this code runs from, if it is one."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

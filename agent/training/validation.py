@@ -8,12 +8,12 @@ several that a user might have set, and the policy does not see which.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from pacesetter.agent.runs.interruption import safe_point
+from pacesetter.agent.training.config import TrainConfig
 from pacesetter.envs.actions import ControlConfig, FloatArray
 from pacesetter.envs.runs import ScheduledRuns
 from pacesetter.inner_models.engine.trainer import InnerTrainer
@@ -64,50 +64,21 @@ def run_constant(
     return trainer.evaluate("outer_valid")
 
 
-@dataclass(frozen=True)
-class ValidationScore:
-    """Result of one validation.
-
-    Attributes:
-        log_ratios: (num_tasks, num_starts, num_seeds), log loss over the reference's.
-    """
-
-    log_ratios: FloatArray
-
-    @property
-    def mean(self) -> float:
-        """The score: mean over tasks, starts and seeds; below zero beats the reference."""
-        return float(self.log_ratios.mean())
-
-
 class ValidationSuite:
     """Fixed tasks, starts and seeds, with the reference losses computed once.
 
     Args:
-        families: validation families.
-        tasks_per_family: fixed tasks of each.
-        starts: learning rates to start from.
-        seeds: number of seeds.
-        control: bounds and step sizes.
+        config: the validation's families, tasks, seeds and starts, and the control.
         device: where the runs live.
 
     Raises:
         ValueError: the reference diverges on a task, or its loss is not positive there.
     """
 
-    def __init__(
-        self,
-        families: Sequence[str],
-        *,
-        tasks_per_family: int,
-        starts: Sequence[float],
-        seeds: int,
-        control: ControlConfig,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        self.tasks = [fixed_task(f, i) for f in families for i in range(tasks_per_family)]
-        self.starts, self.seeds = tuple(starts), seeds
-        self._control, self._device = control, device
+    def __init__(self, config: TrainConfig, *, device: torch.device | str = "cpu") -> None:
+        self._config, self._device = config, device
+        families, count = config.validation_families, config.validation_tasks
+        self.tasks = [fixed_task(family, i) for family in families for i in range(count)]
         self._reference = np.stack([self._log_reference(task) for task in self.tasks])
 
     def _log_reference(self, task: Task) -> FloatArray:
@@ -123,14 +94,18 @@ class ValidationSuite:
         return np.log(losses)
 
     def _seeded(self, task: Task) -> list[Task]:
-        return [task.with_seed(FIRST_SEED + i) for i in range(self.seeds)]
+        return [task.with_seed(FIRST_SEED + i) for i in range(self._config.validation_seeds)]
 
-    def score(self, act: Act) -> ValidationScore:
-        """Runs the policy on every task, from every start, with every seed."""
-        rows = []
+    def score(self, act: Act) -> FloatArray:
+        """Log losses of the policy over the reference's: (num_tasks, num_starts, num_seeds).
+
+        Their mean is the score of the policy.
+        """
+        config, rows = self._config, []
         for task, reference in zip(self.tasks, self._reference, strict=True):
-            group = [t.with_optimizer(lr=lr) for lr in self.starts for t in self._seeded(task)]
-            losses = run_policy(act, group, control=self._control, device=self._device)
-            logs = np.log(np.maximum(losses, TINY)).reshape(len(self.starts), self.seeds)
+            seeded = self._seeded(task)
+            group = [t.with_optimizer(lr=lr) for lr in config.validation_starts for t in seeded]
+            losses = run_policy(act, group, control=config.env.control, device=self._device)
+            logs = np.log(np.maximum(losses, TINY)).reshape(-1, len(seeded))
             rows.append(np.clip(np.nan_to_num(logs - reference, nan=LOST), -LOST, LOST))
-        return ValidationScore(np.stack(rows))
+        return np.stack(rows)

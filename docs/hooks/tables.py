@@ -18,7 +18,7 @@ import numpy as np
 from mkdocs.exceptions import PluginError
 
 from pacesetter.agent import LearnedScheduler, TrainConfig
-from pacesetter.envs import rewards
+from pacesetter.envs import EnvConfig, rewards
 from pacesetter.envs.actions import ACTION_NAMES, ControlConfig, base_decay, interval_ends
 from pacesetter.envs.features import FEATURE_BOUND, FEATURES
 from pacesetter.experiments import CompareConfig
@@ -138,8 +138,8 @@ def presets() -> str:
     head = ["preset", "decisions", "families", "parallel runs", "rollouts", "intervals"]
     rows = (
         (
-            *(f"`{name}`", f"{c.decisions:,}", len(c.families), c.num_envs, c.rollouts),
-            *(c.control.num_intervals, ", ".join(c.validation_families)),
+            *(f"`{name}`", f"{c.decisions:,}", len(c.families), c.env.num_envs, c.rollouts),
+            *(c.env.control.num_intervals, ", ".join(c.validation_families)),
         )
         for name, c in PRESETS.items()
     )
@@ -203,6 +203,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "compare settings": lambda: _settings(CompareConfig),
     "decay": decay,
     "decisions": decisions,
+    "environment settings": lambda: _settings(EnvConfig),
     "features": features,
     "job settings": lambda: _settings(JobRanges),
     "presets": presets,

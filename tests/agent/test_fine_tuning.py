@@ -23,7 +23,7 @@ from pacesetter.agent.training.config import (
     validation_families,
 )
 from pacesetter.agent.training.train import make_learner, train
-from pacesetter.agent.training.validation import ValidationScore, ValidationSuite
+from pacesetter.agent.training.validation import ValidationSuite
 from pacesetter.envs.actions import ControlConfig
 from pacesetter.envs.config import EnvConfig
 from pacesetter.envs.features import NUM_FEATURES
@@ -169,15 +169,9 @@ def test_the_start_is_validated_first_and_recorded(tmp_path, own):
     found = load_policy(train(config, out, init=policy, seed=3, progress=False, preset="tiny"))
     rows = rows_of(out)
     assert [row[0] for row in rows] == [0, *sorted(callbacks._validation_points(config))]
-    suite = ValidationSuite(
-        config.validation_families,
-        tasks_per_family=config.validation_tasks,
-        starts=config.validation_starts,
-        seeds=config.validation_seeds,
-        control=config.env.control,
-    )
-    assert rows[0][1] == pytest.approx(suite.score(policy.act).mean, rel=1e-6)
-    assert suite.score(found.act).mean == pytest.approx(min(s for _, s in rows), rel=1e-6)
+    suite = ValidationSuite(config)
+    assert rows[0][1] == pytest.approx(suite.score(policy.act).mean(), rel=1e-6)
+    assert suite.score(found.act).mean() == pytest.approx(min(s for _, s in rows), rel=1e-6)
     assert found.info.provenance["init"] == {
         "sha256": policy.digest,
         "families": ["gone:Family"],
@@ -202,9 +196,7 @@ def test_the_start_is_validated_first_and_recorded(tmp_path, own):
 def test_what_comes_out_is_never_worse_than_what_went_in(tmp_path, own, monkeypatch, scores, best):
     policy, out = a_policy(), tmp_path / "run"
     left = list(scores)
-    monkeypatch.setattr(
-        ValidationSuite, "score", lambda self, act: ValidationScore(np.array([left.pop(0)]))
-    )
+    monkeypatch.setattr(ValidationSuite, "score", lambda self, act: np.array([left.pop(0)]))
     config = settings(policy, learning_rate=1e-2)
     found = load_policy(train(config, out, init=policy, progress=False))
     assert [score for _, score in rows_of(out)] == list(scores)
