@@ -93,7 +93,7 @@ def reward_table() -> str:
     meanings = dict(form.findall(said))
     rows = []
     for name in rewards.REWARD_FORMS:
-        users = ", ".join(f"`{key}`" for key, c in PRESETS.items() if c.reward == name)
+        users = ", ".join(f"`{key}`" for key, c in PRESETS.items() if c.env.reward == name)
         where = f"meta-training, siblings; presets: {users or 'none'}"
         rows.append((f"`{name}`", where, meanings[name], f"±{rewards.CLIP:g}"))
     one = _sections(rewards.improvement)[0].value
