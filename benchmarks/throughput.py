@@ -253,7 +253,8 @@ def meta_training(rollouts: int, *, device: str) -> dict[str, Any]:
         "decisions_per_second": spread(1e6 / total),
     }
     print(
-        f"a decision of meta-training ({config.env.num_envs} runs, {rollouts} rollouts), microseconds: "
+        f"a decision of meta-training ({config.env.num_envs} runs, {rollouts} rollouts), "
+        "microseconds: "
         f"within inner training {show(result['inner_us'], '.0f')}, outside "
         f"{show(result['outside_us'], '.0f')} (of which drawing tasks "
         f"{show(result['drawing_tasks_us'], '.0f')}); decisions a second "
