@@ -65,7 +65,9 @@ def rollout(env, actions, seed):
 
 
 @pytest.mark.parametrize(
-    "task", [SMALL, "teacher-mlp", "digits-mlp", own_task(), own_task(seed=3)], ids=str
+    "task",
+    [SMALL, "teacher-mlp", "digits-mlp", own_task(), own_task(seed=3)],
+    ids=["family", "teacher-mlp", "digits-mlp", "task", "seeded-task"],
 )
 def test_both_checkers_pass(task):
     env = gymnasium.make(ID, task=task).unwrapped
