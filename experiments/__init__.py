@@ -8,12 +8,7 @@ from typing import TYPE_CHECKING
 
 from pacesetter.inner_models.lookup import lazy_exports
 
-__all__ = [
-    "Baseline",
-    "CompareConfig",
-    "Space",
-    "compare",
-]
+__all__ = ["Baseline", "CompareConfig", "Space", "compare"]
 
 if TYPE_CHECKING:
     from pacesetter.experiments.compare_config import CompareConfig

@@ -47,15 +47,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from pacesetter.inner_models.engine.data import build_model
 from pacesetter.inner_models.lookup import call_failed, import_attribute, short
 from pacesetter.inner_models.losses import ACCURACY
-from pacesetter.inner_models.task import (
-    SPLITS,
-    Batch,
-    LossFn,
-    ModuleTask,
-    SplitName,
-    Splits,
-    Task,
-)
+from pacesetter.inner_models.task import SPLITS, Batch, LossFn, ModuleTask, SplitName, Splits, Task
 
 EPOCHS = 10
 """Times that a run goes through the training rows where nothing says how long it is."""

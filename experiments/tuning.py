@@ -190,9 +190,7 @@ class Study:
         digest = hashlib.sha256(f"{seed}/{task}".encode()).digest()
         self._seed = int.from_bytes(digest[:4], "big") % 2**31
         self._study: OptunaStudy = optuna.create_study(
-            storage=storage,
-            study_name=f"{task} | {arm}",
-            load_if_exists=True,
+            storage=storage, study_name=f"{task} | {arm}", load_if_exists=True
         )
 
     def propose(self, end: int) -> list[Proposal]:

@@ -340,8 +340,7 @@ def _sensitivity(scores: Scores, labels: Mapping[str, str]) -> tuple[Sensitivity
                 factors=tuple(start / lr for start in start_lrs),
                 scores=tuple(resamples.interval(runs) for runs in relative),
                 penalty=resamples.around(
-                    float(means.mean() - means.min()),
-                    samples.mean(axis=0) - samples.min(axis=0),
+                    float(means.mean() - means.min()), samples.mean(axis=0) - samples.min(axis=0)
                 ),
             )
         )

@@ -54,8 +54,7 @@ QUICK: dict[str, Any] = {"num_seeds": 3, "trials": 5, "replay_tasks": 8, "arms":
 
 
 def add_parser(
-    command: Callable[[str, str], argparse.ArgumentParser],
-    long_running: Callable[..., None],
+    command: Callable[[str, str], argparse.ArgumentParser], long_running: Callable[..., None]
 ) -> None:
     """Adds the command; see `main.make_parser` for what makes parsers and common options."""
     parser = command("compare", "hold a policy against AdamW and its rivals")

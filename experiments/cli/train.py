@@ -64,8 +64,7 @@ FRESH_TASKS = 4
 
 
 def add_parsers(
-    command: Callable[[str, str], argparse.ArgumentParser],
-    long_running: Callable[..., None],
+    command: Callable[[str, str], argparse.ArgumentParser], long_running: Callable[..., None]
 ) -> None:
     """Adds both commands; see `main.make_parser` for what makes parsers and common options."""
     train = command("train", "meta-train an agent, or fine-tune one on jobs of your own")
@@ -164,10 +163,7 @@ def preset_of(args: argparse.Namespace) -> str:
 
 def config_of(args: argparse.Namespace, init: Policy | None) -> TrainConfig:
     """The settings that the arguments stand for, and the policy to start from, if any."""
-    from pacesetter.agent.training.config import (
-        fine_tuning_config,
-        validation_families,
-    )
+    from pacesetter.agent.training.config import fine_tuning_config, validation_families
     from pacesetter.experiments.presets import get_preset, weights_by_cost
     from pacesetter.inner_models.registry import family_names
 
