@@ -36,12 +36,7 @@ def budgets(trials: int) -> tuple[int, ...]:
 def task_names(
     names: Sequence[str] = VALIDATION, *, per_family: int = TASKS_PER_FAMILY
 ) -> tuple[str, ...]:
-    """Names of single tasks from names of tasks and families.
-
-    Args:
-        names: each a task, such as ``"digits-mlp/0"``, a family, or a set of families, such as
-            ``"held-out"``.
-        per_family: tasks that a family stands for.
+    """Names of single tasks from names of tasks, families and sets such as ``"held-out"``.
 
     >>> task_names(["digits-mlp/5", "teacher-mlp"], per_family=2)
     ('digits-mlp/5', 'teacher-mlp/0', 'teacher-mlp/1')
@@ -61,7 +56,6 @@ class CompareConfig:
 
     Attributes:
         policy: file, or ``"default"`` for the shipped one.
-        tasks: names of fixed tasks.
         own_tasks: functions that make tasks of the user's own, each as ``"module:function"``.
         steps: inner steps of the user's own tasks; None: what they say themselves.
         arms: names of arms; the reference is always run. Some run only where they are named.
@@ -70,7 +64,6 @@ class CompareConfig:
         start_lrs: learning rates from which the agent starts, one run each.
         replay_tasks: meta-train tasks whose mean schedule the open-loop replay plays back.
         seed: of these tasks, of what tuning tries, of random actions, and of the bootstrap.
-        device: where the runs live.
         data: folder of the image files that tasks on MNIST, Fashion-MNIST and CIFAR-10 read; None:
             the one that the environment variable ``PACESETTER_DATA`` names.
         jobs: worker processes for arms that cannot be batched; it does not change the result.
@@ -125,13 +118,9 @@ class CompareConfig:
 
 
 def families_in(data: str | Path | None) -> tuple[str, ...]:
-    """Names of the families in `FROM_FILES` of whose data set a folder holds files.
+    """Names of the families in `FROM_FILES` of whose data set a folder holds files, if any.
 
-    Args:
-        data: the folder; None: there are no such families.
-
-    Raises:
-        FileNotFoundError: it holds none; the message has the files of all of them.
+    FileNotFoundError where it holds none; the message has the files of all of them.
     """
     from pacesetter.inner_models.families.real.image_files import (
         SOURCES,

@@ -48,13 +48,7 @@ TITLE = "pacesetter against hand-written schedules"
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found.
-
-    Attributes:
-        records: every run.
-        summary: what they say.
-        table: the same as text.
-    """
+    """What `compare` found: every run, what they say, and the table as text."""
 
     records: tuple[RunRecord, ...]
     summary: Summary
@@ -209,7 +203,6 @@ def _notes(plan: Plan) -> list[str]:
 
 
 def _edge_notes(searches: Searches) -> list[str]:
-    """What a reader should know of the bounds of the searches, a sentence each."""
 
     def named(attribute: str) -> str:
         return "; ".join(

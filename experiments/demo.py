@@ -67,11 +67,7 @@ class DemoConfig:
     """What the demonstration does.
 
     Attributes:
-        preset: of the meta-training.
         init: policy that it goes on from.
-        steps: updates of a run on the digits.
-        num_seeds: runs per arm.
-        start_lr: from which the policies start.
         lrs: from which the tuned rival chooses.
         seed: of the meta-training and of the bootstrap.
         device: where meta-training runs; the digits stay on the CPU.
@@ -97,17 +93,6 @@ def run_demo(
     command: str = "pacesetter demo",
 ) -> Comparison:
     """Meta-trains, runs all arms on the digits, and writes the report.
-
-    Args:
-        config: what to do.
-        out: the folder, new or empty.
-        say: is told what is going on.
-        force: replace an earlier demonstration in `out`.
-        progress: show progress bars.
-        command: the command line that asked for it, for the report.
-
-    Returns:
-        The runs and what they say; the table as text, too.
 
     Raises:
         FileExistsError: `out` holds files, and they are not an earlier demonstration's or `force`
@@ -221,7 +206,6 @@ def digits_records(
 
 
 def _remove_earlier(out: Path) -> None:
-    """Removes a folder that an earlier demonstration made, and no other."""
     record = out / RUN_FILE
     if record.is_file() and json.loads(record.read_text(encoding="utf-8")).get("kind") == "demo":
         shutil.rmtree(out)
@@ -231,7 +215,6 @@ class Job(NamedTuple):
     """One finished run of the plain loop.
 
     Attributes:
-        model: as trained.
         untrained: outer-valid loss before the first update.
         history: (4, steps), training loss, learning rate, ``betas[0]`` and clip threshold of each
             update; NaN where nothing was clipped.
@@ -243,14 +226,7 @@ class Job(NamedTuple):
 
 
 def train_digits(control: Control, *, lr: float, seed: int, steps: int) -> Job:
-    """An ordinary training run on scikit-learn's digits, written as its user would write it.
-
-    Args:
-        control: attaches what sets the learning rate.
-        lr: learning rate that the optimizer is made with.
-        seed: of initial weights and batch order, equal for all arms.
-        steps: updates.
-    """
+    """An ordinary training run on scikit-learn's digits, written as its user would write it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         layers = [nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)]

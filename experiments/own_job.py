@@ -69,12 +69,10 @@ _FORMS = (
 
 
 def own_task(spec: str, *, seed: int = 0, steps: int | None = None) -> Task:
-    """The task that a user's function makes, checked.
+    """The task that a user's function ``"module:function"`` makes, checked.
 
-    Args:
-        spec: ``"module:function"``; the module is looked for in the working directory as well.
-        seed: given to the function where it takes one, and to torch's global generator meanwhile.
-        steps: inner steps of a run, instead of the task's own horizon.
+    The module is looked for in the working directory as well. The seed is given to the function
+    where it takes one, and to torch's global generator meanwhile.
 
     Raises:
         ValueError: there is no such function, or what it makes cannot be compared on; the message
@@ -133,11 +131,7 @@ def plain_task(
     loss: Callable[..., Tensor],
     options: Mapping[str, Any] | None = None,
 ) -> Task:
-    """A task from the parts of an ordinary training script, which the module's docstring defines.
-
-    Raises:
-        ValueError: a part is missing or of the wrong kind.
-    """
+    """A task from the parts of a training script; ValueError where one is missing or wrong."""
     options = dict(options or {})
     sources = _named(loaders)
     data = {name: _rows(source, name) for name, source in sources.items()}
@@ -171,7 +165,6 @@ def plain_task(
 
 
 def _named(loaders: Any) -> dict[str, Any]:
-    """Loaders by the name of their split."""
     if isinstance(loaders, Sequence) and len(loaders) == 3:
         loaders = dict(zip(("train", "valid", "test"), loaders, strict=True))
     if not isinstance(loaders, Mapping):
@@ -285,16 +278,12 @@ def _output_loss(loss: Callable[[Any, Tensor], Tensor], model: nn.Module, batch:
 
 
 def _what(value: Any) -> str:
-    """What kind of thing came, for a message."""
     kind = f"a {type(value).__name__}"
     return f"{kind} of {len(value)}" if isinstance(value, tuple | list) else kind
 
 
 def check_task(task: Task) -> None:
     """Builds the task's model, takes its loss on every split and one gradient.
-
-    Args:
-        task: a user's, or a bundled one.
 
     Raises:
         ValueError: the factory makes no module, nothing in it can be trained, or its weights differ

@@ -40,11 +40,7 @@ _SECONDS = {
 
 
 def weights_by_cost(families: Sequence[str]) -> tuple[float, ...]:
-    """How often to draw each family; one whose cost is not known counts as usual.
-
-    Args:
-        families: their names.
-    """
+    """How often to draw each family; one whose cost is not known counts as usual."""
     return tuple(round(_SECONDS.get(name, 1.0) ** -0.7, 3) for name in families)
 
 
@@ -111,10 +107,6 @@ PRESETS: dict[str, TrainConfig] = {
 
 
 def get_preset(name: str) -> TrainConfig:
-    """A preset by name.
-
-    Raises:
-        ValueError: there is no such preset; the message has the nearest names.
-    """
+    """A preset by name; ValueError with the nearest names where there is none."""
     check_name(name, PRESETS, kind="preset")
     return PRESETS[name]

@@ -43,14 +43,7 @@ Searches = dict[str, dict[str, "Search"]]
 
 @dataclass(frozen=True)
 class Proposal:
-    """A trial to run.
-
-    Attributes:
-        task: name of the task.
-        arm: name of the arm.
-        number: of the trial within its search, from 0.
-        setting: what to run the arm with.
-    """
+    """A trial to run, with its number within its search, from 0."""
 
     task: str
     arm: str
@@ -63,8 +56,6 @@ class Trial:
     """A trial that is over.
 
     Attributes:
-        number: from 0, the default.
-        setting: what it ran with.
         loss: mean outer-valid loss over the tuning seeds; infinite where a seed diverged or the
             trial crashed.
         failed: why it crashed; None: it did not.
@@ -85,7 +76,6 @@ class Search:
     """What tuning found for one arm on one task.
 
     Attributes:
-        trials: in their order.
         widened: what was given more room on the way, such as ``"lr beyond 0.1"``.
         on_edge: hyperparameters of which the best value still lies on an edge.
     """
@@ -95,11 +85,7 @@ class Search:
     on_edge: tuple[str, ...] = ()
 
     def best(self, budget: int) -> Trial:
-        """The trial of least loss among the first `budget`; of several, the earliest.
-
-        Args:
-            budget: at least 1. Trials that diverged or crashed lose to all others.
-        """
+        """The trial of least loss among the first `budget`; of several, the earliest."""
         return _best(self.trials[:budget])
 
 
@@ -123,13 +109,8 @@ def tune(
 ) -> Searches:
     """Searches the spaces of all arms on all tasks, a round at a time.
 
-    Args:
-        tasks: their names; the same name and seed propose the same trials.
-        spaces: by name of the arm.
-        run: runs trials.
-        trials: of each search, the default among them.
-        storage: SQLite file; made where there is none, and gone on with where there is one.
-        seed: of the proposals.
+    The same names of tasks and the same seed propose the same trials; the default is the first. The
+    SQLite file `storage` is made where there is none, and gone on with where there is one.
 
     Raises:
         ImportError: a package of the extra `compare` is missing.
@@ -207,7 +188,6 @@ class Study:
         ]
 
     def tell(self, proposal: Proposal, loss: float, failed: str | None) -> None:
-        """Writes down what came of a trial."""
         optuna = require("optuna", extra="compare")
         if failed is not None:
             trial = self._trials()[proposal.number]
@@ -219,7 +199,6 @@ class Study:
         self._study.tell(proposal.number, loss if math.isfinite(loss) else math.inf)
 
     def result(self) -> Search:
-        """What was found."""
         found = self._found()
         space, _ = self._widened(upto=len(found))
         widened = []

@@ -40,8 +40,6 @@ class EntrySummary:
     """One arm, from one start and with one tuning budget, over all tasks and seeds.
 
     Attributes:
-        entry: arm, start and budget.
-        label: name in tables.
         scores: by split.
         iqm: by split, the interquartile mean over runs of the same log ratios.
         p_values: by split, of `scores`, corrected over all arms.
@@ -56,11 +54,7 @@ class EntrySummary:
         metrics: by name of the metric, mean over the tasks that have it of the difference from the
             reference's, on test.
         overhead: geometric mean of wall-clock over the reference's; None: not recorded.
-        trials: mean settings tried per task.
         inner_steps: inner steps spent, tuning included, over all tasks and seeds.
-        diverged: number of runs that diverged or crashed.
-        num_runs: number of all runs.
-        failed: number of runs that crashed.
     """
 
     entry: Entry
@@ -82,7 +76,6 @@ class EntrySummary:
     failed: int
 
     def finding(self, split: str = "test") -> Finding:
-        """The claim that the arm's score against the reference allows."""
         return finding(self.scores[split], self.p_values[split])
 
 
@@ -91,8 +84,6 @@ class Difference:
     """The agent against a rival, in pairs of equal task and seed.
 
     Attributes:
-        ours: the agent's entry.
-        rival: the other.
         scores: by split, the mean over tasks of log(our loss / the rival's).
         p_values: by split, of `scores`, corrected over the rivals of this entry of the agent.
         improvement: chance that a run of ours has a lower test loss than a rival's of the same
@@ -108,7 +99,6 @@ class Difference:
     overhead: Interval | None
 
     def finding(self, split: str = "test") -> Finding:
-        """The claim that the difference allows of the agent."""
         return finding(self.scores[split], self.p_values[split])
 
 
@@ -116,11 +106,7 @@ class Difference:
 class Profile:
     """Performance profile of an arm: share of runs with a score above each threshold; all (n,).
 
-    Attributes:
-        thresholds: ascending scores on test, higher being better; see `Summary.profile_of`.
-        share: of runs above.
-        low: lower edge of the point-wise band.
-        high: upper edge.
+    Thresholds ascend; `low` and `high` are the edges of the point-wise band.
     """
 
     thresholds: FloatArray
@@ -135,7 +121,6 @@ class Ranks:
 
     Attributes:
         ranks: by entry, the best first.
-        friedman_p: p-value of 'all arms do equally well'.
         critical_difference: least significant difference of two mean ranks by Nemenyi's test, at
             5 % over all pairs.
     """
@@ -150,8 +135,6 @@ class Sensitivity:
     """Effect of the initial learning rate on an arm that was run from several.
 
     Attributes:
-        arm: its name.
-        label: name in figures.
         start_lrs: ascending.
         factors: the same over the learning rate of the reference.
         scores: of each start, on test.
@@ -175,8 +158,6 @@ class TaskEntry:
         metric: mean of the task's metric on test over the same runs; None: it has none.
         score: mean log(test loss / the reference's); diverged runs count.
         normalised: mean normalised score on test; None where the task does not count for it.
-        diverged: number of runs that diverged or crashed.
-        num_runs: number of all runs.
     """
 
     loss: Interval | None
@@ -192,8 +173,6 @@ class TaskSummary:
     """One task.
 
     Attributes:
-        name: of the task.
-        horizon: inner steps of a run.
         metric_name: "accuracy", "perplexity", ...; None: it has none.
         default: mean test loss of the reference, the normalised score's zero.
         tuned: mean test loss of the best tuned AdamW, its one; None: nothing was tuned.
@@ -201,7 +180,6 @@ class TaskSummary:
         gain: of tuning: (default - tuned) / default; over (untrained - default) where losses may
             be negative. None: nothing was tuned.
         counts: whether the gain is enough for the task to count in normalised scores.
-        entries: the arms, the best first.
     """
 
     name: str
@@ -220,10 +198,6 @@ class Failure:
     """Runs of an arm that crashed on a task.
 
     Attributes:
-        entry: the arm, its start and budget.
-        label: name in tables.
-        task: name of the task.
-        runs: how many crashed.
         reason: message of the first of them.
         left_out: whether the arm failed everywhere and so is in no other table.
     """
@@ -241,8 +215,6 @@ class Summary:
     """All findings of a comparison.
 
     Attributes:
-        tasks: names.
-        seeds: of the report.
         entries: every arm, start and budget, in the order of the records; without those that
             failed everywhere.
         differences: every entry of the agent against every other arm that fits: those without a
@@ -250,14 +222,12 @@ class Summary:
         reference: zero of the scores.
         relative: whether scores are logs of ratios on every task; elsewhere some task has losses
             that are not positive, and its differences are over their spread.
-        task_summaries: in the order of `tasks`.
         field: one entry per arm, at its largest budget and nearest to the reference's learning
             rate; these are ranked and profiled together.
         profiles: of the field.
         profile_of: the quantity of their thresholds.
         ranks: of the field; None where fewer than two tasks or three arms were run.
         sensitivity: of arms that were run from several starts.
-        failures: runs that crashed.
         tuned_budget: of the arms that define a normalised score of one; None: nothing was tuned.
     """
 
@@ -278,7 +248,6 @@ class Summary:
 
     @property
     def labels(self) -> dict[Entry, str]:
-        """Labels by entry."""
         return {e.entry: e.label for e in self.entries}
 
     @property

@@ -34,20 +34,7 @@ _ROUNDING = 1e-6
 
 
 class Grid:
-    """Records in order: one for each arm, task and seed.
-
-    Args:
-        records: of finished or crashed runs.
-
-    Attributes:
-        records: as given.
-        entries: arms, starts and budgets, in the order of the records.
-        tasks: names, likewise.
-        seeds: likewise.
-
-    Raises:
-        ValueError: a run is missing or there twice.
-    """
+    """Records in order, one per arm, task and seed; ValueError where one is missing or twice."""
 
     def __init__(self, records: Sequence[RunRecord]) -> None:
         self.records = records
@@ -66,7 +53,6 @@ class Grid:
             self._horizons[r.task] = max(self._horizons[r.task], *r.steps[-1:], 1)
 
     def of(self, entry: Entry, task: str) -> list[RunRecord]:
-        """Runs of one arm on one task, by seed."""
         return [self._table[entry, task, seed] for seed in self.seeds]
 
     def array(self, number: Callable[[RunRecord], float]) -> FloatArray:
@@ -113,12 +99,9 @@ class Anchors:
     """Zero and one of the normalised score on each task; all (num_tasks,).
 
     Attributes:
-        default: mean loss of the reference.
-        tuned: mean loss of the best tuned AdamW.
         gain: (default - tuned) / default; where a loss of the task is not positive, over
             (untrained - default) instead.
         counts: whether the gain is at least `LEAST_GAIN`.
-        entries: the best tuned AdamW of each task.
     """
 
     default: FloatArray
@@ -167,12 +150,7 @@ def anchors(grid: Grid, split: SplitName, *, reference: Entry) -> Anchors | None
 def normalised_scores(losses: FloatArray, ends: Anchors) -> FloatArray:
     """(default - loss) / (default - tuned) on the tasks that count: 0 the default, 1 tuned.
 
-    Args:
-        losses: (num_entries, num_tasks, num_seeds), finite; see `fill_diverged`.
-        ends: of the same tasks.
-
-    Returns:
-        (num_entries, number of tasks that count, num_seeds); higher is better.
+    Of losses (num_entries, num_tasks, num_seeds), finite; the higher the better.
 
     >>> three = Anchors(np.array([2.0]), np.array([1.0]), np.array([0.5]), np.array([True]), ())
     >>> normalised_scores(np.array([[[2.0, 1.0, 0.5]]]), three).ravel().tolist()
@@ -233,14 +211,7 @@ def area_under_curve(grid: Grid) -> FloatArray | None:
 class Scores:
     """Losses of all runs on scales that tasks share.
 
-    Args:
-        records: one for each arm, task and seed.
-        reference: zero of the scores.
-        seed: of all resamples.
-
     Attributes:
-        grid: the records in order.
-        reference: as given.
         base: the reference's place among the entries.
         losses: by split, (num_entries, num_tasks, num_seeds); NaN where a run diverged or failed.
         values: by split, the same on the scale of `comparable`, finite.

@@ -33,13 +33,7 @@ TAILS = ((1 - CONFIDENCE) / 2, 1 - (1 - CONFIDENCE) / 2)
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its confidence interval, all in the unit of the values.
-
-    Attributes:
-        estimate: the statistic of the values themselves.
-        low: lower end; minus infinity where a single run cannot say.
-        high: upper end; infinity where a single run cannot say.
-    """
+    """An estimate with its confidence interval, infinite where a single run cannot say."""
 
     estimate: float
     low: float
@@ -50,16 +44,7 @@ def fill_diverged(losses: FloatArray, *, untrained: FloatArray) -> FloatArray:
     """Replaces losses that are not finite by the worst one, so that no run is left out.
 
     The worst is that of any arm on the task, or of the untrained model, whichever is greater.
-
-    Args:
-        losses: (num_arms, num_tasks, num_seeds); not finite where a run diverged.
-        untrained: (num_tasks,), a loss of the task's model before its first step.
-
-    Returns:
-        The same shape, finite.
-
-    Raises:
-        ValueError: shapes do not fit, or a task's untrained loss is not finite.
+    Losses are (num_arms, num_tasks, num_seeds), `untrained` is (num_tasks,) and finite.
     """
     if losses.ndim != 3 or untrained.shape != losses.shape[1:2]:
         raise ValueError(
@@ -77,15 +62,8 @@ def comparable(losses: FloatArray, *, untrained: FloatArray) -> FloatArray:
     """Maps losses to a scale on which differences mean the same on every task.
 
     Where all losses of a task are positive, their logs: differences are log ratios. Elsewhere
-    losses are divided by their standard deviation over all arms and seeds of the task. Diverged
-    runs count as in `fill_diverged`.
-
-    Args:
-        losses: (num_arms, num_tasks, num_seeds); not finite where a run diverged.
-        untrained: (num_tasks,), finite.
-
-    Returns:
-        The same shape, finite.
+    losses are divided by their standard deviation over all arms and seeds of the task. Shapes and
+    diverged runs are as in `fill_diverged`.
 
     >>> values = comparable(np.array([[[1.0]], [[2.0]], [[np.nan]]]), untrained=np.array([4.0]))
     >>> (values - values[0]).round(3).ravel().tolist()
@@ -104,13 +82,7 @@ def comparable(losses: FloatArray, *, untrained: FloatArray) -> FloatArray:
 
 
 def interquartile_mean(values: FloatArray) -> FloatArray:
-    """Mean of the middle half along the last axis: a quarter is cut off at either end.
-
-    Args:
-        values: (..., n); ``n // 4`` values are cut off at each end.
-
-    Returns:
-        (...,).
+    """Mean of the middle half along the last axis: ``n // 4`` values are cut off at either end.
 
     >>> float(interquartile_mean(np.array([0.0, 1.0, 3.0, 100.0])))
     2.0
@@ -137,12 +109,9 @@ def iqm_over_runs(samples: FloatArray) -> FloatArray:
 class Resamples:
     """Bootstrap resamples on two levels, drawn once and used for every number.
 
-    Tasks are drawn with replacement, and seeds within each. Runs are paired: seed number s of a
-    task is the same resampled seed for every arm.
-
-    Attributes:
-        tasks: (num_resamples, num_tasks), the task in each place.
-        seeds: (num_resamples, num_tasks, num_seeds), the seeds of the task in each place.
+    Tasks are drawn with replacement, (num_resamples, num_tasks), and seeds within each,
+    (num_resamples, num_tasks, num_seeds). Runs are paired: seed number s of a task is the same
+    resampled seed for every arm.
     """
 
     tasks: NDArray[np.int64]
@@ -185,15 +154,7 @@ class Resamples:
         return math.prod(self.seeds.shape[1:]) > 1
 
     def interval(self, values: FloatArray, statistic: Statistic = mean_over_tasks) -> Interval:
-        """A statistic of values with its percentile interval.
-
-        Args:
-            values: (num_tasks, num_seeds), one number per run or per pair of runs.
-            statistic: of them.
-
-        Raises:
-            ValueError: `values` has another shape, or a value is not finite.
-        """
+        """A statistic with its percentile interval, for values (num_tasks, num_seeds)."""
         if values.shape != self.seeds.shape[1:] or not values.size:
             raise ValueError(f"need values of shape (num_tasks, num_seeds), but got {values.shape}")
         if not np.isfinite(values).all():
@@ -210,13 +171,9 @@ class Resamples:
 
 
 def share_interval(hits: BoolArray, resamples: Resamples) -> Interval:
-    """A share of runs with its interval: the bootstrap's, or Wilson's where that is wider.
+    """A share of hits, (num_tasks, num_seeds): the bootstrap's interval, or Wilson's if wider.
 
     Wilson's ignores that runs of a task are alike; the bootstrap's has no width without any hits.
-
-    Args:
-        hits: (num_tasks, num_seeds).
-        resamples: of as many tasks and seeds.
 
     >>> draws = Resamples.draw(1, 10, generator=np.random.default_rng(0))
     >>> found = share_interval(np.zeros((1, 10), dtype=bool), draws)
@@ -262,12 +219,8 @@ def improvement_probabilities(
     """Chance that a run of ours has a lower loss than a rival's on the same task (rliable).
 
     Over all pairs of seeds, ties counting half: Mann and Whitney's U over the number of pairs, mean
-    over tasks.
-
-    Args:
-        ours: (num_tasks, num_seeds), losses.
-        rivals: (num_rivals, num_tasks, num_seeds), losses.
-        resamples: of tasks and seeds; both sides are resampled together.
+    over tasks. Ours are (num_tasks, num_seeds), the rivals' (num_rivals, num_tasks, num_seeds);
+    both sides are resampled together.
     """
     mine, theirs = ours[None, :, :, None], rivals[:, :, None, :]
     wins = (mine < theirs) + 0.5 * (mine == theirs)
@@ -292,13 +245,8 @@ def performance_profile(
 ) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Share of runs whose score exceeds each threshold (rliable's run-score distribution).
 
-    Args:
-        scores: (num_tasks, num_seeds), higher is better.
-        thresholds: (n,).
-        resamples: of tasks and seeds.
-
-    Returns:
-        The share and the ends of its point-wise 95 % band, each (n,).
+    Scores are (num_tasks, num_seeds), higher being better. Returns the share and the ends of its
+    point-wise 95 % band, as many as thresholds.
     """
     above = (scores[None] > thresholds[:, None, None]).astype(np.float64)
     low, high = np.quantile(resamples.means(above), TAILS, axis=-1)
@@ -308,22 +256,14 @@ def performance_profile(
 def mean_ranks(losses: FloatArray) -> FloatArray:
     """Mean over tasks of the rank among arms, the least loss being rank 1; ties share theirs.
 
-    Args:
-        losses: (num_arms, ..., num_tasks), one number per arm and task.
-
-    Returns:
-        (num_arms, ...).
+    Losses are (num_arms, ..., num_tasks), the result is (num_arms, ...).
     """
     ranks = require("scipy.stats", extra="compare").rankdata(losses, axis=0)
     return np.asarray(ranks.mean(axis=-1))
 
 
 def friedman_p_value(losses: FloatArray) -> float:
-    """Friedman's test that all arms do equally well, from `scipy.stats.friedmanchisquare`.
-
-    Args:
-        losses: (num_arms, num_tasks), three arms or more.
-    """
+    """Friedman's test that all arms do equally well, of losses (num_arms, num_tasks)."""
     if (losses == losses[:1]).all():
         return 1.0
     return float(require("scipy.stats", extra="compare").friedmanchisquare(*losses).pvalue)

@@ -55,15 +55,12 @@ def summarise(
     ours: Sequence[str] = (POLICY.name,),
     reference: str = REFERENCE,
 ) -> Summary:
-    """Scores every arm.
+    """Scores every arm, from one record per task, seed, arm, start and budget.
 
-    Args:
-        records: one per task, seed, arm, start and budget; none missing. A run that crashed counts
-            as diverged; an arm of which all runs crashed is reported as failed and left out.
-        generator: of the bootstrap. One number is drawn from it, the seed of all resamples.
-        labels: by name of the arm; an arm without one goes by its name.
-        ours: names of the agent's arms, compared with all others.
-        reference: name of the arm that is the zero of scores; it has no start and budget 1.
+    A run that crashed counts as diverged; an arm of which all runs crashed is reported as failed
+    and left out. One number is drawn from the generator, the seed of all resamples. An arm without
+    a label goes by its name. `ours` are the agent's arms, compared with all others; `reference` is
+    the zero of scores, without a start and of budget 1.
 
     Raises:
         ValueError: a run is missing or there twice, or the reference was not run.
@@ -103,12 +100,7 @@ def summarise(
 
 
 def entry_label(entry: Entry, labels: Mapping[str, str], *, tuned: bool = False) -> str:
-    """The name of an entry in tables.
-
-    Args:
-        entry: arm, start and budget.
-        labels: by name of the arm; an arm without one goes by its name.
-        tuned: whether the arm was run with other budgets too, so that even 1 is told.
+    """The name of an entry in tables; `tuned` tells the budget even where it is 1.
 
     >>> entry_label(Entry("policy", 1e-3), {"policy": "the policy"})
     'the policy from 0.001'
@@ -167,7 +159,6 @@ def _entries(scores: Scores, names: Mapping[Entry, str]) -> tuple[EntrySummary, 
 
 
 def _corrected(scores: Scores, split: str) -> list[float]:
-    """Of every entry against the reference, Holm's p-values; the reference's own is 1."""
     values, base = scores.values[split], scores.base
     others = [i for i in range(len(values)) if i != base]
     samples = scores.resamples().means(values - values[base])
@@ -292,7 +283,6 @@ def _profiles(scores: Scores, field: Sequence[Entry]) -> tuple[dict[Entry, Profi
 
 
 def _ranks(scores: Scores, field: Sequence[Entry]) -> Ranks | None:
-    """Ranks of the field by mean test loss on each task."""
     num_tasks = len(scores.grid.tasks)
     if num_tasks < 2 or len(field) < 3:
         return None

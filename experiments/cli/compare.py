@@ -56,7 +56,6 @@ QUICK: dict[str, Any] = {"num_seeds": 3, "trials": 5, "replay_tasks": 8, "arms":
 def add_parser(
     command: Callable[[str, str], argparse.ArgumentParser], long_running: Callable[..., None]
 ) -> None:
-    """Adds the command; see `main.make_parser` for what makes parsers and common options."""
     parser = command("compare", "hold a policy against AdamW and its rivals")
     arms = parser.add_argument_group("what is compared")
     arms.add_argument(
@@ -144,7 +143,6 @@ def add_parser(
 
 
 def run_compare(args: argparse.Namespace, line: str) -> Answer:
-    """`pacesetter compare`; the command line `line` goes into the report."""
     if args.list:
         return listing()
     if args.out is None:
@@ -175,7 +173,6 @@ def run_compare(args: argparse.Namespace, line: str) -> Answer:
 
 
 def config_of(args: argparse.Namespace) -> CompareConfig:
-    """The settings that the arguments stand for."""
     from pacesetter.experiments.compare_config import (
         QUICK_TASKS_PER_FAMILY,
         TASKS_PER_FAMILY,
@@ -254,7 +251,6 @@ def listing() -> Answer:
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells flush left, under a head."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     ruled = [rows[0], ["-" * width for width in widths], *rows[1:]]
     lines = [[c.ljust(w) for c, w in zip(row, widths, strict=True)] for row in ruled]

@@ -89,7 +89,6 @@ _LONG = {"train", "compare"}
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line."""
     parser = CommandParser(
         prog="pacesetter",
         usage="%(prog)s COMMAND [options]",
@@ -203,7 +202,6 @@ def _print(text: str) -> None:
 
 
 def _completion(args: argparse.Namespace, line: str) -> Answer:
-    """`pacesetter completion`."""
     shtab = require("shtab", extra="completion")
     from pacesetter.experiments.presets import PRESETS
     from pacesetter.experiments.rivals.baselines import arm_names

@@ -40,11 +40,7 @@ _ONLY_RAY = ("workers", "threads_per_worker", "gpus_per_worker", "address", "pat
 
 
 class WrongUsage(SystemExit):
-    """The end of a program that was called wrongly, with exit code 2.
-
-    Args:
-        message: what is wrong.
-    """
+    """The end of a program that was called wrongly, with exit code 2."""
 
     def __init__(self, message: str) -> None:
         super().__init__(2)
@@ -69,7 +65,6 @@ class CommandParser(argparse.ArgumentParser):
         return super().format_help()
 
     def error(self, message: str) -> NoReturn:
-        """Ends the program as one that was called wrongly."""
         self.print_usage(sys.stderr)
         print(f"{self.prog}: error: {message}\n`{self.prog} --help` tells more", file=sys.stderr)
         raise WrongUsage(message)
@@ -83,15 +78,7 @@ def add_command(
     *,
     long: bool = False,
 ) -> CommandParser:
-    """Adds a command, with the options that all of them have.
-
-    Args:
-        commands: of the program.
-        name: of the command.
-        summary: a phrase for the list of commands.
-        page: the beginning of its help: a sentence, examples, more.
-        long: whether its help explains how to stop it.
-    """
+    """Adds a command and common options; `page` begins its help, `long` explains how to stop it."""
     parser = commands.add_parser(
         name,
         help=summary,

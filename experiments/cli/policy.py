@@ -53,7 +53,6 @@ their metadata.
 
 
 def add_parsers(command: Callable[[str, str], argparse.ArgumentParser]) -> None:
-    """Adds both commands."""
     inspect = command("inspect", "say what a policy file holds")
     inspect.add_argument(
         "policy",
@@ -122,7 +121,6 @@ def run_inspect(args: argparse.Namespace, line: str) -> Answer:
 
 
 def run_export(args: argparse.Namespace, line: str) -> Answer:
-    """`pacesetter export`."""
     from pacesetter.agent.policy.policy import DEFAULT_POLICY, load_policy
     from pacesetter.agent.runs.folder import write_bytes
 
@@ -183,7 +181,6 @@ class ResponseCurve:
     """The actions as a function of one feature, the others held at their usual values.
 
     Attributes:
-        feature: its name.
         values: (NUM_POINTS,), its raw values, ascending.
         typical: the raw value at which it is held while another one varies.
         actions: (NUM_POINTS, 3), in [-1, 1].
@@ -267,7 +264,6 @@ def _write_csv(curves: Sequence[ResponseCurve], path: Path) -> None:
 
 
 def _plot(curves: Sequence[ResponseCurve], path: Path) -> None:
-    """Draws a panel per feature as PNG."""
     from pacesetter.agent.runs.folder import write_bytes
     from pacesetter.envs.actions import ACTION_NAMES
     from pacesetter.inner_models.lookup import require

@@ -66,7 +66,6 @@ FRESH_TASKS = 4
 def add_parsers(
     command: Callable[[str, str], argparse.ArgumentParser], long_running: Callable[..., None]
 ) -> None:
-    """Adds both commands; see `main.make_parser` for what makes parsers and common options."""
     train = command("train", "meta-train an agent, or fine-tune one on jobs of your own")
     what = train.add_argument_group("what to learn")
     what.add_argument(
@@ -124,7 +123,6 @@ def add_parsers(
 
 
 def run_train(args: argparse.Namespace, line: str) -> Answer:
-    """`pacesetter train`."""
     from pacesetter.inner_models.lookup import require
 
     for module in ("gymnasium", "stable_baselines3", "tensorboard", "tqdm", "sklearn", "PIL"):
@@ -155,7 +153,6 @@ def run_train(args: argparse.Namespace, line: str) -> Answer:
 
 
 def preset_of(args: argparse.Namespace) -> str:
-    """Name of the preset that is meant."""
     usual = DEFAULT_PRESET if args.init is None else FINE_TUNING_PRESET
     preset: str = args.preset or usual
     return preset
@@ -256,7 +253,6 @@ def _next_command(path: Path, config: TrainConfig) -> str:
 
 
 def run_demo(args: argparse.Namespace, line: str) -> Answer:
-    """`pacesetter demo`."""
     from pacesetter.experiments import demo
     from pacesetter.experiments.runs.execution import check_device
 

@@ -47,10 +47,7 @@ class Look:
     """Style of an arm's lines: told apart without colours too.
 
     Attributes:
-        colour: on light ground.
         dash: lengths of strokes and gaps in points; empty: a solid line.
-        marker: in matplotlib's notation.
-        width: of the line in points.
     """
 
     colour: str
@@ -60,7 +57,6 @@ class Look:
 
     @property
     def style(self) -> dict[str, Any]:
-        """Arguments of matplotlib for a line."""
         return {
             "color": self.colour,
             "linewidth": self.width,
@@ -119,11 +115,8 @@ def finite_ends(interval: Interval) -> tuple[float, float]:
 class Band:
     """A line with a band around it; all (K,).
 
-    Attributes:
-        steps: inner steps, or another quantity of the horizontal axis.
-        median: the line; the median over seeds, or an estimate.
-        low: lower edge of the band; a quartile, or the end of an interval.
-        high: upper edge.
+    The line is a median over seeds between quartiles, or an estimate between the ends of its
+    interval; steps are inner steps or another quantity of the horizontal axis.
     """
 
     steps: FloatArray
@@ -133,10 +126,9 @@ class Band:
 
 
 def band_data(records: Sequence[RunRecord], *, task: str, quantity: Quantity) -> dict[Entry, Band]:
-    """A history over the steps of a task: median and quartiles over the seeds that did not crash.
+    """Median and quartiles of a history over the seeds that did not crash, on one task.
 
-    Returns:
-        By entry; nothing for an arm that never has the quantity.
+    An arm that never has the quantity has no band.
     """
     runs: dict[Entry, list[RunRecord]] = {}
     for record in records:
@@ -166,9 +158,7 @@ def score_data(summary: Summary) -> dict[Entry, Interval]:
 def budget_data(summary: Summary, shown: Sequence[Entry]) -> dict[Entry, Band]:
     """Scores on test against the tuning budget, of arms that are shown.
 
-    Returns:
-        Bands over trials, of one point for an arm with a single budget; nothing where no arm has
-        more than one.
+    One point for an arm with a single budget; nothing where no arm has more than one.
     """
     if not summary.by_budget:
         return {}
@@ -195,12 +185,7 @@ def _band(places: Sequence[float], scores: Sequence[Interval]) -> Band:
 
 
 class Drawing:
-    """A finished figure.
-
-    Args:
-        figure: matplotlib's.
-        text: description for readers who do not see it.
-    """
+    """A finished figure, with a description for readers who do not see it."""
 
     def __init__(self, figure: Any, text: str) -> None:
         self._figure, self.text = figure, text
@@ -232,7 +217,6 @@ class Panel:
 
     Attributes:
         bands: by entry. A band of one point is drawn as a level.
-        name: of the quantity, on the vertical axis.
         log: whether the axis is logarithmic, where all values allow it.
         height: inches.
     """
@@ -254,13 +238,7 @@ def draw_panels(
 ) -> Drawing:
     """Draws panels above each other over one horizontal axis, with a legend below.
 
-    Args:
-        panels: from top to bottom.
-        looks: by entry.
-        labels: by entry.
-        xlabel: of the axis.
-        text: description of the figure.
-        ticks: of the axis, which is then logarithmic, with a line at zero of the vertical one.
+    With `ticks`, the axis is logarithmic, with a line at zero of the vertical one.
     """
     shown = list(dict.fromkeys(entry for panel in panels for entry in panel.bands))
     columns = 2 if max(len(labels[e]) for e in shown) <= 26 else 1

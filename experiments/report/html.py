@@ -62,13 +62,8 @@ class Report:
     """Contents of a report.
 
     Attributes:
-        title: of the page.
-        summary: of the records.
-        records: every run.
         arms: rows of the table of arms.
         notes: paragraphs on the method.
-        environment: versions and machine, by name.
-        command: the exact command.
         ours: names of the agent's arms.
     """
 
@@ -126,7 +121,6 @@ def write_report(path: Path, report: Report) -> None:
 
 
 def render(report: Report) -> str:
-    """The report as an HTML document."""
     return _Page(report).html()
 
 
@@ -292,7 +286,6 @@ class _Page:
         return found
 
     def _task(self, task: TaskSummary, agent: Entry | None) -> dict[str, Any]:
-        """The part of one task."""
         slug, field = self.slugs[task.name], self.summary.field
         about = f"{task.horizon:,} inner steps, {len(self.summary.seeds)} seeds."
         if task.tuned is not None and task.tuned_entry is not None and task.gain is not None:

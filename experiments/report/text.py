@@ -188,11 +188,7 @@ def _digits(percent: float) -> str:
 
 
 def align(rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
-    """Lays out rows of cells in columns.
-
-    Args:
-        rows: of equal length, the first being the head.
-        left: how many columns are flush left; the rest are flush right.
+    """Lays out rows of cells in columns, the first row being the head, `left` columns flush left.
 
     >>> print(align([["arm", "n"], ["a", "10"]]))
     arm   n
@@ -381,7 +377,6 @@ def format_latex(summary: Summary) -> str:
 
 
 def _tex(text: str) -> str:
-    """Text for LaTeX; numbers with a sign are set as mathematics."""
     escaped = "".join(_TEX.get(c, c) for c in text)
     return re.sub(r"(?<![\w.-])([+-]\d[\d.]*)", r"$\1$", escaped)
 

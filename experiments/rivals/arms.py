@@ -34,7 +34,6 @@ class Baseline:
 
     Attributes:
         name: as in tables and on the command line.
-        label: as in figures.
         optimizer: ``"adamw"``, ``"adam"``, ``"sgd"`` or ``"rmsprop"``, whose runs train side by
             side; or a factory of any other, whose runs train one after another. A function at the
             top level of a module can be sent to worker processes.
@@ -43,7 +42,6 @@ class Baseline:
         feedback: makes a schedule that looks at inner_valid losses; its factor comes on top.
         space: what may be chosen. Empty: nothing is tuned.
         fixed: hyperparameters that all settings share; a setting may override them.
-        source: where it comes from.
         calibrated: the default of the space is used on every task. It was found once on the
             meta-train families (`benchmarks/calibration.py`).
         population: the runs of one budget train together and learn from each other.
@@ -78,7 +76,6 @@ class Baseline:
 
     @property
     def batched(self) -> bool:
-        """Whether its runs train side by side."""
         return not callable(self.optimizer)
 
     @property
@@ -87,12 +84,7 @@ class Baseline:
         return bool(self.space.dimensions) and not (self.population or self.calibrated)
 
     def hyperparameters(self, setting: Setting, task: Task) -> dict[str, float | str]:
-        """All hyperparameters of a run: the setting, what is fixed, and the task's own.
-
-        Args:
-            setting: a point of the space; it may name more, such as another learning rate.
-            task: whose weight decay is taken where nothing else says.
-        """
+        """All hyperparameters of a run: the setting, what is fixed, the task's weight decay."""
         own = {"momentum": 0.9, "weight_decay": task.optimizer.weight_decay}
         return {**own, **self.fixed, **setting}
 
@@ -118,9 +110,6 @@ class AgentArm:
     """One way of using the policy, or a substitute for it, run from every start of the rate.
 
     Attributes:
-        name: as in tables and on the command line.
-        label: as in figures.
-        source: what it is and why it is compared.
         controller: what decides: the policy, its mean schedule over meta-train tasks or over the
             compared tasks, random actions, or nothing.
         valid_every: intervals between validation losses that the agent sees; None: as the task has
@@ -160,12 +149,7 @@ Arm = AgentArm | Baseline
 
 @dataclass(frozen=True)
 class Configured:
-    """A baseline with a setting.
-
-    Attributes:
-        baseline: the arm.
-        setting: a point of its space; for one without a space, empty or its learning rate.
-    """
+    """A baseline with a setting; without a space, that is empty or a learning rate."""
 
     baseline: Baseline
     setting: Setting

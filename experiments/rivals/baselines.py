@@ -69,11 +69,7 @@ RISE = Dimension(0.01, 0.3, default=WARM_UP, most=0.5)
 
 @dataclass(frozen=True)
 class PackageOptimizer:
-    """An optimizer factory of `rivals.packages`, imported at first use.
-
-    Attributes:
-        name: of the function.
-    """
+    """An optimizer factory of `rivals.packages`, imported at first use."""
 
     name: str
 
@@ -94,7 +90,6 @@ def _row(
     space: Mapping[str, Dimension | Choice],
     **rest: Any,
 ) -> Baseline:
-    """A row of `BASELINES` with a space."""
     return Baseline(
         name=name, label=label, source=source, optimizer=optimizer, space=Space(space), **rest
     )
@@ -397,15 +392,11 @@ def default_arms(baselines: Sequence[Baseline] = BASELINES) -> tuple[str, ...]:
 
 
 def arm_labels(baselines: Sequence[Baseline] = BASELINES) -> dict[str, str]:
-    """Labels of all arms by name."""
     return {arm.name: arm.label for arm in all_arms(baselines)}
 
 
 def check_arms(names: Sequence[str], baselines: Sequence[Baseline] = BASELINES) -> None:
-    """Checks names of arms.
-
-    Raises:
-        ValueError: a name is unknown; the message gives the nearest.
+    """Raises ValueError where a name is unknown, with the nearest.
 
     >>> check_arms(["adamw-cosin"])
     Traceback (most recent call last):

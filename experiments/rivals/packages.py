@@ -22,7 +22,6 @@ Params = Iterable[nn.Parameter]
 
 
 def nadam(params: Params, h: Setting, task: Task) -> torch.optim.Optimizer:
-    """`torch.optim.NAdam` with decoupled weight decay."""
     return _like_adam(torch.optim.NAdam, params, h, task=task, lr=2e-3)
 
 
@@ -51,7 +50,6 @@ def _like_adam(
 
 
 def lion(params: Params, h: Setting, task: Task) -> torch.optim.Optimizer:
-    """`lion_pytorch.Lion`."""
     made: torch.optim.Optimizer = require("lion_pytorch", extra="compare").Lion(
         params,
         lr=number(h, "lr", 1e-4),
@@ -90,7 +88,6 @@ def prodigy(params: Params, h: Setting, task: Task) -> torch.optim.Optimizer:
 
 
 def hypergradient(params: Params, h: Setting, task: Task) -> torch.optim.Optimizer:
-    """`AdamHD`."""
     return AdamHD(
         params,
         lr=number(h, "lr", 1e-3),
@@ -105,20 +102,13 @@ class AdamHD(torch.optim.Optimizer):
     """Adam with decoupled weight decay and a learning rate that descends its hypergradient.
 
     Adam-HD of Baydin, Cornish, Martínez Rubio, Schmidt & Wood, "Online Learning Rate Adaptation
-    with Hypergradient Descent", ICLR 2018, arXiv:1703.04782, algorithm 5.
-
+    with Hypergradient Descent", ICLR 2018, arXiv:1703.04782, algorithm 5; beta is `hyper_lr`.
     With u the direction of the last update, params -= lr * u, one step is::
 
         lr = max(0, lr + hyper_lr * <gradient, u>)
         params -= lr * Adam's direction
 
-    Args:
-        params: to train.
-        lr: learning rate at the start.
-        hyper_lr: beta of the paper, the step size of the learning rate itself.
-        betas: of Adam.
-        eps: of Adam.
-        weight_decay: decoupled, as in AdamW; it takes no part in the hypergradient.
+    Weight decay takes no part in the hypergradient.
     """
 
     def __init__(

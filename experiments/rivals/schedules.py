@@ -30,11 +30,7 @@ class Feedback(Protocol):
     """A schedule that looks at the run: asked at regular checks."""
 
     def factor(self, valid_loss: float) -> float:
-        """The factor of the learning rate from now on.
-
-        Args:
-            valid_loss: loss on inner_valid; it may not be finite.
-        """
+        """The factor of the learning rate from now on; the loss may not be finite."""
 
 
 def number(setting: Setting, name: str, default: float) -> float:
@@ -142,11 +138,7 @@ def _rise(progress: FloatArray, share: float) -> FloatArray:
 
 
 class Plateau:
-    """`torch.optim.lr_scheduler.ReduceLROnPlateau`, given the validation losses of a run.
-
-    Args:
-        setting: ``factor`` by which it reduces, ``patience`` in checks.
-    """
+    """`torch.optim.lr_scheduler.ReduceLROnPlateau` on the validation losses of a run."""
 
     def __init__(self, setting: Setting) -> None:
         import torch  # late, so that the names of arms can be listed at once
@@ -163,6 +155,6 @@ class Plateau:
         )
 
     def factor(self, valid_loss: float) -> float:
-        """See `Feedback.factor`; a loss that is not finite is no improvement."""
+        """A loss that is not finite is no improvement."""
         self._scheduler.step(valid_loss if math.isfinite(valid_loss) else math.inf)
         return float(self._optimizer.param_groups[0]["lr"])

@@ -25,8 +25,6 @@ class Dimension:
     """A number between two bounds.
 
     Attributes:
-        low: the least value.
-        high: the greatest value.
         default: the value of trial 0, within the bounds.
         log: whether to sample it log-uniformly; a linear one otherwise.
         least: it is never widened below this; None: below zero where it is linear.
@@ -71,15 +69,7 @@ class Dimension:
 
 @dataclass(frozen=True)
 class Choice:
-    """One of several names.
-
-    Attributes:
-        options: the names.
-        default: that of trial 0.
-
-    Raises:
-        ValueError: the default is not among the options.
-    """
+    """One of several names; ValueError where the default is not among them."""
 
     options: tuple[str, ...]
     default: str
@@ -89,16 +79,12 @@ class Choice:
             raise ValueError(f"the default must be one of {self.options}, but got {self.default!r}")
 
     def sample(self, generator: np.random.Generator) -> str:
-        """One of the options, all alike."""
         return self.options[int(generator.integers(len(self.options)))]
 
 
 @dataclass(frozen=True)
 class Space:
     """A search space; empty where there is nothing to choose.
-
-    Attributes:
-        dimensions: by hyperparameter name.
 
     >>> space = Space({"lr": Dimension(1e-4, 1e-1, default=1e-3)})
     >>> space.default
@@ -121,19 +107,10 @@ class Space:
         return {name: d.default for name, d in self.dimensions.items()}
 
     def sample(self, generator: np.random.Generator) -> dict[str, float | str]:
-        """A setting drawn uniformly."""
         return {name: d.sample(generator) for name, d in self.dimensions.items()}
 
     def widened(self, name: str, *, up: bool) -> Space:
-        """The space with more room on one side of one dimension.
-
-        Args:
-            name: of a `Dimension`.
-            up: beyond its high end; otherwise below its low end.
-
-        Raises:
-            ValueError: there is no such dimension, or it is a choice.
-        """
+        """More room above or below the range of a `Dimension`; ValueError for another name."""
         dimension = self.dimensions.get(name)
         if not isinstance(dimension, Dimension):
             numbers = [n for n, d in self.dimensions.items() if isinstance(d, Dimension)]
@@ -141,11 +118,7 @@ class Space:
         return Space({**self.dimensions, name: dimension.widened(up=up)})
 
     def check(self, setting: Setting) -> None:
-        """Checks that a setting has a value for every name, and no other.
-
-        Raises:
-            ValueError: it has others, or a value is of the wrong kind.
-        """
+        """Raises ValueError unless a setting has a value of the right kind for every name alone."""
         if set(setting) != set(self.dimensions):
             raise ValueError(
                 f"a setting must name {sorted(self.dimensions)}, but got {sorted(setting)}"

@@ -34,15 +34,9 @@ class Controller(Protocol):
     """What decides in an agent's arm."""
 
     def act(self, features: FloatArray, *, interval: int, num_intervals: int) -> FloatArray:
-        """Actions for the next interval.
+        """Actions for the next interval of a run, (n, 3) in [-1, 1], from features (n, NUM_FEATURES).
 
-        Args:
-            features: (n, NUM_FEATURES) after the last one.
-            interval: how many intervals are over.
-            num_intervals: of the whole run.
-
-        Returns:
-            (n, 3) in [-1, 1].
+        `interval` says how many intervals are over.
         """
 
 
@@ -65,12 +59,7 @@ class Idle:
 
 @dataclass(frozen=True)
 class RandomActions:
-    """Acts without looking, uniformly within the bounds of an action.
-
-    Attributes:
-        seed: of the comparison.
-        task: its name; every task has actions of its own.
-    """
+    """Acts without looking, uniformly within the bounds, anew for every seed and task."""
 
     seed: int
     task: str = ""
@@ -89,7 +78,6 @@ class Replay:
     Attributes:
         mean: (K, 3), mean log factors of lr, 1 - momentum and clip ratio over their starts, by
             interval; the first row is zero.
-        control: bounds and step sizes of the policy that is replayed.
     """
 
     mean: FloatArray
@@ -109,15 +97,9 @@ class Replay:
 
 
 def mean_replay(trajectories: Sequence[FloatArray], control: ControlConfig) -> Replay:
-    """The replay of the mean of some trajectories.
+    """The replay of the mean of trajectories, (K_i, 3) each, as in `RunRecord.trajectory`.
 
-    Args:
-        trajectories: (K_i, 3) each, as in `RunRecord.trajectory`; short runs may have fewer
-            intervals than others.
-        control: of the policy that made them.
-
-    Raises:
-        ValueError: there are none.
+    Short runs may have fewer intervals than others. ValueError where there are none.
     """
     if not trajectories:
         raise ValueError("need at least one trajectory to replay the mean of")
@@ -137,15 +119,9 @@ def meta_train_replay(
 ) -> Replay:
     """The replay that knows the meta-train families and nothing of the task at hand.
 
-    Tasks are drawn as the policy met them, the noise of their start included; those of another
-    optimizer than AdamW, on which it is compared, are passed over.
-
-    Args:
-        policy: whose schedule to replay.
-        families: to draw tasks from, in turn.
-        num_tasks: how many, rounded up to whole groups.
-        generator: of the tasks.
-        device: where the runs live.
+    Tasks are drawn as the policy met them, the noise of their start included, from each family in
+    turn and in whole groups; those of another optimizer than AdamW, on which it is compared, are
+    passed over.
     """
     trajectories: list[FloatArray] = []
     for tasks in adamw_groups(families, num_tasks=num_tasks, generator=generator):
@@ -159,10 +135,7 @@ def adamw_groups(
 ) -> Iterator[list[Task]]:
     """Yields groups of `TASKS_PER_GROUP` tasks of one shape, from each family in turn.
 
-    Args:
-        families: to draw from. Tasks of another optimizer than AdamW are passed over.
-        num_tasks: how many in all, rounded up to whole groups.
-        generator: of the draws.
+    Tasks of another optimizer than AdamW are passed over; `num_tasks` is rounded up to whole groups.
 
     Raises:
         ValueError: there is no family, or a family has hardly any AdamW task.
@@ -190,16 +163,9 @@ def run_agents(
     control: ControlConfig,
     device: torch.device | str = "cpu",
 ) -> FinishedRuns:
-    """Trains every task once per controller.
+    """Trains every task once per controller; run ``i * len(controllers) + j`` is task i under j.
 
-    Args:
-        tasks: of one shape, each with a seed and with the optimizer that the user would have set.
-        controllers: what decides, one per sibling.
-        control: bounds and step sizes.
-        device: where the runs live.
-
-    Returns:
-        Run ``i * len(controllers) + j`` is task i under controller j.
+    The tasks are of one shape, each with a seed and with the optimizer that the user would have set.
     """
     siblings = len(controllers)
     episode = ScheduledRuns(tasks, siblings=siblings, control=control, device=device)

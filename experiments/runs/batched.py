@@ -33,7 +33,6 @@ class RunOptions:
     Attributes:
         evaluate: splits on which the final loss and metric are wanted; each is read once.
         num_intervals: parts into which curves are cut.
-        device: where the runs live.
     """
 
     evaluate: tuple[SplitName, ...] = ("outer_valid",)
@@ -72,12 +71,10 @@ class FinishedRuns:
         steps: (K,), inner step at which each interval ended.
         curve: K arrays (num_runs,), mean training loss of each interval.
         lrs: K arrays (num_runs,), mean learning rate of each interval.
-        momenta: K arrays (num_runs,).
         clip_thresholds: K arrays (num_runs,), at the interval's end; NaN where nothing is clipped.
         trajectory: K arrays (num_runs, 3), log factors of lr, 1 - momentum and clip ratio over
             their starts; empty for baselines.
         valid_curve: by inner step, (num_runs,) outer-valid losses.
-        watch: the time of training, of all runs together.
     """
 
     trainer: InnerTrainer
@@ -96,10 +93,7 @@ class FinishedRuns:
     ) -> None:
         """Keeps an interval without clipping, and empties both lists for the next one.
 
-        Args:
-            losses: parts of it, (steps, num_runs) each.
-            rates: learning rates, likewise.
-            momentum: (num_runs,).
+        They hold losses and learning rates of its parts, (steps, num_runs) each.
         """
         self.curve.append(finite_mean(np.concatenate(losses)))
         self.lrs.append(np.concatenate(rates).mean(axis=0))
@@ -129,13 +123,9 @@ class FinishedRuns:
         evaluate: Sequence[SplitName],
         rows: Sequence[int] | None = None,
     ) -> list[RunRecord]:
-        """Evaluates the splits that are asked for, each once, and makes a record of every run.
+        """Evaluates each split of `evaluate` once and makes a record of every run.
 
-        Args:
-            task: whose name and metric are taken.
-            keys: of the runs.
-            evaluate: the splits.
-            rows: of the runs that `keys` are about, in their order; None: all of them.
+        `keys` are those of the runs, or of `rows` of them, in their order.
         """
         self.look(final=True)
         losses = {split: self.losses(split) for split in evaluate}
@@ -215,7 +205,6 @@ def batches(configured: Sequence[Configured]) -> list[list[int]]:
 
 
 def _shared(configured: Configured) -> dict[str, float]:
-    """What all runs of a program have in common, where the baseline fixes it."""
     beta2 = configured.baseline.fixed.get("beta2")
     return {} if beta2 is None else {"beta2": float(beta2)}
 
@@ -231,16 +220,8 @@ def train_batch(
 ) -> FinishedRuns:
     """Trains a task once per setting and seed; gradients are clipped only where a setting says so.
 
-    Args:
-        task: its data and model; seed and optimizer are replaced.
-        configured: settings of baselines that `batches` has put together.
-        seeds: of initial weights and batch order.
-        num_intervals: parts into which curves are cut.
-        device: where the runs live.
-        dtype: of parameters and data.
-
-    Returns:
-        Run ``i * len(configured) + j`` is seed i under setting j.
+    Seed and optimizer of the task are replaced; the settings are those that `batches` has put
+    together. Run ``i * len(configured) + j`` is seed i under setting j.
     """
     hyper = [c.baseline.hyperparameters(c.setting, task) for c in configured]
     rates = np.stack(
@@ -305,10 +286,9 @@ def finite_mean(losses: FloatArray) -> FloatArray:
 def run_batch(
     task: Task, configured: Sequence[Configured], *, seeds: Sequence[int], options: RunOptions
 ) -> list[RunRecord]:
-    """Trains siblings (see `train_batch`) and evaluates them at their horizon.
+    """Trains siblings and evaluates them at their horizon.
 
-    Returns:
-        Setting-major: record ``j * len(seeds) + i`` is seed i under setting j.
+    Setting-major: record ``j * len(seeds) + i`` is seed i under setting j.
     """
     runs = train_batch(
         task, configured, seeds=seeds, num_intervals=options.num_intervals, device=options.device

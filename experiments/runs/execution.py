@@ -48,13 +48,7 @@ class Work(Protocol):
 
 @dataclass(frozen=True)
 class Job:
-    """A piece of work on a task that any process can do.
-
-    Attributes:
-        name: for people.
-        work: what to do.
-        task: what to do it on; a cluster gets it once for all of its jobs.
-    """
+    """A piece of work on a task that any process can do; a cluster gets each task once."""
 
     name: str
     work: Work
@@ -65,32 +59,20 @@ class Execution:
     """Runs jobs one after another, in this process."""
 
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Any]]:
-        """Runs jobs; a signal to stop is heeded when all that has begun is over.
+        """Runs jobs; yields number and result of each as soon as it is over.
 
-        Yields:
-            Number and result of each job, as soon as it is over.
-
-        Raises:
-            Stopped: by a signal, after what was under way has been yielded.
+        A signal to stop is heeded, by `Stopped`, when all that has begun is over and yielded.
         """
         for number, job in enumerate(jobs):
             yield number, job.work.run(job.task)
             safe_point()
 
     def close(self, *, kill: bool = False) -> None:
-        """Lets go of all workers.
-
-        Args:
-            kill: whatever they are doing.
-        """
+        """Lets go of all workers; `kill`: whatever they are doing."""
 
 
 class Spread(Execution):
-    """Runs jobs in workers, some at a time.
-
-    Args:
-        count: of workers.
-    """
+    """Runs jobs in workers, `count` at a time."""
 
     lost: tuple[type[Exception], ...] = (BrokenExecutor,)
     """Errors that say that a worker died."""
@@ -99,7 +81,6 @@ class Spread(Execution):
         self._count = count
 
     def submit(self, job: Job) -> Future[Any]:
-        """Hands a job to a worker."""
         raise NotImplementedError
 
     def run(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Any]]:
@@ -142,7 +123,7 @@ class LocalSpread(Spread):
     _pool: Any = None
 
     def submit(self, job: Job) -> Future[Any]:
-        """See `Spread.submit`; the workers are started at the first job, and after a death."""
+        """The workers are started at the first job, and after a death."""
         loky = require("joblib.externals.loky", extra="compare")
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         self._pool = loky.get_reusable_executor(
@@ -166,9 +147,6 @@ class RaySpread(Spread):
 
     Ray's own backend of joblib gives results only when all are over, so that a stop would lose
     them; jobs are handed to Ray itself.
-
-    Args:
-        workers: how many jobs at a time, and what each has to itself.
     """
 
     def __init__(self, workers: Workers) -> None:
@@ -188,7 +166,6 @@ class RaySpread(Spread):
         )
 
     def submit(self, job: Job) -> Future[Any]:
-        """See `Spread.submit`."""
         if id(job.task) not in self._tasks:
             self._tasks[id(job.task)] = self._ray.put(job.task), job.task
         task = self._tasks[id(job.task)][0]
@@ -200,7 +177,6 @@ class RaySpread(Spread):
 
 
 def _run(work: Work, task: Task | None, threads: int | None, environment: Mapping[str, str]) -> Any:
-    """Does a job's work in a worker."""
     os.environ.update(environment)
     prepare_process()
     if threads is not None:
@@ -210,12 +186,7 @@ def _run(work: Work, task: Task | None, threads: int | None, environment: Mappin
 
 @contextmanager
 def opened(*, jobs: int = 1, engine: RayEngine | None = None) -> Iterator[Execution]:
-    """The execution that is asked for; its workers end with the block.
-
-    Args:
-        jobs: worker processes of this machine; 1: none.
-        engine: the cluster; None: this machine.
-    """
+    """The execution on a cluster or by `jobs` processes, here; its workers end with the block."""
     if engine is not None:
         with engine.opened() as workers:
             yield RaySpread(workers)
@@ -230,11 +201,7 @@ def opened(*, jobs: int = 1, engine: RayEngine | None = None) -> Iterator[Execut
 
 
 def describe_environment(device: str = "cpu") -> dict[str, str]:
-    """Versions and machine, by name, as reports print them.
-
-    Args:
-        device: where the runs lived.
-    """
+    """Versions and machine, by name, as reports print them."""
     versions = ", ".join(f"{name} {number}" for name, number in library_versions().items())
     where = device
     # Not here, perhaps, but where the workers are.
@@ -249,13 +216,7 @@ def describe_environment(device: str = "cpu") -> dict[str, str]:
 
 
 def check_device(name: str) -> torch.device:
-    """Turns the name of a device into one that can be used here.
-
-    Args:
-        name: such as ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
-
-    Raises:
-        ValueError: torch does not know it, or this machine does not have it.
+    """A device by its name, such as ``"cuda:1"``; ValueError where it cannot be used here.
 
     >>> check_device("cpu")
     device(type='cpu')

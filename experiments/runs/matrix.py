@@ -41,13 +41,7 @@ from pacesetter.inner_models.task import Task
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is run on every task.
-
-    Attributes:
-        config: of the comparison.
-        policy: the agent.
-        baselines: those among the arms, and the reference.
-    """
+    """What is run on every task; `baselines` are those among the arms, and the reference."""
 
     config: CompareConfig
     policy: Policy
@@ -63,7 +57,6 @@ class Plan:
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """Seeds of the report."""
         return tuple(range(self.config.num_seeds))
 
     @property
@@ -81,8 +74,6 @@ class Choice:
 
     Attributes:
         setting: of the baseline's space; it may override what the baseline fixes.
-        budget: trials that the choice was given.
-        tuning_steps: inner steps that it cost.
         start_lr: a learning rate that was put in place of the chosen one, to see how much depends
             on it; None: it was not.
     """
@@ -94,7 +85,6 @@ class Choice:
 
     @property
     def run_setting(self) -> dict[str, float | str]:
-        """What is run."""
         own = dict(self.setting)
         return own if self.start_lr is None else {**own, "lr": self.start_lr}
 
@@ -115,8 +105,6 @@ class RunGroup(ABC):
 
     Attributes:
         rows: what differs between them, seeds aside.
-        seeds: of initial weights and batch order.
-        options: how to train and evaluate them.
     """
 
     rows: tuple[Any, ...]
@@ -158,18 +146,12 @@ class RunGroup(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class BaselineGroup(RunGroup):
-    """Settings of any mixture of baselines, each on every seed.
-
-    Attributes:
-        rows: the settings.
-        budget: of a population.
-    """
+    """Settings of any mixture of baselines, each on every seed; `budget` is of a population."""
 
     rows: tuple[Configured, ...]
     budget: int = 1
 
     def train(self, task: Task) -> list[RunRecord]:
-        """Trains siblings side by side, all others one after another."""
         parts = sibling_parts(self.rows)
         n = len(self.seeds)
         if len(parts) > 1:
@@ -191,7 +173,6 @@ class BaselineGroup(RunGroup):
         return [r for seed in self.seeds for r in replace(self, seeds=(seed,)).run(task)]
 
     def crashed(self, task: Task, reason: str) -> list[RunRecord]:
-        """The records where all of them crashed."""
         evaluate = self.options.evaluate
         return [
             crashed(
@@ -217,10 +198,7 @@ def sibling_parts(configured: Sequence[Configured]) -> list[list[int]]:
 class AgentGroup(RunGroup):
     """Ways of using the policy, each on every seed and from every start of the learning rate.
 
-    Attributes:
-        rows: arms that can train together, with what decides in them.
-        starts: learning rates.
-        control: bounds and step sizes of the policy.
+    Rows are arms that can train together, with what decides in them.
     """
 
     rows: tuple[tuple[AgentArm, Controller], ...]
@@ -232,7 +210,6 @@ class AgentGroup(RunGroup):
         return [(start, seed) for start in self.starts for seed in self.seeds]
 
     def train(self, task: Task) -> list[RunRecord]:
-        """Trains all of them side by side."""
         arm, _ = self.rows[0]
         runs = run_agents(
             [arm.task(task, start=start, seed=seed) for start, seed in self._pairs],
@@ -251,7 +228,6 @@ class AgentGroup(RunGroup):
         return [replace(r, start_lr=r.lr) for j in range(n) for r in found[j::n]]
 
     def crashed(self, task: Task, reason: str) -> list[RunRecord]:
-        """The records where all of them crashed."""
         evaluate = self.options.evaluate
         found = [
             crashed(task.name, arm.name, {}, seed=seed, lr=start, evaluate=evaluate, reason=reason)
@@ -266,8 +242,6 @@ class Piece:
     """A part of the runs on one task that is kept in one file.
 
     Attributes:
-        name: of the file.
-        group: what is run.
         wanted: rows of the group, and the choices that each of them stands for; None: records are
             kept as they are.
         order: those of a lower one begin first.
@@ -291,15 +265,8 @@ def pieces(
 ) -> list[Piece]:
     """All runs on one task, but for the strict replay, which needs all tasks' runs first.
 
-    Args:
-        plan: what to run.
-        choices: what baselines are run with, by name; one that is not named runs as it is. Equal
-            settings are run once.
-        replay: the open-loop replay; None: it is not among the arms.
-
-    Returns:
-        The agents, all baselines that are siblings, the other ones seed by seed, and populations
-        budget by budget.
+    The agents, all baselines that are siblings, the other ones seed by seed, and populations budget
+    by budget. A baseline that is not named in `choices` runs as it is; equal settings run once.
     """
     found = []
     for agents in _programs(plan, replay):
@@ -338,11 +305,9 @@ def in_order(plan: Plan, records: Sequence[RunRecord]) -> list[RunRecord]:
 
 
 def strict_pieces(plan: Plan, records: Sequence[RunRecord]) -> list[Piece]:
-    """The strict replay: the policy's mean schedule over the compared tasks, from each start.
+    """The strict replay: the policy's mean schedule over all compared tasks, from each start.
 
-    Args:
-        plan: what was run.
-        records: of all tasks; where all runs of the policy crashed there is nothing to replay.
+    Where all runs of the policy crashed there is nothing to replay.
     """
     found = []
     for start in plan.config.start_lrs if STRICT.name in plan.arms else ():

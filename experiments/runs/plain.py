@@ -34,18 +34,7 @@ NORM_BATCHES = 50
 
 
 class PlainRun:
-    """A model, its data and its optimizer.
-
-    Args:
-        task: with a seed.
-        configured: what to train it with.
-        device: where the run lives.
-        dtype: of parameters and floating-point data.
-
-    Attributes:
-        model: the module in training.
-        optimizer: the package's own.
-    """
+    """A model, its data and the optimizer of a package, for a task with a seed."""
 
     def __init__(
         self,
@@ -131,14 +120,7 @@ class PlainRun:
 
 
 def run_plain(task: Task, configured: Configured, *, seed: int, options: RunOptions) -> RunRecord:
-    """Trains one run from start to end.
-
-    Args:
-        task: its data and model; the seed is replaced.
-        configured: a setting of a baseline whose optimizer is a factory.
-        seed: of initial weights and batch order.
-        options: how to train and evaluate it.
-    """
+    """Trains one run of a baseline whose optimizer is a factory; the task's seed is replaced."""
     task = task.with_seed(seed)
     baseline, device = configured.baseline, torch.device(options.device)
     hyper = baseline.hyperparameters(configured.setting, task)

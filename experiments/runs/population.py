@@ -59,14 +59,8 @@ def run_population(
     """Trains a population per seed; its record is the member of least outer-valid loss.
 
     Members share initial weights and batch order, as all runs of a seed do. The first begins with
-    the default setting, the others with a random one; whom to copy is decided by inner_valid.
-
-    Args:
-        task: its data and model.
-        baseline: one of populations.
-        members: of each population; 1: the default setting, which stays as it is.
-        seeds: of initial weights, batch order and the population's own choices.
-        options: how to train and evaluate them.
+    the default setting, the others with a random one; whom to copy is decided by inner_valid. A
+    single member stays as it is.
 
     Returns:
         One record per seed. Its curves are the line of ancestors of the chosen member.
@@ -121,15 +115,7 @@ def run_population(
 
 
 def exploit(losses: FloatArray, generator: np.random.Generator) -> NDArray[np.int64]:
-    """Whose state each member goes on with.
-
-    Args:
-        losses: (members,); one that is not finite is the worst.
-        generator: chooses among the best.
-
-    Returns:
-        (members,), members' own numbers but for the worst.
-    """
+    """Whose state each member goes on with, (members,); a loss that is not finite is the worst."""
     order = np.argsort(np.where(np.isfinite(losses), losses, np.inf), kind="stable")
     count = max(1, int(TRUNCATED * len(losses)))
     sources = np.arange(len(losses))

@@ -31,7 +31,6 @@ class Entry(NamedTuple):
     """A line of a table.
 
     Attributes:
-        arm: its name.
         start_lr: the learning rate that it started from, where that is not its own to choose.
         budget: trials that it was given to choose a setting.
     """
@@ -46,8 +45,6 @@ class RunRecord:
     """One finished run. Numbers that are not finite stand for a run that diverged or crashed.
 
     Attributes:
-        task: name of the task.
-        arm: name of the arm.
         seed: fixes initial weights and batch order; equal over arms.
         start_lr: learning rate that an agent started from, or that a baseline was given instead
             of its own to see how much depends on it; None for other baselines.
@@ -61,7 +58,6 @@ class RunRecord:
         steps: (K,), inner step at which each interval ended.
         curve: (K,), mean training loss of each interval.
         lrs: (K,), mean learning rate of each interval.
-        momenta: (K,), momentum in each interval.
         clip_thresholds: (K,), gradient norm beyond which was clipped at the interval's end; NaN
             where nothing ever is.
         trajectory: (K, 3), an agent's log factor of lr, log(1 - momentum) and log clip ratio, each
@@ -105,16 +101,13 @@ class RunRecord:
 
     @property
     def diverged(self) -> bool:
-        """Whether a final loss is not finite."""
         return not all(math.isfinite(loss) for loss in self.losses.values())
 
     @property
     def entry(self) -> Entry:
-        """The line of a table that this run belongs to."""
         return Entry(self.arm, self.start_lr, self.budget)
 
     def row(self) -> dict[str, Any]:
-        """The run as a row of `CSV_COLUMNS`."""
         whole = {**asdict(self), **self.losses, "diverged": int(self.diverged)}
         whole["setting"] = json.dumps(self.setting, sort_keys=True)
         whole["best_outer_valid"] = self.best.get("outer_valid")
@@ -133,17 +126,7 @@ def crashed(
     evaluate: Sequence[SplitName],
     reason: str,
 ) -> RunRecord:
-    """The record of a run that raised an error, or whose process died.
-
-    Args:
-        task: name of the task.
-        arm: name of the arm.
-        setting: what it ran with.
-        seed: of the run.
-        lr: learning rate of the setting.
-        evaluate: splits on which its loss was wanted.
-        reason: why it crashed.
-    """
+    """The record of a run that raised an error, or whose process died."""
     losses: dict[str, float] = dict.fromkeys(evaluate, math.nan)
     best = {"outer_valid": math.nan}
     return RunRecord(
@@ -187,11 +170,7 @@ def write_records(path: Path, records: Sequence[RunRecord]) -> None:
 
 
 def read_records(path: Path) -> list[RunRecord]:
-    """Reads what `write_records` wrote.
-
-    Raises:
-        ValueError: the file holds something else.
-    """
+    """Reads what `write_records` wrote; ValueError where the file holds something else."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         return [RunRecord(**_with_nan(entry)) for entry in found]

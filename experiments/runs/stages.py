@@ -43,11 +43,7 @@ SENSITIVE = (REFERENCE, "adamw-cosine")
 
 
 class Clock:
-    """Time spent on a piece of work, over all processes that had a part in it.
-
-    Args:
-        path: where it is kept.
-    """
+    """Time spent on a piece of work, over all processes that had a part in it."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -57,7 +53,6 @@ class Clock:
 
     @property
     def seconds(self) -> float:
-        """All of it until now."""
         return self._before + time.monotonic() - self._begun
 
     def write(self) -> None:
@@ -70,13 +65,9 @@ class Stages:
     """All the work of a comparison.
 
     Attributes:
-        plan: what is run on every task.
         tasks: their names differ.
         families: meta-train families of the open-loop replay.
-        execution: runs all of it.
-        out: the folder.
         clock: is written after every piece of work.
-        bar: of progress; is told of it.
     """
 
     plan: Plan
@@ -116,7 +107,6 @@ class Stages:
         self.bar.update(count)
 
     def _replay(self) -> Replay | None:
-        """The open-loop replay, where it is among the arms."""
         path, what = self.out / "replay.json", "the policy's mean schedule"
         found = None
         if OPEN_LOOP.name in self.plan.arms:
@@ -130,7 +120,6 @@ class Stages:
         return found
 
     def _tune(self) -> Searches:
-        """Tunes all baselines that are tuned, on all tasks."""
         config = self.plan.config
         tuned = {b.name: b for b in self.plan.baselines if b.tuned}
         options = RunOptions(device=config.device)
@@ -220,16 +209,10 @@ class _MeanSchedule:
 
 
 def choose(plan: Plan, task: Task, searches: Mapping[str, Search]) -> dict[str, list[Choice]]:
-    """What every baseline is run with on the report's seeds.
+    """Settings of every baseline on the report's seeds, by name of the arm.
 
-    Args:
-        plan: of the comparison.
-        task: the task.
-        searches: what tuning found there, by name of the arm.
-
-    Returns:
-        By name of the arm: the best setting of each budget with what it cost, and, for the arms in
-        `SENSITIVE`, the default from each start of the agent where it has several.
+    The best setting of each budget with what it cost, and, for the arms in `SENSITIVE`, the default
+    from each start of the agent where it has several.
     """
     trial_steps, starts = len(TUNING_SEEDS) * task.horizon, plan.config.start_lrs
     chosen: dict[str, list[Choice]] = {}
