@@ -6,8 +6,7 @@ multiple-3,multiple-10,multiple-30,multiple-100,adamw-default,adamw-pooled,adamw
     python benchmarks/goals.py runs/goals --out benchmarks/results/goals.md
 
 Prints each goal with its 95 % bootstrap interval over tasks and seeds, then each task. Rows whose
-arms or starts are missing are left out. Two tasks, five seeds and 20 trials take about five minutes
-of a two-core AMD EPYC; the script itself takes seconds.
+arms or starts are missing are left out.
 """
 
 from __future__ import annotations
