@@ -4,7 +4,8 @@
 
 Each variant is trained from the same seed for the same number of decisions; its last averaged
 policy is compared with AdamW at 1e-3 on the validation tasks. Intervals are over tasks, and over
-starts and seeds within them. A variant that is done is not repeated. Seeds differ by more than variants do: see docs/results.md.
+starts and seeds within them. A variant that is done is not repeated. Seeds differ by more than
+variants do: see docs/results.md.
 """
 
 from __future__ import annotations

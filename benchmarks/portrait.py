@@ -3,9 +3,10 @@
     OMP_NUM_THREADS=1 python benchmarks/portrait.py --policy default --out docs/figures
 
 Draws the figures of docs/learned-policy.md and prints its tables. Starts and rates are given over
-the rate of the task's best AdamW cosine, of a grid and in hindsight. Responses are partial dependence (Friedman 2001): one feature is moved, the others
-stay as runs on the meta-train families met them. Importance is the mean change of an action when
-the feature is shuffled over these states (Breiman 2001). No held-out family is run.
+the rate of the task's best AdamW cosine, of a grid and in hindsight. Responses are partial
+dependence (Friedman 2001): one feature is moved, the others stay as runs on the meta-train families
+met them. Importance is the mean change of an action when the feature is shuffled over these states
+(Breiman 2001). No held-out family is run.
 """
 
 from __future__ import annotations
