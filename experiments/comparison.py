@@ -111,7 +111,8 @@ def compare(
         raise ValueError(f"need tasks with names that differ, but got {[t.name for t in tasks]}")
     for task in tasks:
         check_task(task)
-    plan = _plan(config, policy or load_policy(config.policy), baselines)
+    chosen = tuple(b for b in baselines if b.name in config.arms or b.name == REFERENCE)
+    plan = Plan(config=config, policy=policy or load_policy(config.policy), baselines=chosen)
     digests = {task.name: task.splits.digest() for task in tasks}
     settings = {
         **config.deciding(),
@@ -171,11 +172,6 @@ def compare(
 def _tasks(config: CompareConfig) -> list[Task]:
     own = [own_task(spec, seed=config.seed, steps=config.steps) for spec in config.own_tasks]
     return [*own, *(named_task(name, config.data) for name in config.tasks)]
-
-
-def _plan(config: CompareConfig, policy: Policy, baselines: Sequence[Baseline]) -> Plan:
-    chosen = tuple(b for b in baselines if b.name in config.arms or b.name == REFERENCE)
-    return Plan(config=config, policy=policy, baselines=chosen)
 
 
 def _check_reference(records: Sequence[RunRecord]) -> None:

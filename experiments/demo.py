@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader, TensorDataset
@@ -26,7 +25,7 @@ from pacesetter.agent.plugin.scheduler import LearnedScheduler
 from pacesetter.agent.policy.policy import Policy, load_policy
 from pacesetter.agent.runs.folder import RUN_FILE, claim_folder, write_text
 from pacesetter.agent.runs.progress import progress_bar
-from pacesetter.envs.actions import ControlConfig, interval_ends
+from pacesetter.envs.actions import ControlConfig, FloatArray, interval_ends
 from pacesetter.experiments.analysis.summary import summarise
 from pacesetter.experiments.compare_config import TUNING_SEEDS
 from pacesetter.experiments.comparison import Comparison
@@ -222,7 +221,7 @@ class Job(NamedTuple):
 
     model: nn.Module
     untrained: float
-    history: NDArray[np.float64]
+    history: FloatArray
 
 
 def train_digits(control: Control, *, lr: float, seed: int, steps: int) -> Job:

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from pacesetter.experiments.analysis.statistics import CONFIDENCE, FloatArray, Interval
+from pacesetter.envs.actions import FloatArray
+from pacesetter.experiments.analysis.statistics import CONFIDENCE, Interval
 from pacesetter.experiments.runs.records import Entry
 
 Finding = Literal["better", "worse", "no clear difference"]

@@ -13,10 +13,10 @@ from functools import cached_property
 
 import numpy as np
 
+from pacesetter.envs.actions import FloatArray
 from pacesetter.experiments.analysis.findings import SCORED_SPLITS
 from pacesetter.experiments.analysis.statistics import (
     BoolArray,
-    FloatArray,
     Interval,
     Resamples,
     bootstrap_p_value,

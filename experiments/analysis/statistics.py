@@ -16,9 +16,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from pacesetter.envs.actions import FloatArray
 from pacesetter.inner_models.lookup import require
 
-FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 Statistic = Callable[[FloatArray], FloatArray]
 """From (..., num_tasks, num_seeds) to (...,)."""

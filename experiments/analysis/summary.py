@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from pacesetter.envs.actions import FloatArray
 from pacesetter.experiments.analysis.findings import (
     SCORED_SPLITS,
     Difference,
@@ -25,7 +26,6 @@ from pacesetter.experiments.analysis.findings import (
 )
 from pacesetter.experiments.analysis.scores import Scores, area_under_curve, steps_to_target
 from pacesetter.experiments.analysis.statistics import (
-    FloatArray,
     Interval,
     critical_difference,
     friedman_p_value,

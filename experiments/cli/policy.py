@@ -14,10 +14,8 @@ from typing import TYPE_CHECKING, Any
 from pacesetter.experiments.cli.parser import Answer
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from pacesetter.agent.policy.policy import Policy
+    from pacesetter.envs.actions import FloatArray
 
 POLICY_FILE = "policy.safetensors"
 """What a training run calls its policy."""
@@ -187,9 +185,9 @@ class ResponseCurve:
     """
 
     feature: str
-    values: NDArray[np.float64]
+    values: FloatArray
     typical: float
-    actions: NDArray[np.float64]
+    actions: FloatArray
 
 
 def response_curves(policy: Policy) -> list[ResponseCurve]:

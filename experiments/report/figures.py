@@ -17,8 +17,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from pacesetter.envs.actions import FloatArray
 from pacesetter.experiments.analysis.findings import Summary, TaskSummary
-from pacesetter.experiments.analysis.statistics import FloatArray, Interval
+from pacesetter.experiments.analysis.statistics import Interval
 from pacesetter.experiments.runs.records import Entry, RunRecord
 from pacesetter.inner_models.lookup import require
 

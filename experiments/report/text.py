@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from textwrap import fill
 
@@ -69,12 +70,8 @@ def capital(text: str) -> str:
 def agents(summary: Summary) -> list[Entry]:
     """The agent's entries that are spoken of: all starts, or of many the one in the field."""
     entries = list(dict.fromkeys(d.ours for d in summary.differences))
-    several = {arm: sum(e.arm == arm for e in entries) > MOST_STARTS for arm in _arms(entries)}
-    return [e for e in entries if not several[e.arm] or e in summary.field]
-
-
-def _arms(entries: Sequence[Entry]) -> list[str]:
-    return list(dict.fromkeys(e.arm for e in entries))
+    starts = Counter(e.arm for e in entries)
+    return [e for e in entries if starts[e.arm] <= MOST_STARTS or e in summary.field]
 
 
 def verdict(summary: Summary) -> list[str]:
@@ -213,12 +210,12 @@ def ranked(summary: Summary) -> list[EntrySummary]:
     What other starts do, the table of starts says.
     """
     several = {s.arm for s in summary.sensitivity if len(s.start_lrs) > 2}
-    shown = [e for e in summary.entries if e.entry.arm not in several or _main(summary, e)]
+    shown = [
+        e
+        for e in summary.entries
+        if e.entry.arm not in several or e.entry.start_lr is None or e.entry in summary.field
+    ]
     return sorted(shown, key=lambda e: e.scores["test"].estimate)
-
-
-def _main(summary: Summary, e: EntrySummary) -> bool:
-    return e.entry.start_lr is None or e.entry in summary.field
 
 
 def entry_cells(summary: Summary) -> list[list[str]]:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from pacesetter.experiments.rivals.schedules import Feedback, FloatArray, Schedule, constant
+from pacesetter.envs.actions import FloatArray
+from pacesetter.experiments.rivals.schedules import Feedback, Schedule, constant
 from pacesetter.experiments.rivals.space import Setting, Space
 
 if TYPE_CHECKING:

@@ -26,11 +26,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from pacesetter.envs.actions import ControlConfig
+from pacesetter.envs.actions import ControlConfig, FloatArray
 from pacesetter.experiments.rivals.arms import AgentArm, Arm, Baseline
 from pacesetter.experiments.rivals.schedules import (
     WARM_UP,
-    FloatArray,
     Plateau,
     Schedule,
     constant,

@@ -11,11 +11,9 @@ from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from pacesetter.envs.actions import FloatArray
 from pacesetter.experiments.rivals.space import Setting
-
-FloatArray = NDArray[np.float64]
 
 Schedule = Callable[[FloatArray, Setting], FloatArray]
 """From progress, (n,) in [0, 1), and the setting to factors of the learning rate, (n,)."""

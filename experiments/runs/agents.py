@@ -14,15 +14,13 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from pacesetter.agent.policy.policy import Policy
-from pacesetter.envs.actions import NUM_ACTIONS, ControlConfig
+from pacesetter.envs.actions import NUM_ACTIONS, ControlConfig, FloatArray
 from pacesetter.envs.runs import ScheduledRuns
 from pacesetter.experiments.runs.batched import FinishedRuns
 from pacesetter.inner_models.task import Task, TaskFamily
 
-FloatArray = NDArray[np.float64]
 
 TASKS_PER_GROUP = 4
 """Tasks of one shape that are drawn together."""

@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from pacesetter.envs.actions import interval_ends
+from pacesetter.envs.actions import FloatArray, interval_ends
 from pacesetter.experiments.rivals.arms import Configured
 from pacesetter.experiments.rivals.schedules import number
 from pacesetter.experiments.runs.records import RunRecord, least, valid_points
@@ -18,7 +17,6 @@ from pacesetter.inner_models.engine.trainer import InnerTrainer
 from pacesetter.inner_models.losses import metric_of
 from pacesetter.inner_models.task import SplitName, Task
 
-FloatArray = NDArray[np.float64]
 RunKey = tuple[str, dict[str, float | str], int, float]
 """Arm, setting, seed and learning rate of a run."""
 

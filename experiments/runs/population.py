@@ -14,13 +14,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pacesetter.envs.actions import interval_ends
+from pacesetter.envs.actions import FloatArray, interval_ends
 from pacesetter.experiments.rivals.arms import Baseline, Configured
 from pacesetter.experiments.rivals.schedules import number
 from pacesetter.experiments.rivals.space import Dimension, Setting
 from pacesetter.experiments.runs.batched import (
     FinishedRuns,
-    FloatArray,
     RunOptions,
     check_points,
     segments,
