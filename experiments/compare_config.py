@@ -140,12 +140,7 @@ def families_in(data: str | Path | None) -> tuple[str, ...]:
 
 
 def named_task(name: str, data: str | Path | None = None) -> Task:
-    """A fixed task by its name, ``family/index``.
-
-    Args:
-        name: of the task.
-        data: folder of the image files, for a task of a family in `FROM_FILES`; None: the one that
-            the environment variable ``PACESETTER_DATA`` names.
+    """A fixed task by its name, ``family/index``; `data` is as in `CompareConfig`.
 
     Raises:
         FileNotFoundError: image files are missing.

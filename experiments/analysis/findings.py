@@ -196,11 +196,9 @@ class TaskSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """Runs of an arm that crashed on a task.
+    """Runs of an arm that crashed on a task, with the message of the first of them.
 
-    Attributes:
-        reason: message of the first of them.
-        left_out: whether the arm failed everywhere and so is in no other table.
+    One that failed everywhere is left out of all other tables.
     """
 
     entry: Entry

@@ -163,10 +163,8 @@ def normalised_scores(losses: FloatArray, ends: Anchors) -> FloatArray:
 def steps_to_target(grid: Grid, *, reference: Entry) -> FloatArray | None:
     """Share of the steps until outer-valid loss is at the reference's final one.
 
-    Where the reference diverged, any finite loss is as good. None where a curve is missing.
-
-    Returns:
-        (num_entries, num_tasks, num_seeds); NaN where a run never gets there.
+    Where the reference diverged, any finite loss is as good. None where a curve is missing; of
+    (num_entries, num_tasks, num_seeds), NaN where a run never gets there.
     """
     if not grid.has_curves:
         return None
@@ -185,10 +183,8 @@ def steps_to_target(grid: Grid, *, reference: Entry) -> FloatArray | None:
 def area_under_curve(grid: Grid) -> FloatArray | None:
     """Mean outer-valid loss over the run, from the untrained model's on, by trapezoids.
 
-    Points that are not finite count as the worst of the task. None where a curve is missing.
-
-    Returns:
-        (num_entries, num_tasks, num_seeds), finite, in the unit of the loss.
+    Points that are not finite count as the worst of the task. None where a curve is missing;
+    otherwise (num_entries, num_tasks, num_seeds), finite.
     """
     if not grid.has_curves:
         return None

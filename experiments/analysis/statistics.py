@@ -125,7 +125,6 @@ class Resamples:
         generator: np.random.Generator,
         num_resamples: int = NUM_RESAMPLES,
     ) -> Resamples:
-        """Draws tasks first, then seeds within each place."""
         shape = (num_resamples, num_tasks)
         tasks = generator.integers(num_tasks, size=shape)
         return Resamples(tasks, generator.integers(num_seeds, size=(*shape, num_seeds)))

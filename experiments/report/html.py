@@ -59,13 +59,7 @@ _FAR = 3.0
 
 @dataclass(frozen=True)
 class Report:
-    """Contents of a report.
-
-    Attributes:
-        arms: rows of the table of arms.
-        notes: paragraphs on the method.
-        ours: names of the agent's arms.
-    """
+    """Contents of a report; `ours` are the names of the agent's arms."""
 
     title: str
     summary: Summary

@@ -63,7 +63,6 @@ def plain_interval(interval: Interval | None, *, digits: int = 2) -> str:
 
 
 def capital(text: str) -> str:
-    """The text with its first letter in upper case, and no other letter changed."""
     return text[:1].upper() + text[1:]
 
 
@@ -205,10 +204,7 @@ def align(rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
 
 
 def ranked(summary: Summary) -> list[EntrySummary]:
-    """Arms by their score on test, the best first; of many starts, those of the field alone.
-
-    What other starts do, the table of starts says.
-    """
+    """Arms by their score on test, the best first; of many starts, those of the field alone."""
     several = {s.arm for s in summary.sensitivity if len(s.start_lrs) > 2}
     shown = [
         e
@@ -379,6 +375,5 @@ def _tex(text: str) -> str:
 
 
 def extent(summary: Summary) -> str:
-    """How much was run."""
     tasks, seeds = len(summary.tasks), len(summary.seeds)
     return f"{tasks} task{'s' * (tasks > 1)}, {seeds} seed{'s' * (seeds > 1)} each"

@@ -386,7 +386,6 @@ def arm_names(baselines: Sequence[Baseline] = BASELINES) -> tuple[str, ...]:
 
 
 def default_arms(baselines: Sequence[Baseline] = BASELINES) -> tuple[str, ...]:
-    """Names of the arms that are run where none are named."""
     return tuple(arm.name for arm in all_arms(baselines) if arm.by_default)
 
 

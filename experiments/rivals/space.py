@@ -52,7 +52,6 @@ class Dimension:
             raise ValueError(f"a logarithmic dimension needs a positive low, but got {self.low}")
 
     def sample(self, generator: np.random.Generator) -> float:
-        """A value drawn uniformly, on the logarithmic scale where the dimension has it."""
         if self.log:
             return float(np.exp(generator.uniform(np.log(self.low), np.log(self.high))))
         return float(generator.uniform(self.low, self.high))

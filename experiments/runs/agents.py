@@ -73,9 +73,8 @@ class RandomActions:
 class Replay:
     """An open-loop controller.
 
-    Attributes:
-        mean: (K, 3), mean log factors of lr, 1 - momentum and clip ratio over their starts, by
-            interval; the first row is zero.
+    Its mean, (K, 3), has log factors of lr, 1 - momentum and clip ratio over their starts, by
+    interval; the first row is zero.
     """
 
     mean: FloatArray
@@ -134,9 +133,7 @@ def adamw_groups(
     """Yields groups of `TASKS_PER_GROUP` tasks of one shape, from each family in turn.
 
     Tasks of another optimizer than AdamW are passed over; `num_tasks` is rounded up to whole groups.
-
-    Raises:
-        ValueError: there is no family, or a family has hardly any AdamW task.
+    ValueError where there is no family, or one has hardly any AdamW task.
     """
     if not families or num_tasks < 1:
         raise ValueError(

@@ -26,12 +26,7 @@ CHECKS = 20
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """How runs are trained and evaluated.
-
-    Attributes:
-        evaluate: splits on which the final loss and metric are wanted; each is read once.
-        num_intervals: parts into which curves are cut.
-    """
+    """How runs are trained, and evaluated on which splits; each of these is read once."""
 
     evaluate: tuple[SplitName, ...] = ("outer_valid",)
     num_intervals: int = 1
@@ -39,14 +34,7 @@ class RunOptions:
 
 
 class Stopwatch:
-    """Adds up the time of training.
-
-    >>> watch = Stopwatch()
-    >>> with watch:
-    ...     pass
-    >>> watch.seconds >= 0
-    True
-    """
+    """Adds up the time of training, as a context."""
 
     def __init__(self) -> None:
         self.seconds = 0.0

@@ -127,16 +127,14 @@ def crashed(
     reason: str,
 ) -> RunRecord:
     """The record of a run that raised an error, or whose process died."""
-    losses: dict[str, float] = dict.fromkeys(evaluate, math.nan)
-    best = {"outer_valid": math.nan}
     return RunRecord(
         task=task,
         arm=arm,
         seed=seed,
         lr=lr,
-        losses=losses,
+        losses=dict.fromkeys(evaluate, math.nan),
         setting=dict(setting),
-        best=best,
+        best={"outer_valid": math.nan},
         wall_seconds=0.0,
         failed=reason,
     )

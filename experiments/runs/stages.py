@@ -65,7 +65,6 @@ class Stages:
     """All the work of a comparison.
 
     Attributes:
-        tasks: their names differ.
         families: meta-train families of the open-loop replay.
         clock: is written after every piece of work.
     """
