@@ -73,7 +73,9 @@ class Decider:
         if stats.nonfinite_share[0] > 0:
             broken = round(float(stats.nonfinite_share[0]) * len(stats.losses))
             cause = f"{broken} of {len(stats.losses)} steps were not finite"
-        smaller = f"the learning rate is divided by {math.exp(-verdict.lr_cut[0]):.3g}"
+        smaller = "the learning rate stays, as it is not under control"
+        if self._sets_lr:
+            smaller = f"the learning rate is divided by {math.exp(-verdict.lr_cut[0]):.3g}"
         if verdict.roll_back[0] and self._can_roll_back:
             notes.append(("rollback", f"{cause}: back to the last good weights, and {smaller}"))
         elif verdict.lr_cut[0] < 0:

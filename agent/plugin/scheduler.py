@@ -25,7 +25,7 @@ from pacesetter.agent.policy.explanation import Explanation, explain
 from pacesetter.agent.policy.policy import DEFAULT_POLICY, Policy, load_policy
 from pacesetter.envs.decision import CONTROLS
 
-STATE_VERSION = 2
+STATE_VERSION = 3
 _MISSING: Any = object()
 
 

@@ -244,6 +244,18 @@ def test_a_wrecked_job_is_brought_back(optimizer):
     assert scheduler.rollback_bytes > 0
 
 
+@pytest.mark.parametrize("rollback", [True, False])
+@pytest.mark.parametrize("control", ["lr", "clip"])
+def test_notes_tell_of_a_smaller_rate_only_where_it_is_under_control(control, rollback):
+    job, scheduler, _ = blown_up(control=control, rollback=rollback)
+    notes = {i.kind: i.detail for i in scheduler.history.interventions}
+    told = [notes["lr_cut"], *([notes["rollback"]] if rollback else [])]
+    for detail in told:
+        assert ("the learning rate is divided by" in detail) == (control == "lr")
+        assert ("the learning rate stays, as it is not under" in detail) == (control != "lr")
+    assert (set(job.lrs) == {0.05}) == (control != "lr")
+
+
 def test_without_rollback_the_rate_is_cut_and_weights_are_never_put_back():
     job, scheduler, _ = blown_up(AdamW, rollback=False)
     assert scheduler.rollback_bytes == 0

@@ -149,8 +149,8 @@ def test_states_that_do_not_belong_are_refused():
         Job(total=200).attach().scheduler.load_state_dict(state)
     with pytest.raises(ValueError, match=r"2 param groups, .* has 1"):
         Job(groups=1).attach().scheduler.load_state_dict(state)
-    for version in (1, 99, None, "2"):
-        with pytest.raises(ValueError, match=f"version 2, but got {version!r}: load it with"):
+    for version in (1, 2, 99, None, "3"):
+        with pytest.raises(ValueError, match=f"version 3, but got {version!r}: load it with"):
             Job().attach().scheduler.load_state_dict({**state, "version": version})
 
 
