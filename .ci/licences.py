@@ -65,7 +65,8 @@ def installed() -> dict[str, str]:
     command = [sys.executable, "-m", "piplicenses", "--from=mixed", "--with-system"]
     command += ["--format=json", "--no-version"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    found = {canonicalize_name(row["Name"]): row["License"] for row in json.loads(done.stdout)}
+    rows = json.loads(done.stdout)
+    found = {str(canonicalize_name(row["Name"])): row["License"] for row in rows}
     return {name: " ".join(found[name].split())[:120] for name in sorted(closure(extras=True))}
 
 

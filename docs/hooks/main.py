@@ -41,7 +41,7 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
         files.append(File.generated(config, name, abs_src_path=str(ROOT / source)))
     for file in list(files):
         if file.src_uri.endswith(".ipynb"):
-            text, _ = MarkdownExporter().from_filename(file.abs_src_path)
+            text, _ = MarkdownExporter().from_filename(str(file.abs_src_path))
             page = file.src_uri.removesuffix(".ipynb") + ".md"
             files.append(File.generated(config, page, content=text))
     for file in list(files.documentation_pages()):
