@@ -19,11 +19,7 @@ IntRange = tuple[int, int]
 
 
 class Draw:
-    """Draws from one generator.
-
-    Args:
-        generator: where all randomness comes from.
-    """
+    """Draws from one generator."""
 
     def __init__(self, generator: torch.Generator) -> None:
         self.generator = generator

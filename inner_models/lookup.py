@@ -15,12 +15,7 @@ class MissingExtraError(ImportError):
 
 
 def check_name(name: str, known: Iterable[str], *, kind: str) -> None:
-    """Checks that a name is known.
-
-    Args:
-        name: what the user gave.
-        known: all names there are.
-        kind: what they name, for the message.
+    """Checks that a name is known; `kind` is what it names, for the message.
 
     Raises:
         ValueError: it is unknown; the message has the nearest names and all there are.
@@ -43,11 +38,7 @@ def check_name(name: str, known: Iterable[str], *, kind: str) -> None:
 
 
 def require(module: str, *, extra: str) -> Any:
-    """Imports an optional module.
-
-    Args:
-        module: dotted name.
-        extra: the extra of this package that brings it.
+    """Imports an optional module, which the named extra of this package brings.
 
     Raises:
         MissingExtraError: it is not installed; the message has the command that installs it.
@@ -121,9 +112,7 @@ def lazy_exports(
 ) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
     """``__getattr__`` and ``__dir__`` of a package whose public names load at first use.
 
-    Args:
-        package: its dotted name.
-        modules: the module of each public name, relative to the package.
+    Modules, one for each public name, are relative to the package.
     """
 
     def get(name: str) -> object:

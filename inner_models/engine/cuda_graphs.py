@@ -35,15 +35,12 @@ class GraphedSteps:
     def begin(
         self, rates: Tensor, columns: Sequence[Tensor], *, constants: tuple[Tensor, Tensor]
     ) -> Step:
-        """Takes in what an interval's steps will read.
+        """Takes in what an interval's steps will read; returns the step to call for each of them.
 
         Args:
             rates: (steps, num_runs, 1), learning rates.
             columns: tensors whose first dimension is the step.
             constants: momentum and clip ratio, held over the interval.
-
-        Returns:
-            The step to call, `steps` times; it takes its inputs from here.
         """
         steps = len(rates)
         moving = [rates, *columns]

@@ -16,13 +16,7 @@ from pacesetter.inner_models.task import SPLITS, Batch, RowsFn, SplitName, Task
 
 
 class BatchStream:
-    """Row numbers of successive batches: shuffled epochs, laid end to end and cut into batches.
-
-    Args:
-        num_rows: rows of the train split.
-        batch_size: rows of a batch.
-        generator: decides the order.
-    """
+    """Row numbers of successive batches: shuffled epochs, laid end to end and cut into batches."""
 
     def __init__(self, num_rows: int, batch_size: int, generator: torch.Generator) -> None:
         self._num_rows = num_rows
@@ -43,13 +37,7 @@ class BatchStream:
 
 
 class FreshStream:
-    """Successive batches of an endless data set: rows that nobody has seen before.
-
-    Args:
-        rows: ``rows(count, generator)``, fresh rows.
-        batch_size: rows of a batch.
-        generator: decides the rows.
-    """
+    """Successive batches of rows that nobody has seen before: ``rows(count, generator)``."""
 
     _BLOCK = 4096
     """Rows are drawn in blocks of about this many, so that they do not depend on who asks when."""
@@ -102,13 +90,7 @@ def build_model(task: Task) -> nn.Module:
 
 
 class BatchSource:
-    """Data and order of batches of tasks that are trained together.
-
-    Args:
-        tasks: tasks of one shape, each with a seed.
-        device: where the data live.
-        dtype: of floating-point data.
-    """
+    """Data and order of batches of tasks of one shape with seeds, which are trained together."""
 
     def __init__(self, tasks: Sequence[Task], *, device: torch.device, dtype: torch.dtype) -> None:
         self._num_tasks, self._batch_size = len(tasks), tasks[0].batch_size
@@ -142,11 +124,7 @@ class BatchSource:
         return self._splits[name]
 
     def load(self, steps: int) -> list[Tensor]:
-        """Draws the batches of the next `steps` inner steps and puts them on the device.
-
-        Returns:
-            What `batch` takes its share of: tensors whose first dimension is the step.
-        """
+        """The batches of the next `steps` inner steps, on the device: tensors (steps, ...)."""
         drawn = [stream.take(steps) for stream in self._streams]
         if self._fresh:
             stacked = (torch.stack(column, dim=1) for column in zip(*drawn, strict=True))
@@ -155,11 +133,7 @@ class BatchSource:
         return [rows.flatten(1).to(self._device)]
 
     def batch(self, step: Sequence[Tensor]) -> Batch:
-        """The batch of one step, every tensor (num_tasks, batch_size, ...).
-
-        Args:
-            step: one step's slice of each tensor that `load` returned.
-        """
+        """The batch of a step, (num_tasks, batch_size, ...), from its share of `load`'s tensors."""
         if self._fresh:
             return tuple(step)
         return tuple(
@@ -171,11 +145,7 @@ class BatchSource:
 
 
 class PlainData:
-    """Batches and splits of one task with a seed, for a plain loop.
-
-    Attributes:
-        train: the training split.
-    """
+    """Batches and splits of one task with a seed, for a plain loop."""
 
     def __init__(self, task: Task, *, device: torch.device, dtype: torch.dtype) -> None:
         self._task, self._device, self._dtype = task, device, dtype
@@ -183,12 +153,10 @@ class PlainData:
         self.train = self.split("train")
 
     def split(self, name: SplitName) -> Batch:
-        """A whole split."""
         batch: Batch = getattr(self._task.splits, name)
         return tuple(_moved(t, self._device, self._dtype) for t in batch)
 
     def next_batch(self) -> Batch:
-        """The batch of the next inner step."""
         if isinstance(self._stream, FreshStream):
             fresh = self._stream.take(1)
             return tuple(_moved(column[0], self._device, self._dtype) for column in fresh)
@@ -197,5 +165,4 @@ class PlainData:
 
 
 def _moved(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """A tensor on a device, and of a dtype if it is floating-point."""
     return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)

@@ -18,12 +18,7 @@ from pacesetter.inner_models.task import OptimizerConfig, OptimizerName
 class BatchedOptimizer(ABC):
     """Updates a (num_runs, num_params) buffer in place.
 
-    Args:
-        params: (num_runs, num_params), updated in place.
-        config: what the user's job fixes; `lr` and `momentum` are given anew at every step.
-
-    Attributes:
-        weight_decay: the configuration's, until `decay_by` gives each run its own.
+    Learning rate and momentum of `config` are given anew at every step.
     """
 
     def __init__(self, params: Tensor, config: OptimizerConfig) -> None:
@@ -65,15 +60,10 @@ class BatchedOptimizer(ABC):
                 grads.add_(decayed, alpha=self.weight_decay)
 
     def update_direction(self, momentum: Tensor) -> Tensor:
-        """Direction of each run's latest update per unit of learning rate, before weight decay.
+        """The latest update per unit of learning rate, before weight decay: (num_runs, num_params).
 
-        Derived from the optimizer's own state, with nothing stored for it.
-
-        Args:
-            momentum: (num_runs, 1), as in the latest step.
-
-        Returns:
-            (num_runs, num_params), overwritten by the next call or step.
+        Derived from the optimizer's own state, and overwritten by the next call or step.
+        `momentum`, (num_runs, 1), is that of the latest step.
         """
         return self.buffer
 

@@ -40,12 +40,7 @@ def make_torch_optimizer(
 
 
 class ReferenceRun:
-    """Trains one run of a task, step by step.
-
-    Args:
-        task: with a seed; it fixes initial weights and batch order as in `InnerTrainer`.
-        device: where the run lives.
-        dtype: of parameters and floating-point data.
+    """Trains one run of a task, with the initial weights and the batches that `InnerTrainer` has.
 
     Attributes:
         model: the module in training.

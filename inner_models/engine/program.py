@@ -36,12 +36,7 @@ _log = logging.getLogger(__name__)
 
 
 class LossModule(nn.Module):
-    """A model and its loss as one module, so that `functional_call` can swap the parameters.
-
-    Args:
-        model: the model; its parameters are found under ``model.``.
-        loss: ``loss(model, batch)``.
-    """
+    """A model (under ``model.``) and its loss as one module, for `functional_call`."""
 
     def __init__(self, model: nn.Module, loss: LossFn) -> None:
         super().__init__()
@@ -49,18 +44,11 @@ class LossModule(nn.Module):
         self.loss_fn = loss
 
     def forward(self, *batch: Tensor) -> Tensor:
-        """The loss on a batch."""
         return self.loss_fn(self.model, batch)
 
 
 class LossProgram:
-    """Losses and gradients of all runs.
-
-    Args:
-        task: any of the tasks; they share model code and loss.
-        stack: the runs' parameters and buffers; buffers are updated by training.
-        traced: whether to trace the batched program (see `tracing`).
-    """
+    """Losses and gradients of all runs of a stack; `task` is any of their tasks."""
 
     def __init__(self, task: Task, stack: RunStack, *, traced: bool) -> None:
         self._task, self._stack = task, stack
@@ -79,15 +67,11 @@ class LossProgram:
         return len(self._forms) > 1
 
     def train(self, mode: bool = True) -> None:
-        """Switches all models between training and evaluation."""
         self._plain.train(mode)
         self._twin.train(mode)
 
     def losses(self, batch: Batch) -> Tensor:
-        """Losses on a batch, (num_tasks, siblings).
-
-        Args:
-            batch: every tensor (num_tasks, rows, ...).
+        """Losses, (num_tasks, siblings), on a batch of tensors (num_tasks, rows, ...).
 
         Raises:
             ValueError: the loss is not one number.
@@ -126,18 +110,13 @@ class LossProgram:
         return state, [value.clone() for value in self._stack.fixed.values()]
 
     def _undo(self, effects: tuple[Tensor, list[Tensor]]) -> None:
-        """Puts them back as they were."""
         _random_state(self._stack.params.device, effects[0])
         for value, old in zip(self._stack.fixed.values(), effects[1], strict=True):
             # Through `data`: a backward pass that is still to come must not take it for a change.
             value.data.copy_(old)
 
     def gradients(self, batch: Batch) -> Tensor:
-        """Losses on a batch, (num_tasks, siblings); writes the gradients into the stack.
-
-        Args:
-            batch: every tensor (num_tasks, rows, ...).
-        """
+        """Losses as `losses` computes them; writes the gradients into the stack."""
         leaves = list(self._stack.leaves.values())
         if self._traced:
             self._traced = False
@@ -153,7 +132,6 @@ class LossProgram:
         return losses
 
     def _trace(self, batch: Batch) -> Program | None:
-        """The program of losses and gradients as a list of operations."""
         # A first look, whose effects are undone, settles which form it is.
         kept = self._effects()
         self.losses(batch)
@@ -235,17 +213,10 @@ def _random_state(device: torch.device, new: Tensor | None = None) -> Tensor:
 
 
 def trace(program: Program, inputs: Sequence[Tensor]) -> Program | None:
-    """Traces a program on inputs like these.
+    """A faster program for inputs like these, which stay as they are; None if it cannot be traced.
 
     What a trace cannot see is fixed in it for good: Python numbers that change from call to call,
     and Python's own random numbers. Tensors, buffers and torch's random numbers are all right.
-
-    Args:
-        program: called with `inputs`; it may write into them and may draw random numbers.
-        inputs: of the shapes, types and devices to come; left as they are.
-
-    Returns:
-        A faster program that does the same, or None if this one cannot be traced.
     """
     try:
         traced = make_fx(program, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)
@@ -265,15 +236,9 @@ def trace(program: Program, inputs: Sequence[Tensor]) -> Program | None:
 
 
 def failing_module(model: nn.Module, call: Callable[[], object]) -> str | None:
-    """The innermost module that was at work when a call failed.
+    """The innermost module at work when a call failed, such as ``"`encoder.rnn` (MyLayer)"``.
 
-    Args:
-        model: whose modules are watched.
-        call: runs the model, and fails.
-
-    Returns:
-        Such as ``"`encoder.rnn` (MyLayer)"``; None where the call succeeds, or fails outside of
-        the model's modules.
+    None where the call succeeds, or fails outside of the model's modules.
     """
     at_work: list[str] = []
     handles = []
@@ -312,10 +277,7 @@ def out_of_memory(
 ) -> torch.OutOfMemoryError:
     """Makes an error that names the number of runs that would fit, found by trying.
 
-    Args:
-        error: that all of them did not.
-        num_runs: how many they are.
-        attempt: trains so many runs for a step; raises when they do not fit either.
+    `attempt` trains so many runs for a step, and raises when they do not fit either.
     """
     # The frames that failed still hold their tensors.
     _release_frames(error)

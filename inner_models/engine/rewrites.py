@@ -48,11 +48,7 @@ _COMMUTATIVE = (aten.add.Tensor, aten.mul.Tensor)
 
 
 def simplify(graph: fx.Graph) -> None:
-    """Rewrites a traced graph in place.
-
-    Args:
-        graph: of operations of ATen, each node with the fake tensor of its result in ``meta``.
-    """
+    """Rewrites in place a graph of ATen operations with fake tensors in their ``meta``."""
     for node in list(graph.nodes):
         _drop_no_op(node)
     _eliminate_dead(graph)
@@ -81,7 +77,6 @@ def _value(node: Any) -> Any:
 
 
 def _same_layout(left: Any, right: Any) -> bool:
-    """Whether two (fake) tensors agree in shape, strides and type."""
     if not isinstance(left, Tensor) or not isinstance(right, Tensor):
         return False
     return (

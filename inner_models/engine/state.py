@@ -19,11 +19,7 @@ memory, by which MKL chooses how matrix products round (see `host`)."""
 class RunStack:
     """Parameters, gradients and buffers of ``len(tasks) * siblings`` runs.
 
-    Args:
-        tasks: tasks of one shape, each with a seed.
-        siblings: runs per task, which start from the same weights.
-        device: of everything.
-        dtype: of parameters and floating-point buffers.
+    Tasks are of one shape, each with a seed; siblings start from the same weights.
 
     Attributes:
         model: the first task's module, whose code serves all runs.
@@ -129,11 +125,7 @@ class RunSnapshot:
         self._candidate = [tensor.clone() for tensor in tensors]
 
     def keep(self, rows: Tensor) -> None:
-        """Takes the state of some runs as candidates, and their last candidates as good.
-
-        Args:
-            rows: (num_runs,), boolean, on the tensors' device.
-        """
+        """Takes the state of some runs, (num_runs,), as candidates, and their last ones as good."""
         _copy(self._candidate, self._good, rows)
         _copy(self._live, self._candidate, rows)
 

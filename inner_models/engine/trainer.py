@@ -147,12 +147,7 @@ class InnerTrainer:
 
     @torch.no_grad()
     def measure(self, split: SplitName, what: LossFn) -> FloatArray:
-        """Mean of something else than the loss on a whole split, in evaluation mode: (num_runs,).
-
-        Args:
-            split: which.
-            what: ``what(model, batch)``, written like a loss.
-        """
+        """Mean of ``what(model, batch)`` on a whole split, in evaluation mode: (num_runs,)."""
         task = replace(self.tasks[0], loss=what)
         program = LossProgram(task, self._stack, traced=False)
         return self._fits(lambda: self._evaluate(program, self._source.split(split)))
@@ -181,9 +176,6 @@ class InnerTrainer:
             momentum: (num_runs,), held over the interval.
             clip_ratio: (num_runs,), clip threshold over the running mean gradient norm; None: never
                 clip.
-
-        Returns:
-            The interval's statistics.
         """
         steps = len(lr)
         if lr.shape != (steps, self.num_runs):
@@ -273,11 +265,7 @@ class InnerTrainer:
 
     @torch.no_grad()
     def copy_runs(self, sources: NDArray[np.int64]) -> None:
-        """Replaces weights, buffers and optimizer state of runs by those of others.
-
-        Args:
-            sources: (num_runs,), whose state each run goes on with; its own number: it stays.
-        """
+        """Gives each run the weights, buffers and optimizer state of its source, (num_runs,)."""
         index = torch.as_tensor(sources, device=self.device)
         fixed = [t.flatten(0, 1) for t in self._stack.fixed.values()]
         for tensor in (self._stack.params, *self.optimizer.state(), *fixed):

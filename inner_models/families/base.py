@@ -112,12 +112,7 @@ class JobRanges:
         return self.rmsprop_lr if optimizer == "rmsprop" else self.adam_lr
 
     def draw_job(self, draw: Draw, *, cost: float) -> Job:
-        """Draws a job.
-
-        Args:
-            draw: the random numbers.
-            cost: multiply-adds of the forward pass of one row.
-        """
+        """Draws a job for a model whose forward pass takes `cost` multiply-adds per row."""
         num_train = draw.log_integer(*self.num_train)
         batch_size = min(draw.power_of_two(*self.batch_size), num_train)
         shares: dict[OptimizerName, float] = {
@@ -254,14 +249,7 @@ class AugmentedModel:
 
 @dataclass(frozen=True, kw_only=True)
 class RealProblem:
-    """One problem on real data.
-
-    Attributes:
-        build_model: makes a freshly initialised module.
-        loss: the same (``==``) for all problems of a shape.
-        splits: the data.
-        optimum: least loss that is known on new rows, if any is.
-    """
+    """One problem on real data, as `Problem`; `optimum` is the least loss known on new rows."""
 
     build_model: Callable[[], nn.Module]
     loss: LossFn

@@ -221,7 +221,6 @@ class LogisticShape:
 
     @property
     def outputs(self) -> int:
-        """Number of scores."""
         return 1 if self.classes == 2 else self.classes
 
 

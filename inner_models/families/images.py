@@ -83,7 +83,6 @@ class ImageConvnet(GeneratedFamily[ConvShape]):
         )
 
     def draw_rows(self, model: ConvShape, draw: Draw) -> RowsFn:
-        """Draws where the images of one task come from."""
         r, kind = self.ranges, draw.unit()
         sizes = (model.classes, *model.image)
         if kind < r.texture_share:
@@ -117,10 +116,7 @@ class ImageConvnet(GeneratedFamily[ConvShape]):
 def draw_textures(draw: Draw, sizes: tuple[int, int, int], *, waves: int) -> Painter:
     """Classes are sums of a few plane waves, whose phases and strengths vary from image to image.
 
-    Args:
-        draw: the random numbers.
-        sizes: number of classes, channels and side of the images, here and below.
-        waves: per class, each with a wave vector and a colour of its own.
+    `sizes`, here and below, are the number of classes, the channels and the side of the images.
     """
     classes, colours, side = sizes
     g = draw.generator

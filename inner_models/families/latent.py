@@ -72,18 +72,14 @@ class RatingsShape:
 
     @property
     def num_params(self) -> int:
-        """Embeddings and biases."""
         return (self.users + self.items) * (self.rank + 1) + int(self.learns_mean)
 
 
 class MatrixFactorisation(nn.Module):
     """Ratings as a mean, biases, and the dot product of embeddings of user and item.
 
-    After Koren et al. 2009, "Matrix factorization techniques for recommender systems".
-
-    Args:
-        shape: sizes.
-        start: spread of the initial embeddings; mean and biases start at zero.
+    After Koren et al. 2009, "Matrix factorization techniques for recommender systems". The spread
+    of the initial embeddings is `start`; mean and biases start at zero.
     """
 
     def __init__(self, shape: RatingsShape, *, start: float) -> None:

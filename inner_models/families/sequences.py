@@ -238,7 +238,6 @@ class SequenceRNN(GeneratedFamily[SequenceShape]):
         )
 
     def draw_source(self, model: SequenceShape, draw: Draw) -> Adding | Copying | Recall | Series:
-        """Draws where the rows of one task come from."""
         r, length = self.ranges, model.net.length
         noise = draw.log_uniform(*(r.noise if model.kind in _REGRESSION else r.symbol_noise))
         if model.kind == "adding":

@@ -99,17 +99,11 @@ def draw_convnet(
     depth: IntRange = (1, 3),
     max_cost: float = math.inf,
 ) -> ConvShape:
-    """Draws the layers of a convolutional classifier.
+    """Draws a convolutional classifier of images of the given channels and side.
 
-    Args:
-        draw: the random numbers.
-        image: channels and side of the input.
-        classes: number of outputs.
-        width: range of the channels of the first layer, drawn in logarithms and rounded to a
-            multiple of 4; half of the networks double it from layer to layer.
-        depth: range of the number of layers.
-        max_cost: most multiply-adds of one image; channels are halved, and then layers left out,
-            until that holds or one layer of 4 channels is left.
+    The channels of the first layer are drawn in logarithms and rounded to a multiple of 4; half of
+    the networks double them from layer to layer. Channels are halved, and then layers left out,
+    until an image takes at most `max_cost` multiply-adds or one layer of 4 channels is left.
     """
     first, growth = draw.log_integer(*width), draw.choice((1, 2))
     layers = draw.integer(*depth)

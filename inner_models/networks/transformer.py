@@ -109,11 +109,7 @@ class TransformerShape:
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention (Vaswani et al. 2017).
-
-    Args:
-        shape: sizes; positions of a language model see themselves and earlier ones only.
-    """
+    """Multi-head self-attention (Vaswani et al. 2017), causal in a language model."""
 
     mask: Tensor | None
 
@@ -146,11 +142,7 @@ class SelfAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and a feed-forward net, each added to the residual stream.
-
-    Args:
-        shape: sizes, and whether LayerNorm comes before the parts or after the sums.
-    """
+    """Attention and a feed-forward net, each added to the residual stream."""
 
     def __init__(self, shape: TransformerShape) -> None:
         super().__init__()
@@ -179,9 +171,6 @@ class LanguageModel(nn.Module):
 
     Initial weights are torch's, but for smaller embeddings.
 
-    Args:
-        shape: sizes of a language model.
-
     Raises:
         ValueError: the shape is that of an image classifier.
     """
@@ -205,9 +194,6 @@ class LanguageModel(nn.Module):
 
 class VisionTransformer(nn.Module):
     """A transformer over the patches of an image (Dosovitskiy et al. 2021).
-
-    Args:
-        shape: sizes of an image classifier.
 
     Raises:
         ValueError: the shape is that of a language model.
@@ -238,14 +224,9 @@ class VisionTransformer(nn.Module):
 
 
 def to_patches(images: Tensor, patch: int) -> Tensor:
-    """Cuts images into square patches, row by row.
+    """Cuts images (rows, channels, height, width) into square patches, row by row.
 
-    Args:
-        images: (rows, channels, height, width).
-        patch: side of a patch in pixels, a divisor of height and width.
-
-    Returns:
-        (rows, patches, channels * patch * patch).
+    The side `patch` divides height and width. Returns (rows, patches, channels * patch * patch).
     """
     rows, channels, height, width = images.shape
     cut = images.reshape(rows, channels, height // patch, patch, width // patch, patch)

@@ -51,7 +51,6 @@ def mse_loss(
     reduction: str = "mean",
     weight: Tensor | None = None,
 ) -> Tensor:
-    """`torch.nn.functional.mse_loss`."""
     _check_sizes(input, target)
     losses = (input - target).square()
     reduction = _name(size_average, reduce, reduction)
@@ -98,11 +97,7 @@ def cross_entropy(
 
 
 def bernoulli_(*_: Any, **__: Any) -> NoReturn:
-    """`Tensor.bernoulli_`: refused, because torch's batching rule can end the process.
-
-    Raises:
-        NotImplementedError: always.
-    """
+    """Refuses `Tensor.bernoulli_` by a NotImplementedError: torch's rule can end the process."""
     raise NotImplementedError("Bernoulli numbers drawn in place cannot be batched")
 
 

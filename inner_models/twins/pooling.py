@@ -65,18 +65,15 @@ class FirstMax(Function):
 
 
 def first_max(x: Tensor, dim: int) -> Tensor:
-    """`FirstMax`, applied."""
     maxima: Tensor = FirstMax.apply(x, dim)  # type: ignore[no-untyped-call]
     return maxima
 
 
 def max_pooling(native: Callable[..., Any], dims: int) -> Callable[..., Any]:
-    """`torch.nn.functional.max_pool1d`, 2d or 3d.
+    """`torch.nn.functional.max_pool1d`, 2d or 3d, by the number of dimensions.
 
-    Args:
-        native: torch's own, for other devices, and for what is rare: windows that are large, that
-            overlap or leave gaps, and padding.
-        dims: how many dimensions it pools.
+    torch's own, `native`, serves other devices, and what is rare: windows that are large, that
+    overlap or leave gaps, and padding.
     """
 
     def max_pool(

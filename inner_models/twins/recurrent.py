@@ -54,11 +54,7 @@ def _run(
     bidirectional: bool,
     batch_first: bool = False,
 ) -> tuple[Tensor, list[Tensor]]:
-    """All layers and directions.
-
-    Returns:
-        The outputs, laid out as the input is, and the stacked states at the end.
-    """
+    """All layers and directions: outputs, laid out as the input is, and the stacked last states."""
     # Of a packed sequence, torch passes (data, batch_sizes, hx, params, ...).
     if isinstance(has_biases, list | tuple):
         raise NotImplementedError("a PackedSequence cannot be batched; padded sequences can")
@@ -92,18 +88,11 @@ def _layer(
     biased: bool,
     reverse: bool,
 ) -> tuple[Tensor, list[Tensor]]:
-    """One layer in one direction over a sequence of one run.
+    """One layer in one direction over a sequence (steps, batch, features) of one run.
 
-    Args:
-        kind: of the layer.
-        x: (steps, batch, features).
-        start: hidden state, and for an LSTM its cells too, each (batch, hidden).
-        weights: in torch's order: input, hidden, and their biases.
-        biased: whether there are biases.
-        reverse: whether it goes from the last step to the first.
-
-    Returns:
-        The outputs (steps, batch, hidden), and the states at the end.
+    It starts from the hidden state, and for an LSTM its cells too, each (batch, hidden). Weights
+    are in torch's order: input, hidden, and their biases. Returns the outputs (steps, batch,
+    hidden), and the states at the end.
     """
     if len(weights) > (4 if biased else 2):
         raise NotImplementedError("an LSTM with proj_size cannot be batched")

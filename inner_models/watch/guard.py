@@ -73,11 +73,7 @@ class Verdict:
 
 
 class DivergenceGuard:
-    """Judges runs, interval by interval.
-
-    Args:
-        num_runs: how many runs are judged.
-    """
+    """Judges runs, interval by interval."""
 
     def __init__(self, num_runs: int) -> None:
         # NaN means "not seen yet" throughout.
@@ -88,11 +84,7 @@ class DivergenceGuard:
         self._plain = np.zeros(num_runs, dtype=bool)
 
     def judge(self, stats: IntervalStatistics) -> Verdict:
-        """Looks at all steps of an interval and answers.
-
-        Args:
-            stats: of the interval that has just ended.
-        """
+        """Looks at all steps of the interval that has just ended, and answers."""
         broken = stats.nonfinite_share > 0
         diverged, near_best = self._watch(stats)
         alarm = diverged | (stats.nonfinite_share >= BROKEN_SHARE)
@@ -187,7 +179,6 @@ class DivergenceGuard:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned."""
         self._memory = {n: np.asarray(v, dtype=np.float64) for n, v in state["memory"].items()}
         self._positive = np.asarray(state["positive"], dtype=bool)
         self._strikes = np.asarray(state["strikes"], dtype=np.int64)
@@ -199,11 +190,7 @@ _MEMORY = ("first", "best", "noise", "log_noise", "norm")
 
 
 def is_lost(losses: FloatArray) -> BoolArray:
-    """Which runs have diverged for good: their final or validation loss is not finite.
-
-    Args:
-        losses: (num_runs,).
-    """
+    """Which runs have diverged for good: their final or validation loss is not finite."""
     return ~np.isfinite(losses)
 
 
@@ -216,7 +203,6 @@ def _blocks(losses: FloatArray, norms: FloatArray) -> list[tuple[FloatArray, Flo
 
 
 def _finite(values: FloatArray) -> FloatArray:
-    """NaN for what is absurd or broken."""
     return np.where(np.abs(values) < 1e150, values, np.nan)
 
 

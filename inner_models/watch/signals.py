@@ -95,9 +95,6 @@ def summarise(
         running: (num_runs,), running mean of gradient norms at the end.
         absurd: beyond this a number counts as infinite.
         reduce: applied to both tables, as one, before anything is made of them.
-
-    Returns:
-        The statistics.
     """
     if reduce is not None:
         shapes = rows.shape, window.shape
@@ -148,13 +145,7 @@ def window_length(interval: int) -> int:
 
 
 class TrainingSignals:
-    """Statistics of `num_runs` runs on one device.
-
-    Args:
-        num_runs: how many runs are watched.
-        device: where losses and gradients live.
-        dtype: of the tables; float64 where the device has it.
-    """
+    """Statistics of runs on one device, in tables of float64 where the device has it."""
 
     def __init__(
         self, num_runs: int, *, device: torch.device | str, dtype: torch.dtype = torch.float64
@@ -174,13 +165,8 @@ class TrainingSignals:
     def begin_interval(self, steps: int) -> bool:
         """Makes room for an interval, so that its steps can be recorded and replayed as graphs.
 
-        Without it the room grows as steps come in, which a replayed graph would not notice.
-
-        Args:
-            steps: of the interval that begins.
-
-        Returns:
-            Whether tables have moved: graphs that were recorded before are of no use then.
+        Without it the room grows as steps come in, which a replayed graph would not notice. Returns
+        whether tables have moved: graphs that were recorded before are of no use then.
         """
         self._announced = steps
         return self._reserve(steps + 1, window_length(steps) + 1)
@@ -249,11 +235,7 @@ class TrainingSignals:
             self._reserve(0, self._window_steps + 1)
 
     def fetch(self, reduce: Reduce | None = None) -> IntervalStatistics:
-        """Copies the interval's rows to the host, in one transfer, and starts a new interval.
-
-        Args:
-            reduce: applied to all rows before anything is made of them; see `Reduce`.
-        """
+        """Copies the interval's rows, reduced, to the host at once; starts a new interval."""
         steps, width = max(self._steps, self._announced), self._norm_mean.shape[0]
         window_steps = max(self._window_steps, window_length(self._announced))
         packed = torch.cat(

@@ -39,10 +39,7 @@ the test split, where it is least: the tiles of the splits differ by a few nats.
 
 @cache
 def photo_patches(side: int) -> tuple[Tensor, ...]:
-    """Grey patches of the photographs, in four splits of which each has tiles of its own.
-
-    Args:
-        side: of a patch, in pixels; patches lie side by side within their tile.
+    """Grey patches of the photographs, `side` pixels wide, in four splits with tiles of their own.
 
     Returns:
         For train, inner_valid, outer_valid and test: int64 (patches, side, side), from 0 to 255,
@@ -113,7 +110,6 @@ class Denoiser(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Conv2d(fan_in, 1, 3, padding=1))
 
     def forward(self, noisy: Tensor) -> Tensor:
-        """The clean patches, as far as the network knows."""
         out: Tensor = self.layers(noisy)
         return noisy - out if self.residual else out
 
@@ -154,13 +150,7 @@ class PhotoDenoiser(RealFamily[DenoiserShape]):
 
 
 def noisy_splits(*, num_train: int, noise: float, generator: torch.Generator) -> Splits:
-    """Noisy patches and clean ones, both float32 (rows, 1, 8, 8).
-
-    Args:
-        num_train: rows of the train split, the first ones.
-        noise: its spread, over that of the pixels.
-        generator: draws the noise.
-    """
+    """Noisy and clean patches, float32 (rows, 1, 8, 8); `noise` is its spread over the pixels'."""
     parts = photo_patches(_SIDE)
     mean, spread = pixel_statistics(parts[0])
     batches = []
@@ -213,9 +203,7 @@ class AffineCoupling(nn.Module):
 class Flow(nn.Module):
     """Coupling layers after which the rows are to be white noise.
 
-    Args:
-        shape: sizes and code paths. Permutations are drawn from torch's global generator, as the
-            initial weights are.
+    Permutations are drawn from torch's global generator, as the initial weights are.
     """
 
     def __init__(self, shape: FlowShape) -> None:
@@ -288,13 +276,7 @@ class PhotoFlow(RealFamily[FlowShape]):
 
 
 def dequantised_splits(side: int, *, num_train: int, generator: torch.Generator) -> Splits:
-    """Patches as rows of continuous numbers, float32 (rows, side * side).
-
-    Args:
-        side: of a patch, in pixels.
-        num_train: rows of the train split, the first ones.
-        generator: draws the noise.
-    """
+    """Patches, `side` pixels wide, as rows of continuous numbers, float32 (rows, side * side)."""
     parts = photo_patches(side)
     mean, spread = pixel_statistics(parts[0])
     batches = []

@@ -99,12 +99,9 @@ def deal_blocks(text: str) -> dict[str, list[str]]:
 
 
 def windows(blocks: list[str], symbols: dict[str, int], *, stride: int) -> Tensor:
-    """Rows of CONTEXT + 1 characters, int64; no row crosses from one block into another.
+    """Rows of CONTEXT + 1 characters, int64, `stride` apart; each within one block.
 
-    Args:
-        blocks: of text.
-        symbols: number of each character; what is missing gets the last number there is.
-        stride: characters from the start of a row to that of the next.
+    Characters that `symbols` has no number for get the last number there is.
     """
     rows = []
     for block in blocks:
@@ -120,10 +117,6 @@ def text_splits(name: str, num_train: int) -> Splits:
 
     Training rows begin every half context and are taken in one random order, the first `num_train`;
     rows of the other splits do not overlap, and are up to 400, evenly spread.
-
-    Args:
-        name: of the text, see `read_text`.
-        num_train: rows of the train split.
 
     Raises:
         ValueError: the text is unknown, or too short for so many training rows.
@@ -148,13 +141,10 @@ Model = TypeVar("Model", TransformerShape, RecurrentShape)
 
 
 class TextFamily(RealFamily[Model]):
-    """Character models of one text; subclasses say which text and which model.
+    """Character models of the text called `text`; subclasses say which, and by which model.
 
     Train splits have 500, 1,500 or 4,000 rows; batches 16 to 64 and horizons 300 to 2,000 steps,
     less where one run would take long.
-
-    Attributes:
-        text: name of the text, see `read_text`.
     """
 
     text: str

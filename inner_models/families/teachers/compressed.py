@@ -65,12 +65,8 @@ def fake_quantise(values: Tensor, *, bits: int, per_row: bool = True) -> Tensor:
 class QuantisedLinear(nn.Linear):
     """A linear layer whose weights, and where wanted inputs, are fake-quantised when it is used.
 
-    Args:
-        fan_in: width of the input.
-        fan_out: width of the output.
-        bits: of a weight.
-        input_bits: of the input, with a scale per example; 0: it is not quantised.
-        per_row: a scale for each output instead of one for all weights.
+    Inputs have a scale per example, and are not quantised with `input_bits` of 0. With `per_row`,
+    each output has a scale of its own.
     """
 
     def __init__(
@@ -80,7 +76,6 @@ class QuantisedLinear(nn.Linear):
         self.bits, self.input_bits, self.per_row = bits, input_bits, per_row
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., fan_in) to (..., fan_out)."""
         if self.input_bits:
             x = fake_quantise(x, bits=self.input_bits)
         weight = fake_quantise(self.weight, bits=self.bits, per_row=self.per_row)
@@ -116,7 +111,6 @@ class MaskedLinear(nn.Linear):
                 self.weight.mul_(math.sqrt(fan_in * fan_out / kept))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., fan_in) to (..., fan_out)."""
         return F.linear(x, self.weight * self.mask, self.bias)
 
 

@@ -62,9 +62,7 @@ class TwoHeadedShape:
 class TwoHeadedNet(nn.Module):
     """A trunk that two linear heads share (Caruana 1997, "Multitask learning").
 
-    Args:
-        shape: sizes and code paths.
-        regression_weight: factor on the regression loss, kept in a buffer of that name.
+    The factor on the regression loss is kept in the buffer ``regression_weight``.
     """
 
     regression_weight: Tensor

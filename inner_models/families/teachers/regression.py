@@ -144,12 +144,9 @@ def draw_inputs(draw: Draw, r: StudentRanges, width: int) -> Inputs:
 
 
 def make_teacher(*layers: Tensor, white: Tensor, spread: float | None = None) -> Teacher:
-    """A tanh network with centred scores.
+    """A tanh network of `layers`, each (inputs, outputs) and the last linear, with centred scores.
 
-    Args:
-        layers: weights, each (inputs, outputs); the last layer is linear.
-        white: inputs (rows, width) over which mean and spread of the scores are taken.
-        spread: of each score; None: one.
+    Scores are centred, and scaled to `spread` (None: one), over the inputs `white`, (rows, width).
     """
     *hidden, last = layers
 
@@ -177,14 +174,8 @@ def teacher_rows(
 ) -> Batch:
     """Rows with a teacher's answers: noisy labels, or scores with noise on them.
 
-    Args:
-        count: number of rows.
-        generator: of the rows and of the noise.
-        inputs: draws what teacher and student see.
-        teacher: gives the scores.
-        noise: share of random labels, or spread of the noise on scores.
-        classification: whether the answer is the greatest score's class.
-        sees_white: whether the teacher sees the inputs before they are mixed.
+    The noise is the share of random labels, or the spread of the noise on scores. Where
+    `sees_white` is set, the teacher sees the inputs before they are mixed.
     """
     white, seen = inputs(count, generator)
     scores = teacher(white if sees_white else seen)

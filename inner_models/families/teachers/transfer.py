@@ -57,12 +57,7 @@ class DistillationRanges(StudentRanges):
 
 
 class Student(nn.Module):
-    """An MLP whose logits are divided by a temperature.
-
-    Args:
-        shape: sizes and code paths.
-        temperature: kept in a buffer of that name.
-    """
+    """An MLP whose logits are divided by a temperature, kept in a buffer of that name."""
 
     temperature: Tensor
 
@@ -220,10 +215,7 @@ class FineTunedMLP(GeneratedFamily[FineTuningShape]):
 def build_fine_tuned(shape: FineTuningShape, *, weights: Mapping[str, Tensor]) -> nn.Sequential:
     """An MLP that starts from trained weights.
 
-    Args:
-        shape: sizes; says what is new and what is frozen.
-        weights: state of a network that may differ in its last layer, which is not read where the
-            head is new.
+    Where the head is new, the last layer of `weights` is not read.
     """
     model = build_mlp(shape.mlp)
     head = f"{len(model) - 1}."
