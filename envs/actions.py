@@ -267,11 +267,9 @@ class ActionCodec:
         return factors
 
     def extend(self, total_steps: int, *, step: int) -> None:
-        """Moves the horizon; the learning rate of the next step stays what it would have been.
+        """Moves the horizon to `total_steps`, after `step` inner steps.
 
-        Args:
-            total_steps: the new horizon, beyond `step`.
-            step: inner steps done.
+        The learning rate of the next step stays what it would have been.
         """
         before = self._log_decay(min(step, self.total_steps - 1) / self.total_steps)
         self.total_steps = total_steps

@@ -136,7 +136,6 @@ class DecisionCore:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned."""
         self.codec.load_state_dict(state["codec"])
         self.encoder.load_state_dict(state["encoder"])
         self._guard.load_state_dict(state["guard"])

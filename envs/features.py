@@ -161,16 +161,7 @@ class FeatureEncoder:
         return overfits
 
     def encode(self, stats: IntervalStatistics, codec: ActionCodec, *, interval: int) -> FloatArray:
-        """The observation after an interval.
-
-        Args:
-            stats: of the interval that has just ended.
-            codec: where the hyperparameters stand.
-            interval: how many intervals are over, from 1.
-
-        Returns:
-            (num_runs, NUM_FEATURES), float64.
-        """
+        """The observation after interval `interval`, from 1: (num_runs, NUM_FEATURES), float64."""
         horizon = float(np.clip(codec.total_steps, *HORIZON_RANGE))
         past = self._memory["lr_trend"]
         self._memory["lr_trend"] = SMOOTHING * past + (1 - SMOOTHING) * codec.last_action[:, 0]

@@ -21,12 +21,10 @@ Observation = NDArray[np.float32]
 
 
 def observation_space() -> Any:
-    """The observation space of both environments."""
     return spaces.Box(-FEATURE_BOUND, FEATURE_BOUND, (NUM_FEATURES,), np.float32)
 
 
 def action_space() -> Any:
-    """The action space of both environments."""
     return spaces.Box(-1.0, 1.0, (NUM_ACTIONS,), np.float32)
 
 
@@ -144,11 +142,7 @@ class ScheduleEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Starts a run and trains its first interval.
-
-        Args:
-            seed: of the environment's own generator, which draws tasks and task seeds.
-            options: not used.
+        """Starts a run and trains its first interval; `seed` is that of tasks and their seeds.
 
         Returns:
             The first observation, and an info with the hyperparameters.
@@ -168,10 +162,7 @@ class ScheduleEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
     def step(
         self, action: NDArray[np.float32]
     ) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Takes one decision and trains the next interval.
-
-        Args:
-            action: (3,) in [-1, 1].
+        """Takes one decision, (3,) in [-1, 1], and trains the next interval.
 
         Returns:
             Observation, reward, terminated, truncated (always False) and info.

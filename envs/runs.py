@@ -31,15 +31,7 @@ GroupStep: TypeAlias = tuple[FloatArray, FloatArray, bool, list[dict[str, Any]]]
 
 
 class ScheduledRuns:
-    """One episode of ``len(tasks) * siblings`` runs of equal shape.
-
-    Args:
-        tasks: tasks of one shape, each with a seed.
-        siblings: runs per task; rows are task-major.
-        control: bounds and step sizes.
-        device: where the inner runs live.
-        dtype: of parameters and data.
-    """
+    """One episode of ``len(tasks) * siblings`` runs of equal shape; rows are task-major."""
 
     def __init__(
         self,
@@ -89,14 +81,7 @@ class ScheduledRuns:
         return self._next_interval()
 
     def decide(self, actions: ArrayLike) -> FloatArray:
-        """Takes one decision for every run and trains the next interval.
-
-        Args:
-            actions: (num_runs, 3) in [-1, 1].
-
-        Returns:
-            (num_runs, NUM_FEATURES), the features after the interval.
-        """
+        """Takes a decision, (num_runs, 3), and trains the next interval; returns its features."""
         if self.interval == 0 or self.done:
             raise RuntimeError("decide() needs a run that has begun and is not over: call begin()")
         self.core.decide(actions)
@@ -104,7 +89,6 @@ class ScheduledRuns:
 
     @property
     def done(self) -> bool:
-        """Whether the horizon is reached."""
         return self.interval == len(self.codec.ends)
 
     def _next_interval(self) -> FloatArray:
@@ -137,12 +121,7 @@ class ScheduledRuns:
 
 
 class SiblingGroup:
-    """Tasks of one shape, each with siblings that are rewarded against each other.
-
-    Args:
-        tasks: of one shape, each with a seed.
-        config: siblings, control, reward, features, device and dtype.
-    """
+    """Tasks of one shape with seeds, whose siblings are rewarded against each other."""
 
     def __init__(self, tasks: Sequence[Task], config: EnvConfig) -> None:
         self._config = config
@@ -157,7 +136,6 @@ class SiblingGroup:
 
     @property
     def tasks(self) -> list[Task]:
-        """The task of each row."""
         return [task for task in self.runs.tasks for _ in range(self.runs.siblings)]
 
     def begin(self) -> FloatArray:

@@ -96,7 +96,6 @@ class ScheduleVecEnv(VecEnv):
 
     @property
     def control(self) -> ControlConfig:
-        """Bounds and step sizes of the control."""
         return self.config.control
 
     @property
@@ -106,7 +105,6 @@ class ScheduleVecEnv(VecEnv):
 
     @property
     def tasks(self) -> list[Task]:
-        """The task of each row."""
         return [task for group in self._groups for task in group.tasks]
 
     def reset(self) -> NDArray[np.float32]:
@@ -134,7 +132,6 @@ class ScheduleVecEnv(VecEnv):
         return [group.begin() for group in self._groups]
 
     def _step_groups(self, parts: Sequence[NDArray[Any]]) -> list[GroupStep]:
-        """One decision of each group."""
         return [g.step(part) for g, part in zip(self._groups, parts, strict=True)]
 
     def step_async(self, actions: NDArray[Any]) -> None:

@@ -41,11 +41,7 @@ class Attachment:
     offset: int
 
     def state_dict(self, step: int) -> dict[str, Any]:
-        """What a checkpoint of the trainer has to hold.
-
-        Args:
-            step: updates that the trainer has done.
-        """
+        """What a checkpoint has to hold after `step` updates of the trainer."""
         return {
             "step": step,
             "offset": self.offset,
@@ -54,10 +50,7 @@ class Attachment:
         }
 
     def readings(self) -> dict[str, float]:
-        """Learning rate, momentum and clip threshold for a log, as far as there are any.
-
-        Waits for the device.
-        """
+        """Learning rate, momentum and clip threshold, if there are any. Waits for the device."""
         group = self.scheduler.optimizer.param_groups[0]
         momentum = group["betas"][0] if "betas" in group else group.get("momentum", math.nan)
         values = {

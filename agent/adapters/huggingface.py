@@ -78,9 +78,7 @@ class LearnedSchedulerCallback(transformers.TrainerCallback):  # type: ignore[mi
     def read_loss_from(self, trainer: Any) -> None:
         """Takes the losses that Trainer trains on, instead of those that the model returns.
 
-        Args:
-            trainer: the Trainer with this callback; its `training_step` is wrapped. Call this
-                once, before ``trainer.train()``.
+        Call this once, before ``trainer.train()``: it wraps the Trainer's `training_step`.
         """
         inner = trainer.training_step
 

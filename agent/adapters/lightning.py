@@ -177,7 +177,6 @@ class LearnedSchedulerCallback(*_callback_classes()):  # type: ignore[misc]
         self._release()
 
     def state_dict(self) -> dict[str, Any]:
-        """The scheduler's state, for Lightning's checkpoint."""
         if self._attachment is None:
             return {} if self._saved is None else {"attachment": self._saved}
         # Also after training has ended: trainer.save_checkpoint() comes then.

@@ -14,13 +14,9 @@ from pacesetter.inner_models.watch.signals import IntervalStatistics
 
 
 class Decider:
-    """Policy and familiarity meter on top of the decision core.
+    """Policy and familiarity meter on top of the decision core of one run.
 
-    Args:
-        policy: what decides.
-        core: of one run, at its beginning.
-        sets_lr: whether the learning rate is the policy's to set.
-        can_roll_back: whether there are snapshots; without, the learning rate is cut instead.
+    Where there are no snapshots to roll back to, the learning rate is cut instead.
     """
 
     def __init__(
@@ -35,12 +31,7 @@ class Decider:
     def decide(
         self, stats: IntervalStatistics, *, step: int, broadcast: Broadcast
     ) -> tuple[FloatArray, FloatArray, tuple[Intervention, ...]]:
-        """Takes one decision.
-
-        Args:
-            stats: of the interval that has just ended.
-            step: updates done, for the records.
-            broadcast: see `DecisionCore.decide`.
+        """Takes one decision after `step` updates.
 
         Returns:
             (NUM_FEATURES,), what the policy saw; (3,), the action taken; and the interventions.

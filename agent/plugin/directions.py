@@ -61,18 +61,12 @@ class _Part(NamedTuple):
 def read_directions(
     optimizer: Optimizer, latest: Sequence[Setting], *, device: torch.device, dtype: torch.dtype
 ) -> Tensor | None:
-    """How the gradient lies to momentum and to the previous update, just before an update.
+    """How the gradient, not yet clipped, lies to momentum and to the previous update.
 
-    The previous update, before weight decay, is ``-lr u`` with each group's own lr. For NAdam and
-    RAdam, u is taken as Adam's, and for Nesterov momentum as its buffer: close, and with the same
-    sign. Where the count of updates is kept on a device, that of a group's first parameter stands
-    for all of the group.
-
-    Args:
-        optimizer: with its gradients, not yet clipped.
-        latest: learning rate and momentum of each group's latest update.
-        device: of the result.
-        dtype: of the result.
+    The previous update, before weight decay, is ``-lr u`` with each group's own lr, as `latest` has
+    it. For NAdam and RAdam, u is taken as Adam's, and for Nesterov momentum as its buffer: close,
+    and with the same sign. Where the count of updates is kept on a device, that of a group's first
+    parameter stands for all of the group.
 
     Returns:
         None while nothing is known (no update yet, no momentum, a sparse gradient); else (4,):

@@ -108,12 +108,7 @@ def local_part(tensor: Tensor) -> Tensor:
 
 
 def across_shards(total: Tensor, layout: Layout) -> Tensor:
-    """Adds up what every process has summed over its own parts.
-
-    Args:
-        total: of any shape.
-        layout: of the tensors that were summed over. Copies of one part count once.
-    """
+    """Adds up what every process has summed over its own parts; copies of one part count once."""
     if layout is None:
         return total
     from torch.distributed.tensor import DTensor, Partial, Replicate

@@ -351,11 +351,9 @@ class RecordedSchedule:
         return LambdaLR(optimizer, self.lr_lambda())
 
     def to_csv(self, path: str | PathLike[str], *, base_lr: float) -> Path:
-        """Writes one line per update, whole or not at all; numbers are exact.
+        """Writes one line per update, whole or not at all; numbers are exact; makes folders.
 
-        Args:
-            path: of the file; folders on the way are made.
-            base_lr: learning rate that the run started from, for the column ``lr``.
+        The column ``lr`` is that of a run that started from `base_lr`.
         """
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")

@@ -34,11 +34,6 @@ _AHEAD = 1024  # learning rates are worked out for so many steps at once
 class ControlledRun:
     """All that a scheduler holds of one run; it neither warns nor logs.
 
-    Args:
-        optimizer: the user's.
-        policy: what decides.
-        options: the user's choices.
-
     Attributes:
         total_steps: updates of the whole run, warm-up included.
         steps: updates done.
@@ -316,11 +311,7 @@ def _momentum(settings: Sequence[Setting]) -> float | None:
 
 
 class Clock:
-    """Counts the steps of one run.
-
-    Args:
-        codec: knows where intervals end and what the learning rate is; only read.
-    """
+    """Counts the steps of one run, whose codec is only read."""
 
     def __init__(self, codec: ActionCodec) -> None:
         self._codec = codec

@@ -269,10 +269,7 @@ def overflowed(optimizer: Optimizer) -> bool:
 def total_norm(tensors: Iterable[Tensor], *, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Norm of all tensors laid end to end, (1,); of sharded ones, over all their parts.
 
-    Args:
-        tensors: at least one, dense, of any devices and dtypes. Gradient tracking has to be off.
-        device: of the result.
-        dtype: of the result; 16-bit numbers are added up in float32 before.
+    There has to be a tensor, and no gradient tracking. 16-bit numbers are added up in float32.
     """
     norms: list[Tensor] = []
     for layout, members in by_layout(tensors).items():
@@ -312,9 +309,7 @@ def _drop_gradients(params: Sequence[Tensor]) -> None:
 def set_found_inf(optimizer: Optimizer, broken: Tensor) -> None:
     """Tells the kernels of a fused optimizer whether to leave out the next update.
 
-    Args:
-        optimizer: fused in all its groups. If a `GradScaler` has told it the same, both count.
-        broken: 0-d, boolean, on the optimizer's device.
+    The flag is 0-d and boolean. If a `GradScaler` has told it the same, both count.
     """
     own = getattr(optimizer, "found_inf", None)
     flag = broken.to(torch.float32)

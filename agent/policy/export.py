@@ -67,9 +67,6 @@ def export_policy(
         control: bounds and step sizes that it was trained with; None: those of the model's
             environment, or the default if it has none.
 
-    Returns:
-        The path.
-
     Raises:
         ValueError: the model's spaces, networks or normalisation are not those of a policy here.
     """
@@ -90,13 +87,7 @@ def policy_from_model(
 ) -> Policy:
     """The policy of a PPO, in memory; a copy that further training leaves as it is.
 
-    Args:
-        model: as for `export_policy`.
-        control: as for `export_policy`.
-        info: where it came from.
-
-    Raises:
-        ValueError: as for `export_policy`.
+    Arguments and errors are those of `export_policy`; `info` says where it came from.
     """
     _check_spaces(model)
     _check_inputs(model)
@@ -194,14 +185,7 @@ def metadata(policy: Policy) -> dict[str, str]:
 
 
 def export_onnx(policy: Policy, path: str | PathLike[str]) -> Path:
-    """Writes a policy as an ONNX model, once ONNX Runtime has found it equal.
-
-    Args:
-        policy: what to write.
-        path: of the file; folders on the way are made.
-
-    Returns:
-        The path.
+    """Writes a policy as an ONNX model, once ONNX Runtime has found it equal; makes folders.
 
     Raises:
         ImportError: a library is missing; the message has the line that installs it.
@@ -244,18 +228,11 @@ def export_onnx(policy: Policy, path: str | PathLike[str]) -> Path:
 def export_program(policy: Policy, path: str | PathLike[str]) -> Path:
     """Writes a policy as a program of `torch.export`, once it was read back and found equal.
 
-    Read it with ``torch.export.load(path).module()``.
-
-    Args:
-        policy: what to write.
-        path: of the file, which PyTorch wants to end in ``.pt2``; folders on the way are made.
-
-    Returns:
-        The path.
+    Read it with ``torch.export.load(path).module()``. Folders on the way are made.
 
     Raises:
-        ValueError: the path has another ending, or the program computes other actions; nothing is
-            written.
+        ValueError: the path does not end in ``.pt2``, as PyTorch wants it, or the program computes
+            other actions; nothing is written.
     """
     path = Path(path)
     if path.suffix != ".pt2":

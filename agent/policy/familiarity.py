@@ -89,13 +89,9 @@ class Familiarity:
             )
 
     def distance(self, features: ArrayLike) -> FloatArray:
-        """How strange features are.
+        """How strange features (n, F) are: (n,), never negative.
 
-        Args:
-            features: (n, F).
-
-        Returns:
-            (n,): 1 in the median of meta-training, below 2 for nine in ten; never negative.
+        It is 1 in the median of meta-training, and below 2 for nine in ten.
 
         Raises:
             ValueError: the features have another shape.
@@ -136,11 +132,7 @@ class Familiarity:
 
     @classmethod
     def read(cls, tensors: dict[str, NDArray[Any]], header: Any) -> Familiarity:
-        """Takes its arrays out of a policy file's.
-
-        Args:
-            tensors: all that the file holds; those of the meter are removed.
-            header: what the file's header says of it, which may be anything.
+        """Takes its arrays out of a policy file's; the header may hold anything.
 
         Raises:
             KeyError: an array is missing.
@@ -182,13 +174,7 @@ class FamiliarityMeter:
         self._equal = np.zeros(num_runs, dtype=np.int64)
 
     def update(self, features: ArrayLike) -> NDArray[np.bool_]:
-        """Takes in what one decision sees.
-
-        Args:
-            features: (num_runs, F), finite.
-
-        Returns:
-            (num_runs,), where the run is now unfamiliar; never without a `Familiarity`.
+        """Takes in finite features (num_runs, F); returns which runs are unfamiliar now.
 
         Raises:
             ValueError: the features have another shape.

@@ -47,14 +47,7 @@ class PolicyFileError(ValueError):
 
 
 def seal(tensors: Mapping[str, Float32Array], header: Mapping[str, Any]) -> tuple[bytes, str]:
-    """Packs tensors and header.
-
-    Args:
-        tensors: by name.
-        header: JSON types only, without ``sha256``.
-
-    Returns:
-        The file's bytes, and their digest: 64 hexadecimal digits.
+    """Packs tensors and a header of JSON types, without ``sha256``; returns bytes and digest.
 
     Raises:
         TypeError: the header holds something that JSON cannot.
@@ -71,14 +64,7 @@ def seal(tensors: Mapping[str, Float32Array], header: Mapping[str, Any]) -> tupl
 
 
 def unseal(data: bytes, *, source: str) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    """Checks the digest and unpacks.
-
-    Args:
-        data: the whole file.
-        source: what to call it in errors.
-
-    Returns:
-        Tensors by name, and the header, ``sha256`` included.
+    """Checks the digest of a file; returns its tensors and its header, ``sha256`` included.
 
     Raises:
         PolicyFileError: not a policy, altered, or cut short.
@@ -156,10 +142,6 @@ def header_fields(control: ControlConfig) -> dict[str, Any]:
 
 def check_header(header: Mapping[str, Any], *, source: str) -> None:
     """Refuses a policy of another schema, or one trained on features with another meaning.
-
-    Args:
-        header: of a file whose digest is right.
-        source: what to call the file in errors.
 
     Raises:
         PolicyFileError: which of the two, and what differs.

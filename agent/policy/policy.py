@@ -121,13 +121,9 @@ class Policy:
         return cls([layer], control=control)
 
     def act(self, features: ArrayLike) -> FloatArray:
-        """The action for each row of features; the same row always gets the same action.
+        """The action, (n, 3) in [-1, 1] and float64, for each row of features, (n, NUM_FEATURES).
 
-        Args:
-            features: (n, NUM_FEATURES), finite.
-
-        Returns:
-            (n, 3) in [-1, 1], float64.
+        Features have to be finite; the same row always gets the same action.
 
         Raises:
             ValueError: the features have another shape.
@@ -189,15 +185,7 @@ class Policy:
 
 
 def save_policy(policy: Policy, path: str | PathLike[str]) -> Path:
-    """Writes a policy's file, whole or not at all.
-
-    Args:
-        policy: what to write.
-        path: where; folders on the way are made.
-
-    Returns:
-        The path.
-    """
+    """Writes a policy's file, whole or not at all; makes folders, and returns the path."""
     path = Path(path)
     write_bytes(path, policy.to_bytes())
     return path
@@ -226,15 +214,7 @@ def load_policy(policy: str | PathLike[str] = DEFAULT_POLICY) -> Policy:
 
 
 def parse_policy(data: bytes, *, source: str) -> Policy:
-    """`load_policy` for bytes in memory.
-
-    Args:
-        data: the whole file.
-        source: what to call it in errors.
-
-    Raises:
-        PolicyFileError: as for `load_policy`.
-    """
+    """`load_policy` for bytes in memory, called `source` in errors."""
     tensors, header = unseal(data, source=source)
     check_header(header, source=source)
     try:

@@ -42,11 +42,7 @@ def write_json(path: Path, value: Any) -> None:
 def claim_folder(out: Path, *, kind: str, settings: dict[str, Any], resume: bool) -> None:
     """Makes `out` the folder of this run, or checks that it already is.
 
-    Args:
-        out: the folder.
-        kind: what the run is, such as ``"train"`` or ``"compare"``.
-        settings: what decides the run's result; JSON types only.
-        resume: whether to go on with a run that the folder holds.
+    The run's result is decided by `settings`, in JSON types; `kind` is such as ``"train"``.
 
     Raises:
         FileExistsError: the folder holds something and `resume` is off.

@@ -40,7 +40,6 @@ class _Signals:
         self.pending: int | None = None
 
     def take(self, number: int, frame: FrameType | None) -> None:
-        """The handler."""
         if not self.deferring or self.pending is not None:
             raise Stopped(number, safely=False)
         self.pending = number
@@ -100,10 +99,6 @@ def stop_requested() -> bool:
 
 
 def safe_point() -> None:
-    """Stops the work if that has been asked for; to be called where nothing is lost by it.
-
-    Raises:
-        Stopped: it has.
-    """
+    """Raises `Stopped` if a signal has asked for it; to be called where nothing is lost by it."""
     if _current is not None and _current.pending is not None:
         raise Stopped(_current.pending, safely=True)

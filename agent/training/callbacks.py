@@ -64,15 +64,8 @@ class BusyRolloutBuffer(RolloutBuffer):
 class MetaTraining(BaseCallback):
     """Validates, checkpoints and reports.
 
-    Args:
-        config: of the run.
-        out: its folder.
-        env: its environment.
-        suite: what the policy is validated on.
-        snapshot: makes a policy of the learner as it stands.
-        extra: what a checkpoint kept, empty for a new run.
-        progress: whether to show a progress bar.
-        validate_start: whether the learner starts as something worth validating.
+    What a checkpoint kept is `extra`, empty for a new run; `validate_start` tells whether the
+    learner starts as something worth validating.
     """
 
     def __init__(
@@ -224,11 +217,7 @@ def _validation_points(config: TrainConfig) -> frozenset[int]:
 def save_checkpoint(path: Path, model: PPO, env: ScheduleVecEnv, extra: dict[str, Any]) -> None:
     """Writes network, optimizer, counters and random states, whole or not at all.
 
-    Args:
-        path: the file.
-        model: the learner, between two rollouts.
-        env: its environment, whose current episode has not begun to be learned from.
-        extra: anything else to keep: tensors and plain Python values.
+    The learner is between two rollouts; `extra` holds tensors and plain Python values.
     """
     name, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002 (SB3 draws here)
     state = {

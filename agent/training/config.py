@@ -117,11 +117,7 @@ class TrainConfig:
 
 
 def fine_tuning_config(config: TrainConfig, policy: Policy) -> TrainConfig:
-    """Settings for a learner that starts from a policy.
-
-    Args:
-        config: settings of a training from nothing.
-        policy: the start; its control and its layers' widths replace those of `config`.
+    """Settings for a learner that starts from a policy, from those of a training from nothing.
 
     Returns:
         `config` with the control and the widths of the policy, and with `FINE_TUNING_LOG_STD` and
@@ -137,7 +133,6 @@ def fine_tuning_config(config: TrainConfig, policy: Policy) -> TrainConfig:
 
 
 def hidden_of(policy: Policy) -> tuple[int, ...]:
-    """Widths of a policy's hidden layers."""
     return tuple(len(bias) for _, bias in policy.layers[:-1])
 
 
@@ -191,10 +186,6 @@ def validation_families(
     A user's own families are the best judges of a policy for them: fixed tasks are drawn from
     them that training never draws, on seeds of their own. Where bundled families are mixed in,
     against forgetting, the usual validation families have a say too.
-
-    Args:
-        families: to learn from.
-        usual: validation families of a training on bundled families alone.
 
     >>> validation_families(["my_module:Spirals"])
     ('my_module:Spirals',)

@@ -68,13 +68,8 @@ def collect_features(
 ) -> FeatureRuns:
     """Trains runs of every family in turn under a policy and keeps what it saw.
 
-    Args:
-        policy: in charge, with its own control.
-        families: to draw tasks from, their starts included.
-        num_runs: how many runs, rounded up to whole groups of `RUNS_PER_GROUP`.
-        seed: of tasks, noise and what is left alone.
-        device: where the runs live.
-        progress: show how far it is.
+    There are `num_runs`, rounded up to whole groups of `RUNS_PER_GROUP`; the seed is that of tasks,
+    noise and what is left alone.
 
     Raises:
         ValueError: there is no family, or no run is asked for.
@@ -108,17 +103,9 @@ def observe_runs(
     control: ControlConfig | None = None,
     device: torch.device | str = "cpu",
 ) -> FloatArray:
-    """What a policy sees at every decision of some runs.
+    """What a policy sees in runs of tasks of one shape: (num_decisions, num_tasks, NUM_FEATURES).
 
-    Args:
-        policy: in charge.
-        tasks: one run of each; of one shape, each with a seed.
-        rng: varies the actions as the module says; None: the policy's own actions.
-        control: bounds and step sizes; None: those of the policy.
-        device: where the runs live.
-
-    Returns:
-        (num_decisions, num_tasks, NUM_FEATURES).
+    With `rng`, actions vary as the module says. Without `control`, it is that of the policy.
     """
     runs = ScheduledRuns(tasks, control=control or policy.control, device=device)
     shape = (len(tasks), NUM_ACTIONS)

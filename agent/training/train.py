@@ -103,12 +103,7 @@ def make_learner(
 
 
 def load_actor(model: Any, policy: Policy) -> None:
-    """Puts a policy's weights into the actor of a learner; its critic stays as it is.
-
-    Args:
-        model: a `stable_baselines3.PPO` made by `make_learner` for `policy`.
-        policy: where it starts.
-    """
+    """Puts a policy's weights into the actor of its learner; the critic stays as it is."""
     network = model.policy
     modules = [*network.mlp_extractor.policy_net, network.action_net]
     linear = [module for module in modules if isinstance(module, nn.Linear)]
@@ -195,7 +190,6 @@ def train(
     commit = _commit()
 
     def snapshot(learner: PPO) -> Policy:
-        """The learner's policy as it stands."""
         info = PolicyInfo(
             families=learned_families(config, init),
             preset=preset,
@@ -246,18 +240,7 @@ def fit_meter(
     device: torch.device | str = "cpu",
     progress: bool = False,
 ) -> Policy:
-    """Gives a policy the meter for jobs that are strange to it.
-
-    Args:
-        policy: whose runs on its families to learn from, its start's included.
-        config: of its training.
-        seed: of its training.
-        device: where the runs live.
-        progress: show a progress bar.
-
-    Returns:
-        The same policy with a meter.
-    """
+    """Gives a policy the meter for jobs that are strange to it, from runs on its families."""
     num_runs = min(METER_RUNS, max(16, config.decisions // DECISIONS_PER_METER_RUN))
     seen = collect_features(
         policy,

@@ -41,11 +41,7 @@ def run_policy(
 ) -> FloatArray:
     """Final outer-valid loss of one run per task: shape (num_tasks,), NaN where it diverged.
 
-    Args:
-        act: the policy.
-        tasks: of one shape, each with a seed.
-        control: bounds and step sizes that the policy was trained with.
-        device: where the runs live.
+    Tasks are of one shape, each with a seed; `control` is that of the policy's training.
     """
     runs = ScheduledRuns(tasks, control=control, device=device)
     features = runs.begin()
@@ -66,10 +62,6 @@ def run_constant(
 
 class ValidationSuite:
     """Fixed tasks, starts and seeds, with the reference losses computed once.
-
-    Args:
-        config: the validation's families, tasks, seeds and starts, and the control.
-        device: where the runs live.
 
     Raises:
         ValueError: the reference diverges on a task, or its loss is not positive there.

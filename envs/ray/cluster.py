@@ -107,12 +107,7 @@ def _start(ray: Any, address: str, *, cpus: int, store: int | None) -> None:
 
 
 def _check_reachable(address: str) -> None:
-    """Refuses an address where nothing listens.
-
-    Raises:
-        OSError: nothing does.
-        ValueError: it is no address.
-    """
+    """Refuses an address where nothing listens (OSError), or that is none (ValueError)."""
     host, _, port = address.rpartition(":")
     if not host or "/" in host or not port.isdecimal() or int(port) >= 2**16:
         raise ValueError(

@@ -115,7 +115,6 @@ class RayScheduleVecEnv(ScheduleVecEnv):
             self._promised = None
 
     def close(self) -> None:
-        """Ends the workers."""
         super().close()
         if self._remote is not None:
             self._remote.close()

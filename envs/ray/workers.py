@@ -67,10 +67,7 @@ class Workers:
 class GroupWorker:
     """What runs in an actor; a plain class that knows nothing of Ray.
 
-    Args:
-        draw: draws a group.
-        threads: of torch; None: as they are.
-        environment: variables that torch reads late enough.
+    The environment consists of variables that torch reads late enough.
     """
 
     def __init__(
@@ -122,14 +119,9 @@ class GroupWorker:
 
 
 class RemoteGroups:
-    """The groups of one episode after another, spread over workers.
+    """The groups of one episode after another, spread over no more workers than groups.
 
     Calls of `begin` and `step` return at once; `collect` waits for what they set going.
-
-    Args:
-        draw: draws a group.
-        num_groups: of every episode.
-        workers: to spread them over; no more than there are groups.
     """
 
     def __init__(self, draw: DrawGroup, num_groups: int, *, workers: Workers) -> None:
@@ -180,11 +172,7 @@ class RemoteGroups:
         self._ask(range(self._num_groups))
 
     def step(self, actions: Sequence[NDArray[Any]]) -> None:
-        """Has the workers take one decision in every group.
-
-        Args:
-            actions: (rows, 3), one for each group.
-        """
+        """Has the workers take one decision in every group; actions are (rows, 3) for each."""
         self._past.append(list(actions))
         self._ask(range(self._num_groups))
 
@@ -212,7 +200,6 @@ class RemoteGroups:
         return [found[g] for g in range(self._num_groups)]
 
     def close(self) -> None:
-        """Ends the workers."""
         if self._ray.is_initialized():
             for actor in self._actors:
                 self._ray.kill(actor)
@@ -251,11 +238,7 @@ class RemoteGroups:
         return answer
 
     def _limit(self, slowest: float) -> float:
-        """Seconds after which those that have not answered are late.
-
-        Args:
-            slowest: seconds that the slowest answer took so far.
-        """
+        """Seconds after which a silent worker is late; the slowest answer so far took `slowest`."""
         before = [self._took.get(worker, 0.0) for worker in self._calls.values()]
         replay = self._asked - self._since  # one that was restarted takes as long again
         return self._workers.patience + LATE * max(slowest, *before) + replay
