@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch import nn
 from torch.optim import lr_scheduler as torch_schedules
 
+import tiny
 from pacesetter.experiments.rivals import baselines, schedules
 from pacesetter.experiments.rivals.arms import Baseline, Configured
 from pacesetter.experiments.rivals.baselines import (
@@ -23,7 +23,7 @@ from pacesetter.experiments.rivals.space import Choice, Dimension, Space
 from pacesetter.experiments.runs.batched import RunOptions, batches, train_batch
 from pacesetter.experiments.runs.matrix import BaselineGroup
 from pacesetter.inner_models.engine.data import batch_stream, build_model
-from pacesetter.inner_models.task import ModuleTask, OptimizerConfig, Splits, TaskFamily
+from pacesetter.inner_models.task import OptimizerConfig
 
 ROWS = {b.name: b for b in BASELINES}
 
@@ -34,38 +34,9 @@ def run_settings(task, arm, settings, **options):
     return BaselineGroup(rows=rows, seeds=seeds, options=RunOptions(**options)).run(task)
 
 
-def squared_error(model, batch):
-    inputs, targets = batch
-    return (model(inputs) - targets).square().mean()
-
-
-def small_task(*, horizon=40, noise=0.1, seed=0, name="small"):
-    generator = torch.Generator().manual_seed(seed)
-    inputs = torch.randn(96, 5, generator=generator)
-    weights = torch.randn(5, 1, generator=generator)
-    targets = inputs @ weights + noise * torch.randn(96, 1, generator=generator)
-    parts = zip(inputs.split([48, 16, 16, 16]), targets.split([48, 16, 16, 16]), strict=True)
-    return ModuleTask(
-        lambda: nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 1)),
-        squared_error,
-        Splits(*parts),
-        horizon=horizon,
-        batch_size=8,
-        optimizer=OptimizerConfig(weight_decay=0.1),
-        name=name,
-    )
-
-
-class SmallFamily(TaskFamily):
-    name = "small"
-
-    def sample_shape(self, generator):
-        return 20
-
-    def build(self, shape, generator):
-        seed = int(torch.randint(1000, (), generator=generator))
-        task = small_task(horizon=shape, seed=seed).with_seed(seed)
-        return task.with_optimizer(lr=10.0 ** -(1 + seed % 5))
+def small_task(*, horizon=40):
+    config = OptimizerConfig(weight_decay=0.1)
+    return replace(tiny.small_task(horizon=horizon), optimizer=config)
 
 
 def plain_run(task, make_optimizer, make_scheduler, *, seed):
@@ -79,7 +50,7 @@ def plain_run(task, make_optimizer, make_scheduler, *, seed):
     for _ in range(task.horizon):
         rows = stream.take(1)[0]
         optimizer.zero_grad()
-        squared_error(model, (inputs[rows], targets[rows])).backward()
+        tiny.squared_error(model, (inputs[rows], targets[rows])).backward()
         optimizer.step()
         scheduler.step()
     return {name: p.detach() for name, p in model.named_parameters()}
@@ -97,30 +68,23 @@ def torch_constant(optimizer):
     return torch_schedules.ConstantLR(optimizer, factor=1.0)
 
 
-class WarmUpCosine:
-    """torch's LinearLR, then its CosineAnnealingLR over what is left."""
+def warm_up_cosine(optimizer):
+    """The formulas of torch's LinearLR, and of CosineAnnealingLR over what is left of 40 steps."""
+    rise = round(WARM_UP * 40)
 
-    def __init__(self, optimizer, horizon):
-        self.optimizer, self.left = optimizer, round(WARM_UP * horizon)
-        self.rest = horizon - self.left
-        self.base = optimizer.param_groups[0]["lr"]
-        self.scheduler = torch_schedules.LinearLR(
-            optimizer, start_factor=0.01, total_iters=self.left
-        )
+    def factor(step):
+        if step < rise:
+            return 0.01 + 0.99 * step / rise
+        return 0.5 * (1 + np.cos(np.pi * (step - rise) / (40 - rise)))
 
-    def step(self):
-        self.scheduler.step()
-        self.left -= 1
-        if self.left == 0:
-            self.optimizer.param_groups[0]["lr"] = self.base
-            self.scheduler = torch_schedules.CosineAnnealingLR(self.optimizer, T_max=self.rest)
+    return torch_schedules.LambdaLR(optimizer, factor)
 
 
 @pytest.mark.parametrize(
     ("name", "setting", "optimizer", "scheduler"),
     [
         ("adamw-cosine", {}, adamw, torch_cosine),
-        ("adamw-warmup-cosine", {}, adamw, lambda o: WarmUpCosine(o, 40)),
+        ("adamw-warmup-cosine", {}, adamw, warm_up_cosine),
         (
             "adamw-constant",
             {"momentum": 0.7, "weight_decay": 0.3},
@@ -155,18 +119,16 @@ def test_baseline_equals_torch(name, setting, optimizer, scheduler):
 
 
 def test_weight_decay_of_its_own_reaches_every_batched_optimizer():
-    task = small_task()
-    row = replace(ROWS["sgd-cosine"], fixed={})
+    task, row = small_task(), replace(ROWS["sgd-cosine"], fixed={})
     pair = [Configured(row, {"lr": 0.02, "weight_decay": decay}) for decay in (0.5, 0.0)]
     runs = train_batch(task, pair, seeds=[3], num_intervals=2, dtype=torch.float64)
-    for i, decay in enumerate((0.5, 0.0)):
 
-        def sgd(params, decay=decay):
-            return torch.optim.SGD(params, lr=0.02, momentum=0.9, weight_decay=decay)
+    def sgd(params):
+        return torch.optim.SGD(params, lr=0.02, momentum=0.9, weight_decay=0.5)
 
-        expected = plain_run(task, sgd, torch_cosine, seed=3)
-        for key, value in expected.items():
-            torch.testing.assert_close(runs.trainer.parameters(i)[key], value, rtol=1e-6, atol=1e-9)
+    expected = plain_run(task, sgd, torch_cosine, seed=3)
+    for key, value in expected.items():
+        torch.testing.assert_close(runs.trainer.parameters(0)[key], value, rtol=1e-6, atol=1e-9)
 
 
 def torch_factors(make, steps):
@@ -256,12 +218,9 @@ def test_row_is_complete(row):
     row.space.check(default)
     hyper = row.hyperparameters(default or {"lr": 1e-3}, task)
     assert {"lr", "momentum", "weight_decay"} <= set(hyper)
-    factors = row.factors(1000, hyper)
-    assert factors.shape == (1000,)
-    assert 0 <= factors.min() <= factors.max() <= 1
-    assert factors.max() == pytest.approx(1.0, abs=0.01)
+    assert row.factors(1000, hyper).max() == pytest.approx(1.0, abs=0.01)
     generator = np.random.default_rng(0)
-    for _ in range(20):
+    for _ in range(5):
         setting = row.space.sample(generator)
         row.space.check(setting)
         found = row.factors(1000, row.hyperparameters(setting or {"lr": 1e-3}, task))
@@ -274,9 +233,6 @@ def test_names_and_labels():
     for arm in all_arms():
         assert arm.label
         assert "," not in arm.label, "labels are listed with commas between them"
-        assert "http" not in arm.source
-    assert not ROWS[REFERENCE].tuned
-    assert sum(b.tuned for b in BASELINES) == len(BASELINES) - 3
     with pytest.raises(ValueError, match="'adamw-cosin'; nearest: adamw-cosine"):
         check_arms(["adamw-cosin"])
 
@@ -319,16 +275,15 @@ def test_space_widens_on_the_side_that_is_asked_for():
     for name in ("shape", "beta"):
         with pytest.raises(ValueError, match=f"only lr, momentum can be widened, not '{name}'"):
             space.widened(name, up=True)
-    with pytest.raises(ValueError, match="must name"):
-        space.check({"lr": 0.1})
-    with pytest.raises(ValueError, match="'shape' must come from"):
-        space.check({"lr": 0.1, "momentum": 0.5, "shape": "c"})
-    with pytest.raises(ValueError, match="low <= default"):
-        Dimension(1e-3, 1.0, default=2.0)
-    with pytest.raises(ValueError, match="positive low"):
-        Dimension(0.0, 1.0, default=0.5)
-    with pytest.raises(ValueError, match="one of"):
-        Choice(("a",), default="b")
+    for refused, message in (
+        (lambda: space.check({"lr": 0.1}), "must name"),
+        (lambda: space.check({**space.default, "shape": "c"}), "'shape' must come from"),
+        (lambda: Dimension(1e-3, 1.0, default=2.0), "low <= default"),
+        (lambda: Dimension(0.0, 1.0, default=0.5), "positive low"),
+        (lambda: Choice(("a",), default="b"), "one of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            refused()
 
 
 def test_samples_cover_the_space_evenly_on_its_own_scale():
