@@ -142,18 +142,7 @@ def test_compare_stops_after_its_unit_and_goes_on(tmp_path, start):
     assert (tmp_path / "run" / "report.html").is_file()
 
 
-def test_a_second_ctrl_c_stops_at_once(tmp_path, start):
-    process = start(*compare())
-    wait_for((tmp_path / "begun").exists, process)
-    process.send_signal(signal.SIGINT)
-    wait_for(lambda: "once more stops at once" in (tmp_path / "err.txt").read_text(), process)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(PATIENCE) == 130
-    errors = (tmp_path / "err.txt").read_text()
-    assert "stopped; nothing had begun" in errors
-    assert "Traceback" not in errors
-
-
+@pytest.mark.slow
 def test_workers_leave_ctrl_c_to_the_command_and_do_not_outlive_it(tmp_path, start):
     (tmp_path / "go").touch()
     process = start(*compare("schedule-free", "--jobs", "2", "--steps", "20000"))
@@ -207,15 +196,11 @@ def test_in_a_script_of_the_users_nothing_changes():
     # A suite that runs in the background of a shell ignores SIGINT from the start.
     inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        check_a_script_of_the_users()
+        with deferring():
+            safe_point()
+            assert not stop_requested()
+            with pytest.raises(KeyboardInterrupt) as stop:
+                send()
+        assert type(stop.value) is KeyboardInterrupt
     finally:
         signal.signal(signal.SIGINT, inherited)
-
-
-def check_a_script_of_the_users():
-    with deferring():
-        safe_point()
-        assert not stop_requested()
-        with pytest.raises(KeyboardInterrupt) as stop:
-            send()
-    assert type(stop.value) is KeyboardInterrupt
