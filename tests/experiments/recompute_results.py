@@ -1,6 +1,6 @@
 """Recomputes the table of a comparison from its results.csv, with csv and numpy alone.
 
-Shares no code with the package: python tests/recompute_results.py RESULTS.CSV [SEED [SPLIT]]
+Shares no code with the package: python recompute_results.py RESULTS.CSV [SEED [SPLIT]]
 """
 
 import csv

@@ -16,7 +16,7 @@ STEPS = [5, 10, 15, 20]
 LABELS = {"policy": "policy", "adamw-default": "AdamW 1e-3", "adamw-cosine": "cosine"}
 
 
-def record(task, arm, seed, *, loss, start=None, budget=1, failed=None):
+def record(task, arm, seed, *, loss, start=None, budget=1, failed=None, untrained=4.0):
     """A run whose loss falls from 4 to `loss`; one that crashed has nothing but a reason."""
     alive = failed is None
     fall = [float(x) for x in np.geomspace(4.0, max(loss, 1e-3), len(STEPS))]
@@ -29,7 +29,7 @@ def record(task, arm, seed, *, loss, start=None, budget=1, failed=None):
         lr=start or 1e-3,
         trials=budget,
         inner_steps=20 * budget,
-        untrained=4.0,
+        untrained=untrained if alive else math.nan,
         losses=dict.fromkeys(("train", "outer_valid", "test"), loss if alive else math.nan),
         steps=STEPS if alive else [],
         curve=fall if alive else [],

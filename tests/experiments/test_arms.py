@@ -25,7 +25,7 @@ from pacesetter.experiments.rivals.packages import AdamHD
 from pacesetter.experiments.rivals.space import Dimension
 from pacesetter.experiments.runs.agents import RandomActions
 from pacesetter.experiments.runs.batched import RunOptions, check_points
-from pacesetter.experiments.runs.matrix import BaselineGroup, Choice, Plan, pieces
+from pacesetter.experiments.runs.matrix import BaselineGroup, Plan, pieces
 from pacesetter.experiments.runs.population import (
     exploit,
     explore,
@@ -33,10 +33,7 @@ from pacesetter.experiments.runs.population import (
     run_population,
 )
 from pacesetter.experiments.runs.records import (
-    CSV_COLUMNS,
-    Entry,
     read_records,
-    valid_points,
     write_csv,
     write_records,
 )
@@ -119,10 +116,6 @@ PACKAGES = {
         lambda p: torch.optim.NAdam(p, lr=2e-3, weight_decay=0.01, decoupled_weight_decay=True),
         True,
     ),
-    "radam-cosine": (
-        lambda p: torch.optim.RAdam(p, lr=1e-3, weight_decay=0.01, decoupled_weight_decay=True),
-        True,
-    ),
     "lion-cosine": (lambda p: lion_pytorch.Lion(p, lr=1e-4, weight_decay=0.1), True),
     "schedule-free": (
         lambda p: schedulefree.AdamWScheduleFree(p, lr=2.5e-3, weight_decay=0.01, warmup_steps=2),
@@ -157,13 +150,11 @@ def test_every_row_runs_paired_and_in_order():
     assert [(o.arm, o.seed) for o in found] == [(b.name, s) for b in rows for s in (0, 1)]
     for o in found:
         assert o.failed is None
-        assert math.isfinite(o.losses["test"])
         assert o.inner_steps == task.horizon
-        assert len(o.valid_steps) == len(o.valid_curve) == 10
+        assert len(o.valid_curve) == 10
         assert o.valid_steps[-1] == task.horizon
         assert o.valid_curve[-1] == o.losses["outer_valid"]
         assert o.best == {"outer_valid": min(o.valid_curve)}
-        assert o.wall_seconds > 0
     for seed in (0, 1):
         untrained = [o.untrained for o in found if o.seed == seed]
         assert untrained == pytest.approx([untrained[0]] * len(rows), rel=1e-5)
@@ -271,6 +262,8 @@ def test_crash_and_divergence_of_one_setting_touch_no_other():
 
 
 def test_population_of_one_is_the_default():
+    # Trials on two seeds, then the re-run, cost as many runs as members.
+    assert [population_size(n, tuning_seeds=2) for n in (1, 5, 20)] == [1, 11, 41]
     task, row = small_task(), ROWS["population"]
     options = RunOptions(num_intervals=8, evaluate=REPORTED)
     (found,) = run_population(task, row, members=1, seeds=[3], options=options)
@@ -294,13 +287,7 @@ def test_population_learns_and_repeats_itself():
         assert a.inner_steps == 11 * task.horizon
         assert a.valid_curve[-1] == a.losses["outer_valid"]
         assert len(a.lrs) == 40
-        assert all(lr > 0 for lr in a.lrs)
     assert found[0].lrs[0] == found[0].lr
-
-
-def test_a_search_and_a_population_cost_the_same():
-    # trials on two seeds, then the re-run
-    assert [population_size(n, tuning_seeds=2) for n in (1, 5, 20)] == [1, 11, 41]
 
 
 def test_worst_members_copy_best_ones():
@@ -383,105 +370,28 @@ def test_metric_of_a_bundled_task(family, name):
     assert value == pytest.approx(float(plain), rel=1e-4)
 
 
-def test_random_actions_are_seeded_and_within_bounds():
-    features = np.zeros((500, NUM_FEATURES))
-    actors = [RandomActions(4, "a/0"), RandomActions(4, "a/0"), RandomActions(5, "a/0")]
-    a, b, *others = (r.act(features, interval=1, num_intervals=5) for r in actors)
-    others += [RandomActions(4, "a/1").act(features, interval=1, num_intervals=5)]
-    others += [actors[0].act(features, interval=2, num_intervals=5)]
-    assert (a == b).all()
-    assert not any((a == other).any() for other in others)
-    assert np.abs(a).max() <= 1
-    assert a.mean(axis=0) == pytest.approx(np.zeros(3), abs=0.1)
-    assert a.std(axis=0) == pytest.approx(np.full(3, 3**-0.5), abs=0.05)
-
-
-def test_points_of_the_validation_curve():
-    assert valid_points([5]) == (5,)
-    assert valid_points(range(1, 24)) == (3, 5, 7, 10, 12, 14, 17, 19, 21, 23)
-
-
-PLAN = ("adamw-default", "adamw-cosine", "adamw-cosine-calibrated", "population")
-
-
-def a_plan(
-    arms=("policy", "random-policy", "do-nothing", *PLAN), baselines=PLAN, *, num_seeds=2, **config
-):
+def agents_only(arms, task, **config):
     layer = (np.random.default_rng(0).normal(size=(3, NUM_FEATURES)) * 0.4, np.zeros(3))
-    return Plan(
-        config=CompareConfig(arms=arms, num_seeds=num_seeds, **config),
-        baselines=tuple(ROWS[name] for name in baselines),
+    plan = Plan(
+        config=CompareConfig(arms=arms, num_seeds=1, **config),
+        baselines=(),
         policy=Policy([layer], control=ControlConfig(num_intervals=6)),
     )
+    return [r for piece in pieces(plan, choices={}) for r in piece.records(piece.group.run(task))]
 
 
-def chosen():
-    tuned = {"lr": 0.03, "weight_decay": 0.1}
-    twenty = Choice(setting=tuned, budget=20, tuning_steps=1600)
-    return {
-        "adamw-cosine": [
-            Choice(setting=ROWS["adamw-cosine"].space.default, tuning_steps=80),
-            Choice(setting=tuned, budget=5, tuning_steps=400),
-            twenty,
-            replace(twenty, start_lr=0.3),
-        ]
-    }
-
-
-def task_records(work, task):
-    return [record for piece in work for record in piece.records(piece.group.run(task))]
-
-
-@pytest.fixture(scope="module")
-def records():
-    """Records of one task, and how many settings were run for them."""
-    work = pieces(a_plan(trials=5), choices=chosen())
-    settings = [row for p in work if isinstance(p.group, BaselineGroup) for row in p.group.rows]
-    return task_records(work, small_task(metric=Metric("accuracy", right))), settings
-
-
-def test_each_budget_has_its_line_and_equal_winners_run_once(records):
-    found, settings = records
-    assert len(settings) == 1 + 3 + 1 + 2  # the last are populations
-    lines = {r.entry for r in found}
-    assert lines == {
-        *(Entry(name, 1e-3) for name in ("policy", "random-policy", "do-nothing")),
-        *(Entry("adamw-cosine", None, budget) for budget in (1, 5, 20)),
-        Entry("adamw-cosine", 0.3, 20),
-        *(Entry("population", None, budget) for budget in (1, 5)),
-        Entry("adamw-default"),
-        Entry("adamw-cosine-calibrated"),
-    }
-    assert len(found) == 2 * len(lines)
-    by = {(r.entry, r.seed): r for r in found}
-    five, twenty = by[Entry("adamw-cosine", None, 5), 1], by[Entry("adamw-cosine", None, 20), 1]
-    assert five.losses == twenty.losses
-    assert (five.trials, five.inner_steps) == (5, 440)
-    assert (twenty.trials, twenty.inner_steps) == (20, 1640)
-    moved = by[Entry("adamw-cosine", 0.3, 20), 0]
-    assert moved.lr == 0.3
-    assert moved.setting == {"lr": 0.3, "weight_decay": 0.1}
-    assert by[Entry("adamw-cosine-calibrated"), 0].lr == 0.0562
-    assert by[Entry("population", None, 5), 0].inner_steps == 11 * 40
-    assert by[Entry("policy", 1e-3), 0].trajectory is not None
-    random = by[Entry("random-policy", 1e-3), 0]
-    assert random.losses != by[Entry("do-nothing", 1e-3), 0].losses
-    for r in found:
-        assert set(r.metric) == set(REPORTED)
-        assert r.best["outer_valid"] <= r.losses["outer_valid"]
-        assert r.wall_seconds > 0
-
-
-def test_records_are_kept_whole(records, tmp_path):
-    found, _ = records
+def test_records_are_kept_whole(tmp_path):
+    arms, task = ("policy", "random-policy"), small_task(metric=Metric("accuracy", right))
+    found = agents_only(arms, task)
+    assert {r.arm for r in found} == set(arms)
+    assert all(set(r.metric) == set(REPORTED) for r in found)
+    nothing = {"metric": None, "best": {"outer_valid": math.nan}, "wall_seconds": math.nan}
     broken = replace(
         found[0],
         losses=dict.fromkeys(REPORTED, math.nan),
-        best={"outer_valid": math.nan},
         valid_curve=[1.0, math.inf],
-        wall_seconds=math.nan,
-        metric=None,
         failed="RuntimeError: why",
+        **nothing,
     )
     path = tmp_path / "records.json"
     write_records(path, [*found, broken])
@@ -494,17 +404,10 @@ def test_records_are_kept_whole(records, tmp_path):
     assert math.isnan(last.valid_curve[1])
     write_csv(tmp_path / "results.csv", [*found, broken])
     rows = list(csv.DictReader((tmp_path / "results.csv").read_text().splitlines()))
-    assert tuple(rows[0]) == CSV_COLUMNS
     assert [float(row["test"]) for row in rows[:-1]] == [r.losses["test"] for r in found]
-    assert json.loads(rows[6]["setting"]) == found[6].setting
     assert rows[-1]["failed"] == "RuntimeError: why"
     assert rows[-1]["diverged"] == "1"
     assert rows[-1]["metric_test"] == ""
-
-
-def agents_only(arms, task, **config):
-    plan = a_plan(arms, (), num_seeds=1, **config)
-    return task_records(pieces(plan, choices={}), task)
 
 
 def test_the_random_policy_differs_by_task_and_by_seed():
@@ -516,6 +419,9 @@ def test_the_random_policy_differs_by_task_and_by_seed():
     assert a == same
     assert a[0] == seed[0] == task[0]  # before the first decision
     assert len({a[1], seed[1], task[1]}) == 3
+    actions = RandomActions(4, "a/0").act(np.zeros((500, 1)), interval=1, num_intervals=5)
+    assert np.abs(actions).max() <= 1
+    assert actions.mean(axis=0) == pytest.approx(np.zeros(3), abs=0.1)
 
 
 def test_optional_arms_see_validation_losses_take_fewer_steps_and_start_elsewhere():

@@ -14,7 +14,6 @@ from pacesetter.agent.policy import policy as policies
 from pacesetter.agent.policy.policy import Policy, save_policy
 from pacesetter.agent.runs import progress
 from pacesetter.agent.runs.progress import progress_bar
-from pacesetter.agent.training import train as ppo
 from pacesetter.envs.actions import ControlConfig
 from pacesetter.envs.features import NUM_FEATURES
 from pacesetter.experiments.cli import main as cli
@@ -186,21 +185,3 @@ def test_scripts_for_all_shells_name_all_commands(shell, capsys):
     assert all(name in script for name in ("train", "compare", "inspect", "export", "demo"))
     if shutil.which(shell) and shell != "tcsh":
         subprocess.run([shell, "-n"], input=script, text=True, check=True)
-
-
-def test_train_says_how_it_went(capsys, tmp_path, monkeypatch):
-    def train(config, out, **options):
-        (out / "validation.csv").write_text("rollout,decisions,mean_log_ratio\n0,0,-0.1\n3,9,0.2\n")
-        return save_policy(a_policy(), out / "policy.safetensors")
-
-    monkeypatch.setattr(ppo, "train", train)
-    argv = ["train", "--preset", "smoke", "--out", str(tmp_path)]
-    found = answer(capsys, *argv)
-    assert found["validation"] == {
-        "families": ["digits-mlp"],
-        "scores": [-0.1, 0.2],
-        "best": -0.1,
-    }
-    assert found["init"] is None
-    assert cli.main([*argv, "--init", "default"]) == 0
-    assert "nothing better was found" in capsys.readouterr().out

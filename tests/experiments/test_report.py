@@ -1,24 +1,21 @@
 """The report: whole, safe, complete, and drawn from the numbers that the summary has."""
 
 import base64
-import importlib.util
 import math
 import re
 import xml.etree.ElementTree as ET
 from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
+import report_sample as sample
 from PIL import Image
 
 from pacesetter.experiments.analysis.statistics import Interval
 from pacesetter.experiments.report.figures import (
     LOOKS,
-    OTHERS_LOOK,
-    REFERENCE_LOOK,
     band_data,
     budget_data,
     looks,
@@ -29,12 +26,6 @@ from pacesetter.experiments.report.figures import (
 from pacesetter.experiments.report.html import Scale, render, task_slugs, write_report
 from pacesetter.experiments.report.text import headline
 from pacesetter.experiments.runs.records import Entry
-
-spec = importlib.util.spec_from_file_location(
-    "report_sample", Path(__file__).with_name("report_sample.py")
-)
-sample = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(sample)
 
 VOID = {"meta", "link", "input", "br", "img"}
 
@@ -111,14 +102,11 @@ def test_page_is_well_formed_and_every_id_is_its_own(page, text):
 def test_page_needs_nothing_else(page, text):
     assert not re.search(r"https?:|@import|\bsrc=\"(?!data:)|url\(", text)
     assert [attrs["href"] for attrs in page.all("link")] == ["data:,"]
-    assert page.all("meta", name="viewport")
 
 
 def test_names_are_escaped(page, text):
-    assert "<script>alert" not in text
-    assert "<lion>" not in text
-    assert "<i>" not in text
-    assert "<here>" not in text
+    for raw in ("<script>alert", "<lion>", "<i>", "<here>"):
+        assert raw not in text
     said = " ".join(page.texts)
     for name in (sample.NASTY, sample.TASKS[1], "no <lion> & no 'package'", "Schedules & <others>"):
         assert name in said
@@ -127,13 +115,8 @@ def test_names_are_escaped(page, text):
 
 def test_verdict_command_environment_and_sources_are_there(page, report):
     said = " ".join(page.texts)
-    for expected in (
-        headline(report.summary),
-        report.command,
-        "Python <3>",
-        "Tuned & <chosen>.",
-        "<b>somewhere</b>",
-    ):
+    sources = ("Python <3>", "Tuned & <chosen>.", "<b>somewhere</b>")
+    for expected in (headline(report.summary), report.command, *sources):
         assert expected in said
 
 
@@ -143,11 +126,6 @@ def test_failed_arms_are_shown_as_failed(page):
     assert "RuntimeError: out of memory" in said
     assert "Failed everywhere and so in no other table: lion." in said
     assert "1/3, 1 crashed" in said
-
-
-def test_no_failures_no_box():
-    fine = [r for r in one_task() if r.arm not in ("lion", "shaky")]
-    assert 'id="failures"' not in render(sample.report(fine))
 
 
 def test_every_task_has_its_part_with_curves_and_schedules(page, report, written):
@@ -174,13 +152,13 @@ def test_every_figure_says_what_it_shows_and_has_no_ground(page):
 
 
 def test_tables_can_be_sorted(page):
-    heads = [attrs for attrs in page.all("th") if attrs.get("scope") == "col"]
+    heads = page.all("th", scope="col")
     assert {attrs["data-kind"] for attrs in heads} == {"number", "text"}
     assert page.all("th", **{"aria-sort": "ascending"})
     assert all("data-value" in attrs for attrs in page.all("td"))
-    for attrs in page.all("div", role="region"):
-        assert attrs["tabindex"] == "0"
-        assert attrs["aria-label"]
+    assert all(
+        attrs["tabindex"] and attrs["aria-label"] for attrs in page.all("div", role="region")
+    )
 
 
 def test_values_of_the_table_are_those_of_the_summary(report, text):
@@ -212,20 +190,9 @@ def test_figures_are_written_as_svg_and_png(written, report):
     assert ">0.4</text>" in profile
 
 
-def test_same_report_twice_is_the_same_file(report, text):
-    assert render(report) == text
-
-
-def test_a_single_seed_has_no_intervals_and_a_report(tmp_path):
-    one = [r for r in one_task() if r.seed == 1]
-    write_report(tmp_path / "report.html", sample.report(one))
-    text = (tmp_path / "report.html").read_text(encoding="utf-8")
-    Page(text)
-    assert not re.search(r"[\[ ]−?(inf|nan)\b", text)
-
-
-def test_losses_below_zero_are_drawn():
-    below = [
+def test_what_a_comparison_lacks_is_not_shown():
+    """One seed, losses below zero, no agent and no failure."""
+    found = [
         replace(
             r,
             losses={split: loss - 3 for split, loss in r.losses.items()},
@@ -233,14 +200,14 @@ def test_losses_below_zero_are_drawn():
             valid_curve=[x - 3 for x in r.valid_curve],
         )
         for r in one_task()
+        if r.seed == 1 and r.arm not in ("policy", "lion", "shaky")
     ]
-    Page(render(sample.report(below)))
-
-
-def test_report_without_an_agent():
-    found = [r for r in one_task() if r.arm != "policy"]
-    page = Page(render(sample.report(found)))
+    text = render(sample.report(found))
+    page = Page(text)
+    assert 'id="failures"' not in text
     assert "The agent against each rival" not in page.texts
+    assert not re.search(r"[\[ ]−?(inf|nan)\b", text)
+    assert render(sample.report(found)) == text
 
 
 def test_shown_arms_differ_in_more_than_colour(report):
@@ -254,28 +221,6 @@ def test_shown_arms_differ_in_more_than_colour(report):
     assert len({given[e].colour for e in shown}) == len(shown)
     # Another budget of a shown arm looks like it.
     assert given[Entry("adamw-cosine", None, 5)] is given[Entry("adamw-cosine", None, 20)]
-
-
-def luminance(colour):
-    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-def inverted(colour):
-    """`invert(1) hue-rotate(180deg)` of CSS, by the matrix of the filter effects module."""
-    red, green, blue = (255 - int(colour[i : i + 2], 16) for i in (1, 3, 5))
-    grey = 2 * (0.213 * red + 0.715 * green + 0.072 * blue)
-    parts = (round(min(max(grey - part, 0), 255)) for part in (red, green, blue))
-    return "#" + "".join(f"{part:02x}" for part in parts)
-
-
-@pytest.mark.parametrize("look", [*LOOKS, REFERENCE_LOOK, OTHERS_LOOK], ids=lambda x: x.colour)
-def test_lines_stand_out_from_the_ground(look):
-    """At least 3 : 1, as WCAG 2.1 asks of graphics, on light ground and inverted on dark."""
-    light, dark = luminance("#fdfdfc"), luminance("#14171c")
-    assert (light + 0.05) / (luminance(look.colour) + 0.05) >= 2.9
-    assert (luminance(inverted(look.colour)) + 0.05) / (dark + 0.05) >= 2.9
 
 
 def test_data_of_figures(report):
