@@ -100,28 +100,22 @@ def test_exported_policy_is_a_copy():
     assert policy.to_bytes() == file
 
 
-def with_spaces(**changes):
-    return type("Other", (Toy,), changes)
-
-
 @pytest.mark.parametrize(
-    ("env", "message"),
+    ("name", "space", "message"),
     [
         (
-            with_spaces(observation_space=spaces.Box(-5, 5, (7,), np.float32)),
+            "observation_space",
+            spaces.Box(-5, 5, (7,), np.float32),
             r"observation space of shape \(32,\).*\(7,\)",
         ),
-        (
-            with_spaces(action_space=spaces.Box(-1, 1, (2,), np.float32)),
-            r"Box\(-1, 1, \(3,\)\).*\(2,\)",
-        ),
-        (with_spaces(action_space=spaces.Box(0, 1, (3,), np.float32)), r"Box\(-1, 1, \(3,\)\)"),
-        (with_spaces(action_space=spaces.Discrete(3)), r"Box\(-1, 1, \(3,\)\).*Discrete\(3\)"),
+        ("action_space", spaces.Box(-1, 1, (2,), np.float32), r"Box\(-1, 1, \(3,\)\).*\(2,\)"),
+        ("action_space", spaces.Box(0, 1, (3,), np.float32), r"Box\(-1, 1, \(3,\)\)"),
+        ("action_space", spaces.Discrete(3), r"Box\(-1, 1, \(3,\)\).*Discrete\(3\)"),
     ],
 )
-def test_other_spaces_are_refused(env, message):
+def test_other_spaces_are_refused(name, space, message):
     with pytest.raises(ValueError, match=message):
-        policy_from_model(make_model(env))
+        policy_from_model(make_model(type("Other", (Toy,), {name: space})))
 
 
 def test_other_networks_are_refused():
@@ -135,6 +129,9 @@ def test_other_networks_are_refused():
     model.policy.action_net = nn.Linear(64, 3, bias=False)
     with pytest.raises(ValueError, match="linear layers with biases"):
         policy_from_model(model)
+    squashed = {"use_sde": True, "policy_kwargs": {"squash_output": True}}
+    with pytest.raises(ValueError, match="squashes"):
+        policy_from_model(PPO("MlpPolicy", DummyVecEnv([Toy]), n_steps=4, batch_size=4, **squashed))
 
 
 def test_normalisation_outside_of_the_encoder_is_refused():
@@ -143,19 +140,6 @@ def test_normalisation_outside_of_the_encoder_is_refused():
         policy_from_model(make_model(normalised))
     rewards_only = VecNormalize(DummyVecEnv([Toy]), norm_obs=False)
     assert policy_from_model(make_model(rewards_only)).layers
-
-
-def test_squashed_actions_are_refused():
-    model = PPO(
-        "MlpPolicy",
-        DummyVecEnv([Toy]),
-        n_steps=4,
-        batch_size=4,
-        use_sde=True,
-        policy_kwargs={"squash_output": True},
-    )
-    with pytest.raises(ValueError, match="squashes"):
-        policy_from_model(model)
 
 
 # -- other runtimes ---------------------------------------------------------------------------

@@ -10,37 +10,29 @@ from hypothesis import strategies as st
 from pacesetter.envs.actions import ActionCodec, ControlConfig, base_decay, interval_ends
 
 
-def codec(total_steps=400, momentum=0.9, *, scales=False, runs=1, **changes):
+def codec(total_steps=400, momentum=0.9, *, scales=False, runs=1, options=(), **changes):
     return ActionCodec(
         ControlConfig(**changes),
         total_steps=total_steps,
         momentum_start=np.full(runs, momentum),
         momentum_scales_lr=scales,
+        **dict(options),
     )
 
 
 @given(st.integers(1, 200_000), st.integers(1, 60), st.floats(1.0, 3.0))
-def test_intervals_may_be_denser_early(total_steps, num_intervals, power):
-    ends = interval_ends(total_steps, num_intervals, power)
-    even = interval_ends(total_steps, num_intervals)
-    assert len(ends) == len(even)
+def test_intervals_cover_the_run_number_k_and_may_be_denser_early(total_steps, number, power):
+    count = number if total_steps >= 2 * number else max(1, total_steps // 2)
+    even = interval_ends(total_steps, number)
+    assert even == tuple(math.floor(k * total_steps / count) for k in range(1, count + 1))
+    ends = interval_ends(total_steps, number, power)
+    assert len(ends) == count
     assert ends[-1] == total_steps
-    lengths = np.diff((0, *ends))
-    assert lengths.min() >= min(2, total_steps)
+    for lengths in (np.diff((0, *even)), np.diff((0, *ends))):
+        assert lengths.min() >= min(2, total_steps)
     assert all(early <= late for early, late in zip(ends, even, strict=True))
     # Rounding aside, no interval is shorter than the one before it.
     assert (np.diff(lengths[:-1]) >= -2).all()
-
-
-@given(st.integers(1, 200_000), st.integers(1, 60))
-def test_intervals_cover_the_run_and_number_k(total_steps, num_intervals):
-    ends = interval_ends(total_steps, num_intervals)
-    count = num_intervals if total_steps >= 2 * num_intervals else max(1, total_steps // 2)
-    assert len(ends) == count
-    assert ends[-1] == total_steps
-    assert ends == tuple(math.floor(k * total_steps / count) for k in range(1, count + 1))
-    lengths = np.diff((0, *ends))
-    assert lengths.min() >= min(2, total_steps)
 
 
 def test_doing_nothing_is_a_ramp_and_a_cosine():
@@ -145,13 +137,7 @@ def test_the_guard_leaves_a_run_little_headroom():
 
 
 def test_narrower_bounds_hold_the_rate():
-    c = ActionCodec(
-        ControlConfig(),
-        total_steps=400,
-        momentum_start=[0.9],
-        momentum_scales_lr=False,
-        lr_bounds=(0.5, 2.0),
-    )
+    c = codec(options={"lr_bounds": (0.5, 2.0)})
     levels = []
     for end, action in zip(c.ends[:-1], [1.0] * 20 + [-1.0] * 19, strict=True):
         c.apply([[action, 0, 0]])
@@ -161,9 +147,7 @@ def test_narrower_bounds_hold_the_rate():
 
 
 def test_without_a_ramp_the_first_step_is_a_full_one():
-    c = ActionCodec(
-        ControlConfig(), total_steps=400, momentum_start=[0.9], momentum_scales_lr=False, ramp=False
-    )
+    c = codec(options={"ramp": False})
     assert c.lr_factors(0, 1)[0, 0] == 1.0
 
 

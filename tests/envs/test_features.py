@@ -119,33 +119,36 @@ def test_scaling_all_weights_and_updates_changes_nothing():
 
 
 def test_values_by_hand():
-    rows = encode_all(
-        [
-            statistics(),
-            statistics(loss_mean=0.7, norm_mean=1.0, cos_update=-0.4, param_norm=10.0),
-        ],
-        valid=[1.5, None],
+    changes = {"loss_mean": 0.7, "norm_mean": 1.0, "cos_update": -0.4, "param_norm": 10.0}
+    rows = encode_all([statistics(), statistics(**changes)], valid=[1.5, None])
+    expected = (
+        {
+            "progress": 2 / 400,
+            "loss_drop": 0,
+            "valid_known": 1,
+            "valid_age": 0,
+            "valid_gap": math.log1p(0.5 / 0.1),
+        },
+        {
+            "loss_drop": math.log1p(0.3 / 0.1),
+            "loss_drop_total": math.log1p(0.3 / 0.1),
+            "loss_above_best": 0,
+            "loss_drop_share": 1,
+            "log_loss_spread": math.log(0.1 / 0.3),
+            "norm_total": math.log(0.5),
+            "norm_spread": math.log(0.5),
+            "cos_update": -0.4,
+            "cos_update_slow": 0.7 * 0.2 + 0.3 * -0.4,
+            "log_update_size": math.log(0.001),
+            "log_param_growth": math.log(2),
+            "valid_age": math.log(2),
+            "clipped_share": 0.1,
+            "log_horizon": math.log(400),
+        },
     )
-    first, second = raw(rows[0]), raw(rows[1])
-    assert first["progress"] == pytest.approx(2 / 400)
-    assert first["loss_drop"] == pytest.approx(0, abs=1e-12)
-    assert first["valid_known"] == 1
-    assert first["valid_age"] == pytest.approx(0)
-    assert first["valid_gap"] == pytest.approx(math.log1p(0.5 / 0.1))
-    assert second["loss_drop"] == pytest.approx(math.log1p(0.3 / 0.1))
-    assert second["loss_drop_total"] == pytest.approx(math.log1p(0.3 / 0.1))
-    assert second["loss_above_best"] == pytest.approx(0)
-    assert second["loss_drop_share"] == pytest.approx(1)
-    assert second["log_loss_spread"] == pytest.approx(math.log(0.1 / 0.3))
-    assert second["norm_total"] == pytest.approx(math.log(0.5))
-    assert second["norm_spread"] == pytest.approx(math.log(0.5))
-    assert second["cos_update"] == pytest.approx(-0.4)
-    assert second["cos_update_slow"] == pytest.approx(0.7 * 0.2 + 0.3 * -0.4)
-    assert second["log_update_size"] == pytest.approx(math.log(0.001))
-    assert second["log_param_growth"] == pytest.approx(math.log(2))
-    assert second["valid_age"] == pytest.approx(math.log(2))
-    assert second["clipped_share"] == pytest.approx(0.1)
-    assert second["log_horizon"] == pytest.approx(math.log(400))
+    for row, values in zip(rows, expected, strict=True):
+        found = raw(row)
+        assert {name: found[name] for name in values} == pytest.approx(values)
 
 
 def test_an_interval_without_a_finite_loss_holds_the_last_mean():
@@ -167,11 +170,7 @@ def test_validation_that_is_not_finite_is_none_and_none_is_all_zero():
 def test_state_round_trip():
     sequence, valid = run_of_losses()
     whole = encode_all(sequence, valid)
-    codec, one, two = (
-        make_codec(),
-        FeatureEncoder(1, adaptive=True),
-        FeatureEncoder(1, adaptive=True),
-    )
+    codec, one, two = make_codec(), *(FeatureEncoder(1, adaptive=True) for _ in range(2))
     for k, stats in enumerate(sequence):
         encoder = one if k < 4 else two
         if k == 4:
