@@ -25,7 +25,7 @@ from pacesetter.experiments.rivals.packages import AdamHD
 from pacesetter.experiments.rivals.space import Dimension
 from pacesetter.experiments.runs.agents import RandomActions
 from pacesetter.experiments.runs.batched import RunOptions, check_points
-from pacesetter.experiments.runs.matrix import BaselineGroup, Plan, pieces
+from pacesetter.experiments.runs.matrix import BaselineGroup, Choice, Plan, pieces
 from pacesetter.experiments.runs.population import (
     exploit,
     explore,
@@ -447,3 +447,18 @@ def test_pooled_adamw_chooses_its_schedule_and_clips():
     clipped, free, plain = run_configured(small_task(), [*configured, linear], seeds=[0])
     assert free.losses == pytest.approx(plain.losses, rel=1e-5)
     assert clipped.losses["outer_valid"] != pytest.approx(plain.losses["outer_valid"], rel=1e-3)
+
+
+def test_equal_winners_of_two_budgets_run_once():
+    tuned = {"lr": 0.03, "weight_decay": 0.1}
+    budgets = ((5, 400), (20, 1600))
+    choices = [Choice(setting=tuned, budget=n, tuning_steps=steps) for n, steps in budgets]
+    config = CompareConfig(arms=("adamw-cosine",), num_seeds=1)
+    policy = Policy([(np.zeros((3, NUM_FEATURES)), np.zeros(3))])
+    plan = Plan(config=config, baselines=(ROWS["adamw-cosine"],), policy=policy)
+    (piece,) = pieces(plan, choices={"adamw-cosine": choices})
+    assert len(piece.group.rows) == 1
+    five, twenty = piece.records(piece.group.run(small_task()))
+    assert five.losses == twenty.losses
+    assert (five.trials, five.inner_steps) == (5, 440)
+    assert (twenty.trials, twenty.inner_steps) == (20, 1640)
