@@ -107,7 +107,7 @@ def test_target_curve_of_every_group(name):
     assert len(scheduler.history) == 39
 
 
-@every_optimizer
+@some_optimizers
 def test_groups_keep_their_ratios_and_zero_stays_zero_whatever_the_policy(name):
     job = Job(name)
     still = [p.detach().clone() for p in job.model.conv2.parameters()]
@@ -219,7 +219,7 @@ def test_tied_parameters_count_once():
     torch.testing.assert_close(weight.grad, torch.full((3, 3), 0.5))
 
 
-@every_optimizer
+@some_optimizers
 def test_frozen_parameters_do_not_move_and_may_be_thawed(name):
     job = Job(name)
     frozen = list(job.model.conv1.parameters())
@@ -273,7 +273,7 @@ def test_a_group_that_joins_later_follows_the_curve_from_its_own_start():
 
 
 @every_optimizer
-@pytest.mark.parametrize("stop", [1, 37])
+@pytest.mark.parametrize("stop", [pytest.param(1, marks=pytest.mark.slow), 37])
 def test_a_resumed_run_gives_the_same_weights_bit_for_bit(name, stop, tmp_path):
     whole, first, second = Job(name), Job(name), Job(name)
     reference = LearnedScheduler(whole.optimizer, TOTAL, policy=reactive())
@@ -331,18 +331,16 @@ def test_no_cyclic_references(name):
         gc.enable()
 
 
-@some_optimizers
-def test_a_loop_in_the_right_order_warns_of_nothing(name):
-    job = Job(name)
+def test_a_loop_in_the_right_order_warns_of_nothing():
+    job = Job()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         scheduler = LearnedScheduler(job.optimizer, TOTAL, policy=reactive())
         job.run(scheduler, range(TOTAL))
 
 
-@some_optimizers
-def test_the_wrong_order_is_warned_of_once(name):
-    job = Job(name)
+def test_the_wrong_order_is_warned_of_once():
+    job = Job()
     scheduler = LearnedScheduler(job.optimizer, TOTAL, policy=reactive())
 
     def wrong_order():
@@ -358,9 +356,8 @@ def test_the_wrong_order_is_warned_of_once(name):
     assert len(caught) == 1
 
 
-@some_optimizers
-def test_steps_beyond_the_end_are_warned_of_once_and_change_nothing(name):
-    job = Job(name)
+def test_steps_beyond_the_end_are_warned_of_once_and_change_nothing():
+    job = Job()
     scheduler = LearnedScheduler(job.optimizer, TOTAL, policy=reactive())
     job.run(scheduler, range(TOTAL))
     held = scheduler.get_last_lr()
