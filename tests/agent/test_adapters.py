@@ -597,6 +597,10 @@ def test_lightning_told_the_number_of_updates(tmp_path):
 
 
 def test_accelerate_recipe_is_the_plain_loop(tmp_path):
+    # Accelerate keeps the loaders of earlier programs, here of Trainers that were stopped, in the
+    # process, and takes the end of an epoch from them.
+    accelerate.state.GradientState._reset_state()
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = accelerate.Accelerator(
         cpu=True, gradient_accumulation_steps=3, step_scheduler_with_optimizer=False
     )

@@ -124,6 +124,12 @@ def test_kill_9_and_resume_gives_the_same_policy_bit_for_bit(tmp_path):
     subprocess.run(command(killed, "--resume"), check=True, env=environment, capture_output=True)
     for name in (POLICY, VALIDATION):
         assert (killed / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    whole, resumed = (
+        torch.load(tmp_path / run / CHECKPOINT, weights_only=True)["policy"]
+        for run in ("whole", "killed")
+    )
+    for name, value in whole.items():  # the critic too, which no policy file has
+        assert torch.equal(value, resumed[name])
 
 
 class Echo(gymnasium.Env):
