@@ -60,6 +60,7 @@ def blocks():
     return BLOCK.findall(PAGE.read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_recipes_run(blocks, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     save_policy(load_policy("default"), tmp_path / "my-policy.safetensors")

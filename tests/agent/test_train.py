@@ -162,6 +162,7 @@ def learner(config):
     return make_learner(config, env, seed=0)
 
 
+@pytest.mark.slow
 def test_the_learner_learns_to_echo_a_feature_from_rewards_at_the_end():
     config = TrainConfig(
         decisions=30_000,

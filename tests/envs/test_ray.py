@@ -109,6 +109,7 @@ def kill(groups, worker):
     os.kill(groups.processes[worker], signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_restarted_and_its_episode_replayed(cluster, here):
     env = RayScheduleVecEnv(FAMILIES, workers=Workers(count=2), prefetch=True, **LAYOUT)
 
@@ -144,6 +145,7 @@ def welcomed(groups):
     return not [call for call in groups._away.values() if not ray.wait([call], timeout=0)[0]]
 
 
+@pytest.mark.slow
 def test_a_lost_machine_delays_one_rollout_and_changes_nothing(cluster, here):
     node = cluster.add_node(num_cpus=1, object_store_memory=STORE)
     cluster.wait_for_nodes()
@@ -167,6 +169,7 @@ def test_a_lost_machine_delays_one_rollout_and_changes_nothing(cluster, here):
     cluster.remove_node(nodes[0])
 
 
+@pytest.mark.slow
 def test_a_worker_that_always_dies_ends_the_run_and_says_why(cluster):
     def deadly(seed, episode, group):
         os._exit(1)

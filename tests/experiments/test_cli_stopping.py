@@ -100,6 +100,7 @@ GOAL = 4_000
 """Decisions of a training that ends in some seconds, and not before it can be stopped."""
 
 
+@pytest.mark.slow
 def test_train_stops_after_its_rollout_and_goes_on(tmp_path, start):
     given = ("--preset", "smoke", "--families", "job:short", "--decisions", str(GOAL))
     process = start("train", *given, "--out", "run")

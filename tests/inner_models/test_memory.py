@@ -29,7 +29,14 @@ def mean_square(model, batch):
     return model(batch[0]).square().mean()
 
 
-@pytest.mark.parametrize(("num_tasks", "siblings", "fits"), [(32, 1, 11), (8, 4, 8), (1, 32, 11)])
+@pytest.mark.parametrize(
+    ("num_tasks", "siblings", "fits"),
+    [
+        pytest.param(32, 1, 11, marks=pytest.mark.slow),
+        (8, 4, 8),
+        pytest.param(1, 32, 11, marks=pytest.mark.slow),
+    ],
+)
 def test_the_number_of_runs_that_fit_is_named(monkeypatch, num_tasks, siblings, fits):
     most = 11  # which is not a whole number of tasks of four runs
     real = InnerTrainer._step
