@@ -45,6 +45,13 @@ class SmallFamily(TaskFamily):
         return small_task(seed=seed).with_seed(seed)
 
 
+class NegativeFamily(SmallFamily):
+    """Log ratios of its losses are no numbers."""
+
+    def build(self, shape, generator):
+        return small_task(loss=lambda model, batch: squared_error(model, batch) - 100.0)
+
+
 def family():
     """The family by a name that every process finds which has `tests/` on its path."""
     return SmallFamily()

@@ -3,12 +3,11 @@
 import csv
 import json
 from dataclasses import replace
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from pacesetter.agent.policy.policy import Policy, PolicyInfo, load_policy, save_policy
 from pacesetter.agent.runs.interruption import Stopped
@@ -31,45 +30,9 @@ from pacesetter.envs.vec_env import ScheduleVecEnv
 from pacesetter.experiments.cli import main as cli
 from pacesetter.experiments.cli import train as cli_train
 from pacesetter.experiments.presets import PRESETS
-from pacesetter.inner_models import ModuleTask, Splits, TaskFamily, registry
 from pacesetter.inner_models.registry import META_TRAIN, family_names
 from pacesetter.inner_models.registry import VALIDATION as VALIDATION_FAMILIES
-
-
-def build_model():
-    return nn.Linear(2, 1)
-
-
-def squares(model, batch):
-    return (model(batch[0]) - batch[1]).square().mean()
-
-
-def shifted(model, batch):
-    return squares(model, batch) - 100.0
-
-
-class Lines(TaskFamily):
-    """Runs of some milliseconds."""
-
-    name, loss = "lines", staticmethod(squares)
-
-    def sample_shape(self, generator):
-        return 20
-
-    def build(self, horizon, generator):
-        x = torch.randn(64, 2, generator=generator)
-        y = x.sum(1, keepdim=True) + 0.1 * torch.randn(64, 1, generator=generator)
-        splits = Splits(*zip(x.split(16), y.split(16), strict=True))
-        seed = int(torch.randint(2**60, (), generator=generator))
-        return ModuleTask(
-            build_model, self.loss, splits, horizon=horizon, batch_size=8, name="lines", seed=seed
-        )
-
-
-class NegativeLines(Lines):
-    """Log ratios of its losses are no numbers."""
-
-    loss = staticmethod(shifted)
+from tiny import SmallFamily
 
 
 def a_policy(*, hidden=(8,), activation="tanh", seed=0, families=("gone:Family",)):
@@ -84,17 +47,7 @@ def a_policy(*, hidden=(8,), activation="tanh", seed=0, families=("gone:Family",
     return Policy(layers, activation=activation, control=control, info=info)
 
 
-@pytest.fixture
-def own(monkeypatch):
-    """The name of the family above, wherever a family is named."""
-    known = {"lines": Lines, "negative-lines": NegativeLines}
-    monkeypatch.setattr(registry, "_FAMILIES", {**registry._FAMILIES, **known})
-    registry.fixed_task.cache_clear()
-    yield "lines"
-    registry.fixed_task.cache_clear()
-
-
-def settings(policy, family="lines", **changes):
+def settings(policy, family="tiny:family", **changes):
     config = TrainConfig(
         decisions=60,
         families=(family,),
@@ -113,14 +66,6 @@ def rows_of(out):
         return [(int(r["rollout"]), float(r["mean_log_ratio"])) for r in csv.DictReader(file)]
 
 
-def same_weights(one, two):
-    return all(
-        np.array_equal(a, b)
-        for x, y in zip(one.layers, two.layers, strict=True)
-        for a, b in zip(x, y, strict=True)
-    )
-
-
 def test_settings_are_those_of_the_policy_and_gentler():
     policy = a_policy(hidden=(7, 9))
     bold = replace(PRESETS["laptop"], log_std=-0.7)
@@ -129,18 +74,17 @@ def test_settings_are_those_of_the_policy_and_gentler():
     assert config.hidden == (7, 9)
     assert config.log_std == FINE_TUNING_LOG_STD < bold.log_std
     assert config.learning_rate == FINE_TUNING_LEARNING_RATE < bold.learning_rate
-    timid = replace(PRESETS["laptop"], learning_rate=1e-5, log_std=-3.0)
-    config = fine_tuning_config(timid, policy)
-    assert (config.learning_rate, config.log_std) == (1e-5, -3.0)
+    timid = fine_tuning_config(replace(bold, learning_rate=1e-5, log_std=-3.0), policy)
+    assert (timid.learning_rate, timid.log_std) == (1e-5, -3.0)
 
 
 @pytest.mark.parametrize(
     ("hidden", "activation"), [((8,), "tanh"), ((6, 5, 4), "relu"), ((), "tanh")]
 )
-def test_the_learner_acts_like_the_policy_that_it_starts_from(hidden, activation, own):
+def test_the_learner_acts_like_the_policy_that_it_starts_from(hidden, activation):
     policy = a_policy(hidden=hidden, activation=activation)
     config = settings(policy)
-    env = ScheduleVecEnv([own], num_groups=1, siblings=2, control=config.env.control)
+    env = ScheduleVecEnv([SmallFamily()], num_groups=1, siblings=2, control=config.env.control)
     model = make_learner(config, env, seed=0, init=policy)
     features = np.random.default_rng(1).uniform(-2, 2, (50, NUM_FEATURES)).astype(np.float32)
     actions, _ = model.predict(features, deterministic=True)
@@ -151,7 +95,7 @@ def test_the_learner_acts_like_the_policy_that_it_starts_from(hidden, activation
     assert torch.equal(model.policy.value_net.weight, afresh.policy.value_net.weight)
 
 
-def test_settings_that_do_not_fit_are_refused_before_anything_is_written(tmp_path, own):
+def test_settings_that_do_not_fit_are_refused_before_anything_is_written(tmp_path):
     policy = a_policy()
     out = tmp_path / "run"
     other = settings(policy, env=EnvConfig(control=ControlConfig(num_intervals=6, lr_step=0.3)))
@@ -163,7 +107,7 @@ def test_settings_that_do_not_fit_are_refused_before_anything_is_written(tmp_pat
     assert not out.exists()
 
 
-def test_the_start_is_validated_first_and_recorded(tmp_path, own):
+def test_the_start_is_validated_first_and_recorded(tmp_path):
     policy, out = a_policy(), tmp_path / "run"
     config = settings(policy)
     found = load_policy(train(config, out, init=policy, seed=3, progress=False, preset="tiny"))
@@ -179,7 +123,7 @@ def test_the_start_is_validated_first_and_recorded(tmp_path, own):
         "seed": 9,
         "decisions": 1000,
     }
-    assert found.info.families == ("lines", "gone:Family")
+    assert found.info.families == ("tiny:family", "gone:Family")
     assert found.info.decisions >= 1000
     assert found.control == policy.control
     assert found.familiarity is not None
@@ -193,19 +137,20 @@ def test_the_start_is_validated_first_and_recorded(tmp_path, own):
 
 
 @pytest.mark.parametrize(("scores", "best"), [((0.0, 0.5, 1.0), 0), ((0.0, -0.5, 1.0), 1)])
-def test_what_comes_out_is_never_worse_than_what_went_in(tmp_path, own, monkeypatch, scores, best):
+def test_what_comes_out_is_never_worse_than_what_went_in(tmp_path, monkeypatch, scores, best):
     policy, out = a_policy(), tmp_path / "run"
     left = list(scores)
     monkeypatch.setattr(ValidationSuite, "score", lambda self, act: np.array([left.pop(0)]))
     config = settings(policy, learning_rate=1e-2)
     found = load_policy(train(config, out, init=policy, progress=False))
     assert [score for _, score in rows_of(out)] == list(scores)
-    assert same_weights(found, policy) == (best == 0)
+    weights = zip(chain(*found.layers), chain(*policy.layers), strict=True)
+    assert all(np.array_equal(a, b) for a, b in weights) == (best == 0)
     now = torch.load(out / CHECKPOINT, weights_only=True)["policy"]["action_net.weight"]
     assert not np.allclose(now.numpy(), policy.layers[-1][0])  # it has learned something
 
 
-def test_the_average_starts_from_the_policy(tmp_path, own):
+def test_the_average_starts_from_the_policy(tmp_path):
     policy, out = a_policy(), tmp_path / "run"
     # PPO's rate falls to zero: of two rollouts the second one changes nothing.
     config = settings(policy, decisions=17, learning_rate=1e-2)
@@ -219,7 +164,7 @@ def test_the_average_starts_from_the_policy(tmp_path, own):
     assert torch.allclose(average, share * start + (1 - share) * now, atol=1e-7)
 
 
-def test_stopped_and_resumed_it_ends_in_the_same_policy(tmp_path, own, monkeypatch):
+def test_stopped_and_resumed_it_ends_in_the_same_policy(tmp_path, monkeypatch):
     policy = a_policy()
     config = settings(policy, learning_rate=1e-2)
     train(config, tmp_path / "whole", init=policy, progress=False)
@@ -242,17 +187,17 @@ def test_stopped_and_resumed_it_ends_in_the_same_policy(tmp_path, own, monkeypat
         assert (tmp_path / "part" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_losses_that_have_no_logarithm_are_refused_and_the_folder_stays_free(tmp_path, own):
+def test_losses_that_have_no_logarithm_are_refused_and_the_folder_stays_free(tmp_path):
     policy, out = a_policy(), tmp_path / "run"
-    with pytest.raises(ValueError, match=r"'negative-lines/0' cannot be used.*log of a loss"):
-        train(settings(policy, "negative-lines"), out, init=policy, progress=False)
+    with pytest.raises(ValueError, match=r"'tiny:NegativeFamily/0' cannot be used.*log of a loss"):
+        train(settings(policy, "tiny:NegativeFamily"), out, init=policy, progress=False)
     train(settings(policy), out, init=policy, progress=False)
 
 
-def test_the_meter_knows_all_families_that_are_there(own):
+def test_the_meter_knows_all_families_that_are_there():
     config = settings(a_policy())
-    policy = a_policy(families=("lines", "gone:Family", "teacher-mlp", "mnist-mlp"))
-    assert meter_families(config, policy) == ("lines", "teacher-mlp")
+    policy = a_policy(families=("tiny:family", "gone:Family", "teacher-mlp", "mnist-mlp"))
+    assert meter_families(config, policy) == ("tiny:family", "teacher-mlp")
 
 
 def test_names_that_stand_for_several_families():
