@@ -1,10 +1,13 @@
 """The research scripts in benchmarks/ run on their smallest size."""
 
+import csv
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pacesetter.experiments.cli import main as cli
@@ -24,6 +27,74 @@ def test_the_stored_calibration_is_the_one_that_is_used():
     stored = json.loads((SCRIPTS / "results" / "calibration.json").read_text())["baselines"]
     used = {b.name: b.space.default["lr"] for b in BASELINES if b.calibrated}
     assert {name: entry["lr"] for name, entry in stored.items()} == used
+
+
+@pytest.fixture
+def transfer_jobs(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    import transfer_jobs
+
+    return transfer_jobs
+
+
+def test_half_of_the_ordinary_jobs_of_each_kind_choose_nothing(transfer_jobs):
+    jobs = transfer_jobs.JOBS.values()
+    kinds = {job.kind for job in jobs}
+    assert Counter((job.kind, job.split) for job in jobs) == {
+        (kind, split): 1 for kind in kinds for split in ("choose", "report")
+    }
+    assert len(jobs) == 30
+    assert {"scaled", "bag", "spot", "bootstrap"} < {j.name for j in jobs if j.split == "choose"}
+    for module in (SCRIPTS / "ordinary_jobs").glob("*.py"):
+        assert "inner_models" not in module.read_text()
+
+
+def test_ordinary_jobs_go_on_where_they_were_killed(tmp_path, transfer_jobs, monkeypatch, capsys):
+    given = ["--jobs", "graph", "--starts", "1e-3", "1e-2", "--validation", "with", "--steps", "10"]
+    given += ["--workers", "1", "--baselines", tmp_path / "b.csv", "--out", tmp_path / "run"]
+    monkeypatch.setattr("sys.argv", ["transfer_jobs.py", *map(str, given)])
+    transfer_jobs.main()
+    table, runs = tmp_path / "run" / "table.md", tmp_path / "run" / "runs.csv"
+    said, whole = table.read_text(), runs.read_text()
+    assert said in capsys.readouterr().out
+    rows = list(csv.DictReader(whole.splitlines()))
+    assert [row["start"] for row in rows] == ["0.001", "0.01"]
+    assert all(0 < float(row["test"]) < float(row["untrained"]) for row in rows)
+    assert len((tmp_path / "b.csv").read_text().splitlines()) == 1 + 1 + 7 + 20
+
+    runs.write_text(whole[:-30])
+    transfer_jobs.main()
+    # Seconds differ.
+    again = list(csv.DictReader(runs.read_text().splitlines()))
+    assert again[0] == rows[0]
+    assert [{**row, "seconds": ""} for row in again] == [{**row, "seconds": ""} for row in rows]
+    done = capsys.readouterr().out
+    assert "1/1 graph from 0.01 with validation" in done
+    assert "adamw" not in done
+    assert table.read_text() == said
+
+
+def test_the_score_of_a_job_is_zero_for_the_default_and_one_for_the_best_trial(transfer_jobs):
+    job = transfer_jobs.JOBS["mixture"]
+    jobs = {job.name: job}
+    losses = {"adamw": -0.5, "cosine-0.01": -1.0, "trial-0": -1.5, "trial-1": float("nan")}
+    rivals = [
+        {"job": job.name, "arm": arm, "passes": "1", "untrained": "1.0", "test": str(loss)}
+        for arm, loss in losses.items()
+    ]
+
+    def scores(test):
+        run = {"job": job.name, "start": "0.001", "validation": "with", "untrained": "1.0"}
+        run |= {"test": test, "rates": ""}
+        of = transfer_jobs.Losses(jobs, rivals, [run])
+        assert of.cosine == [-1.0 - job.floor]
+        return [float(of.score(of.ways[0], logs=logs)[0]) for logs in (True, False)]
+
+    assert scores("-0.5") == [0, 0]
+    assert scores("-1.5") == [1, 1]
+    by_log, by_loss = scores("nan")  # counts as the untrained model
+    assert by_loss == pytest.approx(-1.5)
+    assert by_log == pytest.approx(-np.log(3.5 / 2) / np.log(2 / 1))
 
 
 @pytest.mark.slow
