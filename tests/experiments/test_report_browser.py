@@ -1,10 +1,9 @@
 """The report in a real browser: what is clicked and typed works, on a phone too, off line."""
 
-import importlib.util
 import shutil
-from pathlib import Path
 
 import pytest
+import report_sample as sample
 
 from pacesetter.experiments.report.html import render
 
@@ -18,12 +17,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium; none is on the PATH"),
 ]
-
-spec = importlib.util.spec_from_file_location(
-    "report_sample", Path(__file__).with_name("report_sample.py")
-)
-sample = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(sample)
 
 PHONE, DESKTOP = {"width": 390, "height": 800}, {"width": 1280, "height": 900}
 
@@ -93,25 +86,10 @@ def test_sorting_by_mouse_and_by_keyboard(visit):
     assert by_name == sorted(by_name, key=str.lower)
     page.keyboard.press("Space")
     assert column(page, "all-arms", 0) == by_name[::-1]
-
-
-def test_what_has_no_value_comes_last_either_way(visit):
-    page = visit()
     page.evaluate("document.querySelector('#all-arms tr.reference td').dataset.value = ''")
-    for _ in range(2):
-        page.locator("#all-arms thead th").nth(1).locator("button").click()
-        values = column(page, "all-arms", 1)
-        assert values[-1] == ""
-        assert "" not in values[:-1]
-
-
-def test_every_budget_is_a_switch_away(visit):
-    page = visit()
-    few = len(column(page, "all-arms", 0))
-    page.locator("label.more:visible input").first.check()
-    report = sample.report()
-    assert few == len(report.summary.field)
-    assert len(column(page, "all-arms", 0)) == len(report.summary.entries)
+    for _ in range(2):  # what has no value comes last either way
+        head.locator("button").click()
+        assert column(page, "all-arms", 1)[-1] == ""
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -155,12 +133,6 @@ def test_one_task_at_a_time(visit):
     assert page.evaluate("window.scrollY") > 100
 
 
-def test_a_link_to_a_task_opens_it(visit):
-    page = visit(fragment="#task=own-a")
-    assert page.locator("section.task:visible h2.title").inner_text() == sample.TASKS[0]
-    assert visit(fragment="#task=nothing").locator("#overview").is_visible()
-
-
 @pytest.mark.parametrize("fragment", ["", "#task=own-a"])
 @pytest.mark.parametrize("viewport", [PHONE, DESKTOP], ids=["phone", "desktop"])
 def test_page_never_scrolls_sideways(visit, viewport, fragment):
@@ -176,17 +148,20 @@ def test_page_never_scrolls_sideways(visit, viewport, fragment):
     assert width > 330  # pixels: its text can be read on a phone
 
 
-def test_without_scripts_everything_is_there(visit):
-    page = visit(scripts=False)
-    assert page.locator("section.task:visible").count() == len(sample.TASKS)
-    assert page.locator("#all-arms tbody tr:visible").count() == len(
-        sample.report().summary.entries
-    )
-    assert page.locator(".live:visible").count() == 0
+def test_a_link_to_a_task_opens_it(visit):
+    page = visit(fragment="#task=own-a")
+    assert page.locator("section.task:visible h2.title").inner_text() == sample.TASKS[0]
+    assert visit(fragment="#task=nothing").locator("#overview").is_visible()
 
 
-def test_all_of_it_is_printed(visit):
-    page = visit()
+def test_every_row_and_task_is_a_switch_away_or_there_without_scripts_and_in_print(visit):
+    page, plain = visit(), visit(scripts=False)
+    summary = sample.report().summary
+    assert len(column(page, "all-arms", 0)) == len(summary.field)
+    page.locator("label.more:visible input").first.check()
+    assert len(column(page, "all-arms", 0)) == len(summary.entries)
     page.emulate_media(media="print")
-    assert page.locator("section.task:visible").count() == len(sample.TASKS)
-    assert not page.locator(".bar").is_visible()
+    for whole, bar in ((plain, ".live"), (page, ".bar")):
+        assert whole.locator("section.task:visible").count() == len(sample.TASKS)
+        assert whole.locator(f"{bar}:visible").count() == 0
+    assert len(column(plain, "all-arms", 0)) == len(summary.entries)
