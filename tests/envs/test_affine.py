@@ -4,6 +4,8 @@
 decisions and weights have to be the same, whether losses are large, tiny, zero or negative.
 """
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,7 @@ from pacesetter.agent.policy.policy import Policy
 from pacesetter.envs.actions import ControlConfig
 from pacesetter.envs.features import NUM_FEATURES
 
-STEPS = 400
+STEPS = 160
 
 
 def random_policy():
@@ -25,6 +27,7 @@ def random_policy():
     return Policy(layers, control=ControlConfig(lr_bounds=(0.2, 2.0)))
 
 
+@cache
 def job(factor=1.0, shift=0.0):
     """A regression whose training and validation losses are changed by an affine map."""
     g = torch.Generator().manual_seed(0)
@@ -49,9 +52,7 @@ def job(factor=1.0, shift=0.0):
     return scheduler, model
 
 
-@pytest.mark.parametrize(
-    ("factor", "shift"), [(1024.0, 0.0), (1 / 1024, 0.0), (1.0, -5.0), (1.0, -100.0)]
-)
+@pytest.mark.parametrize(("factor", "shift"), [(1024.0, 0.0), (1 / 1024, -5.0), (1.0, -100.0)])
 def test_affine_changes_of_the_loss_change_no_feature_and_no_decision(factor, shift):
     plain, plain_model = job()
     changed, changed_model = job(factor, shift)

@@ -10,16 +10,18 @@ from pacesetter.inner_models.engine import host
 assert "torch" not in sys.modules
 def untouched():
     return "MKL_CBWR" not in os.environ and not host._keep_freed_memory.cache_info().misses
-import torch
+import torch, gymnasium
 from torch import nn
+# Gymnasium imports the module that the id names.
+env = gymnasium.make("pacesetter.envs.registration:pacesetter/Schedule-v0", task="quadratic")
+assert env.unwrapped.control.num_intervals == 40
 import pacesetter.agent
 from pacesetter.agent import LearnedScheduler
-from pacesetter.envs import ScheduleEnv, ScheduleVecEnv
+from pacesetter.envs import ScheduleVecEnv
 from pacesetter.inner_models import InnerTrainer, make_family
 LearnedScheduler(torch.optim.SGD(nn.Linear(2, 1).parameters(), lr=0.1), 100)
 tasks = make_family("quadratic").sample_group(1, torch.Generator().manual_seed(0))
 InnerTrainer(tasks)
-ScheduleEnv("quadratic")
 ScheduleVecEnv(["quadratic"], num_groups=1, tasks_per_group=1, siblings=2)
 assert untouched()
 host.prepare_process()

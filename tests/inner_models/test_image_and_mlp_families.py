@@ -10,30 +10,7 @@ from torch.nn.utils import prune
 
 from pacesetter.inner_models.draw import Draw
 from pacesetter.inner_models.families import images
-from pacesetter.inner_models.families.images import ImageConvnet, ImageRanges
-from pacesetter.inner_models.families.teachers.compressed import (
-    MaskedLinear,
-    PrunedMLP,
-    QuantisedLinear,
-    QuantisedMLPShape,
-    build_pruned_mlp,
-    build_quantised_mlp,
-    fake_quantise,
-)
-from pacesetter.inner_models.families.teachers.hard_labels import (
-    HardLabelRanges,
-    HardLabelsMLP,
-    paired_flips,
-    unequal_shares,
-    uniform_flips,
-)
-from pacesetter.inner_models.families.teachers.transfer import (
-    FineTunedMLP,
-    FineTuningRanges,
-    FineTuningShape,
-    build_fine_tuned,
-)
-from pacesetter.inner_models.losses import cross_entropy
+from pacesetter.inner_models.families.teachers import compressed, hard_labels, transfer
 from pacesetter.inner_models.networks.convnet import ConvShape, build_convnet, draw_convnet
 from pacesetter.inner_models.networks.mlp import MLPShape, build_mlp
 
@@ -96,13 +73,15 @@ def test_costly_convnets_are_cut_down():
     assert smallest.channels == (4,)
 
 
-def test_bad_convnet_shapes_are_refused_with_what_came():
+def test_bad_shapes_are_refused_with_what_came():
     with pytest.raises(ValueError, match=r"at least one layer.*channels=\(\)"):
         ConvShape(image=(1, 8), channels=())
     with pytest.raises(ValueError, match=r"sizes of 1 or more.*image=\(0, 8\)"):
         ConvShape(image=(0, 8), channels=(4,))
     with pytest.raises(ValueError, match="kernel must be odd and positive, but got 4"):
         ConvShape(image=(1, 8), channels=(4,), kernel=4)
+    with pytest.raises(ValueError, match="bits must be 2 or more, but got 1"):
+        compressed.fake_quantise(torch.ones(3), bits=1)
 
 
 # -- generated images -------------------------------------------------------------------------
@@ -140,15 +119,6 @@ def test_patterns_are_whole_at_every_position():
     assert torch.allclose(normal, normal[:1].expand_as(normal), atol=1e-5)
 
 
-def test_clutter_is_the_same_whatever_the_label():
-    painter = images.draw_patterns(make_draw(), SIZES, side=3, clutter=2)
-    one, two = paint(painter, 0, count=200), paint(painter, 2, count=200)
-    # The same random numbers: what differs is the one pattern of the class.
-    changed = ((one - two).abs().amax(1) > 1e-6).sum((1, 2))
-    assert (changed == 9).all()
-    assert ((one.abs().amax(1) > 1e-6).sum((1, 2)) > 9).float().mean() > 0.9
-
-
 def test_prototypes_are_shifted_round_the_edges():
     painter = images.draw_prototypes(make_draw(), SIZES, blur=1.0, shift=2)
     first, *others = paint(painter, 0)
@@ -172,9 +142,9 @@ KINDS = {"textures": (1.0, 0.0), "patterns": (0.0, 1.0), "prototypes": (0.0, 0.0
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_convnet_learns_each_kind_of_image(kind):
+def test_images_of_each_kind_have_their_spread_and_every_class(kind):
     textures, patterns = KINDS[kind]
-    ranges = ImageRanges(
+    ranges = images.ImageRanges(
         texture_share=textures,
         pattern_share=patterns,
         pixel_noise=(0.3, 0.3),
@@ -184,20 +154,10 @@ def test_a_convnet_learns_each_kind_of_image(kind):
     )
     draw = make_draw(4)
     shape = ConvShape(image=(1, 8), channels=(12,), classes=3, pooling="none")
-    rows = ImageConvnet(ranges).draw_rows(shape, draw)
+    rows = images.ImageConvnet(ranges).draw_rows(shape, draw)
     new = rows(1000, draw.generator)
     assert new[0].std() == pytest.approx(1.5, rel=0.15)
     assert torch.bincount(new[1], minlength=3).min() > 250
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = build_convnet(shape)
-    start = cross_entropy(model, new).item()
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
-    for _ in range(250):
-        optimizer.zero_grad()
-        cross_entropy(model, rows(64, draw.generator)).backward()
-        optimizer.step()
-    assert cross_entropy(model, new).item() < 0.6 * start
 
 
 # -- quantised --------------------------------------------------------------------------------
@@ -217,7 +177,7 @@ def test_fake_quantisation_is_that_of_torch(bits, per_row):
         step = float(values.abs().max()) / top
         theirs = torch.fake_quantize_per_tensor_affine(values, step, 0, -top, top)
     values.requires_grad_()
-    ours = fake_quantise(values, bits=bits, per_row=per_row)
+    ours = compressed.fake_quantise(values, bits=bits, per_row=per_row)
     assert torch.allclose(ours, theirs, atol=1e-6)
     assert len(ours.detach()[0].mul(1e4).round().unique()) <= 2**bits - 1
     slope = torch.randn(6, 40, generator=torch.Generator().manual_seed(1))
@@ -228,17 +188,20 @@ def test_fake_quantisation_is_that_of_torch(bits, per_row):
 def test_quantised_mlp_quantises_the_layers_that_its_shape_says():
     mlp = MLPShape(widths=(5, 7, 6, 3), activation="tanh", layer_norm=True)
     for ends in (True, False):
-        shape = QuantisedMLPShape(mlp=mlp, weight_bits=3, activation_bits=4, ends=ends)
-        model = build_quantised_mlp(shape)
+        shape = compressed.QuantisedMLPShape(mlp=mlp, weight_bits=3, activation_bits=4, ends=ends)
+        model = compressed.build_quantised_mlp(shape)
         linear = [layer for layer in model if isinstance(layer, nn.Linear)]
         assert [(la.in_features, la.out_features) for la in linear] == [(5, 7), (7, 6), (6, 3)]
-        assert [isinstance(la, QuantisedLinear) for la in linear] == [ends, True, ends]
+        assert [isinstance(la, compressed.QuantisedLinear) for la in linear] == [ends, True, ends]
         assert sum(isinstance(layer, nn.LayerNorm) for layer in model) == 2
-        bits = [la.input_bits for la in linear if isinstance(la, QuantisedLinear)]
+        bits = [la.input_bits for la in linear if isinstance(la, compressed.QuantisedLinear)]
         assert bits == ([0, 4, 4] if ends else [4])
     layer = linear[1]
     x = torch.randn(9, 7, generator=torch.Generator().manual_seed(0))
-    weight, seen = fake_quantise(layer.weight, bits=3), fake_quantise(x, bits=4)
+    weight, seen = (
+        compressed.fake_quantise(layer.weight, bits=3),
+        compressed.fake_quantise(x, bits=4),
+    )
     assert torch.allclose(layer(x), seen @ weight.T + layer.bias, atol=1e-6)
     assert not torch.allclose(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
     # Every example has a scale of its own: its output does not depend on the others.
@@ -252,7 +215,7 @@ def test_quantised_mlp_quantises_the_layers_that_its_shape_says():
 @pytest.mark.parametrize("sparsity", [0.3, 0.95])
 def test_masked_layer_is_that_of_torch_prune(saliency, sparsity):
     torch.manual_seed(0)
-    ours = MaskedLinear(40, 30, sparsity=sparsity, saliency=saliency, rescaled=False)
+    ours = compressed.MaskedLinear(40, 30, sparsity=sparsity, saliency=saliency, rescaled=False)
     theirs = nn.Linear(40, 30)
     theirs.load_state_dict({"weight": ours.weight, "bias": ours.bias})
     prune.custom_from_mask(theirs, "weight", ours.mask)
@@ -274,14 +237,16 @@ def test_rescaling_keeps_the_size_of_what_a_random_mask_lets_through():
     dense = float(nn.Linear(100, 200, bias=False)(x).std())
     spreads = {}
     for rescaled in (True, False):
-        layer = MaskedLinear(100, 200, sparsity=0.9, saliency="random", rescaled=rescaled)
+        layer = compressed.MaskedLinear(
+            100, 200, sparsity=0.9, saliency="random", rescaled=rescaled
+        )
         spreads[rescaled] = float((layer(x) - layer.bias).std())
     assert spreads[True] / dense == pytest.approx(1, rel=0.1)
     assert spreads[False] / dense == pytest.approx(math.sqrt(0.1), rel=0.1)
 
 
 def test_pruned_tasks_of_one_shape_have_masks_of_their_own():
-    family = PrunedMLP()
+    family = compressed.PrunedMLP()
     tasks = family.sample_group(8, torch.Generator().manual_seed(3))
     models = [task.build_model() for task in tasks]
     masks = [dict(m.named_buffers())["0.mask"] for m in models]
@@ -291,7 +256,9 @@ def test_pruned_tasks_of_one_shape_have_masks_of_their_own():
     assert max(shares) < 0.96
     shape = MLPShape(widths=(20, 40, 5), activation="relu")
     for head in (True, False):
-        kept = build_pruned_mlp(shape, sparsity=0.8, saliency="random", rescaled=True, head=head)
+        kept = compressed.build_pruned_mlp(
+            shape, sparsity=0.8, saliency="random", rescaled=True, head=head
+        )
         assert float(kept[0].mask.mean()) == pytest.approx(0.2, abs=0.01)
         assert float(kept[2].mask.mean()) == (pytest.approx(0.2, abs=0.01) if head else 1.0)
 
@@ -301,7 +268,7 @@ def test_pruned_tasks_of_one_shape_have_masks_of_their_own():
 
 def fine_tuning_shape(**changes):
     mlp = MLPShape(widths=(8, 32, 32, 4), activation="tanh", layer_norm=True)
-    return FineTuningShape(mlp=mlp, **{"new_head": False, **changes})
+    return transfer.FineTuningShape(mlp=mlp, **{"new_head": False, **changes})
 
 
 @pytest.mark.parametrize("new_head", [True, False])
@@ -309,7 +276,7 @@ def fine_tuning_shape(**changes):
 def test_fine_tuned_model_keeps_trained_weights_and_freezes_the_lower_layers(new_head, frozen):
     shape = fine_tuning_shape(new_head=new_head, frozen=frozen)
     old = build_mlp(replace(shape.mlp, widths=(8, 32, 32, 9)) if new_head else shape.mlp)
-    model = build_fine_tuned(shape, weights=old.state_dict())
+    model = transfer.build_fine_tuned(shape, weights=old.state_dict())
     kept = {n: p for n, p in model.named_parameters() if not (new_head and n.startswith("6."))}
     trained = dict(old.named_parameters())
     assert all(torch.equal(p, trained[n]) for n, p in kept.items())
@@ -319,12 +286,14 @@ def test_fine_tuned_model_keeps_trained_weights_and_freezes_the_lower_layers(new
     assert fixed == {f"{i}.{n}" for i in layers for n in ("weight", "bias")}
     with torch.no_grad():
         model[0].weight.add_(1.0)
-    again = build_fine_tuned(shape, weights=old.state_dict())
+    again = transfer.build_fine_tuned(shape, weights=old.state_dict())
     assert torch.equal(again[0].weight, old[0].weight)
 
 
 def first_problem(seed, **ranges):
-    family = FineTunedMLP(FineTuningRanges(frozen_share=0.0, loss_scale=(1, 1), **ranges))
+    family = transfer.FineTunedMLP(
+        transfer.FineTuningRanges(frozen_share=0.0, loss_scale=(1, 1), **ranges)
+    )
     shape = family.sample_shape(torch.Generator().manual_seed(seed))
     return family, shape, family.draw_problem(shape, make_draw(seed))
 
@@ -333,7 +302,7 @@ def test_what_was_learned_before_helps_where_the_tasks_are_alike_and_less_where_
     better = {}
     for similarity in (0.98, 0.1):
         gains = []
-        for seed in range(6):
+        for seed in range(3):
             _, shape, problem = first_problem(
                 seed, new_head_share=0.0, similarity=(similarity, similarity)
             )
@@ -346,26 +315,16 @@ def test_what_was_learned_before_helps_where_the_tasks_are_alike_and_less_where_
     assert better[0.98] > better[0.1] + 0.3
 
 
-def test_trained_weights_follow_from_the_generator_alone():
-    states = []
-    for torch_seed in (0, 1):
-        torch.manual_seed(torch_seed)
-        before = torch.get_rng_state()
-        with torch.no_grad():
-            _, _, problem = first_problem(2, new_head_share=0.0)
-        assert torch.equal(before, torch.get_rng_state())
-        states.append(problem.build_model().state_dict())
-    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
-
-
 # -- hard labels ------------------------------------------------------------------------------
 
 
 def test_wrong_labels_come_as_often_as_they_should_and_the_right_one_stays_the_likeliest():
     draw = make_draw()
     for classes in (2, 3, 10):
-        uniform = uniform_flips(classes, share=0.5)
-        paired = [paired_flips(draw, classes, share=s) for s in (0.1, 0.4) for _ in range(200)]
+        uniform = hard_labels.uniform_flips(classes, share=0.5)
+        paired = [
+            hard_labels.paired_flips(draw, classes, share=s) for s in (0.1, 0.4) for _ in range(200)
+        ]
         for answers in (uniform, *paired):
             assert torch.allclose(answers.sum(1), torch.ones(classes))
             assert (answers.argmax(1) == torch.arange(classes)).all()
@@ -380,12 +339,12 @@ def test_wrong_labels_come_as_often_as_they_should_and_the_right_one_stays_the_l
 
 
 def test_class_shares_fall_exponentially():
-    shares = unequal_shares(make_draw(), 5, ratio=81.0).sort().values
+    shares = hard_labels.unequal_shares(make_draw(), 5, ratio=81.0).sort().values
     assert shares.sum() == pytest.approx(1)
     assert torch.allclose(shares[1:] / shares[:-1], torch.full((4,), 3.0), rtol=1e-4)
 
 
-def read_off(problem, rows, count=40_000):
+def read_off(problem, rows, count=20_000):
     """Share of each class among rows, and how often it is labelled as another.
 
     Clusters are so far apart that the labels of new rows, which are clean, name them all.
@@ -401,7 +360,7 @@ def read_off(problem, rows, count=40_000):
 @pytest.mark.parametrize("noisy", [0.0, 1.0])
 @pytest.mark.parametrize("balanced", [0.0, 1.0])
 def test_training_rows_have_the_noise_and_the_imbalance_and_new_rows_do_not(noisy, balanced):
-    ranges = HardLabelRanges(
+    ranges = hard_labels.HardLabelRanges(
         separation=(60.0, 60.0),
         condition=(1.0, 1.0),
         inputs=(6, 6),
@@ -413,7 +372,7 @@ def test_training_rows_have_the_noise_and_the_imbalance_and_new_rows_do_not(nois
         paired_share=0.0,
         balanced_share=balanced,
     )
-    family = HardLabelsMLP(ranges)
+    family = hard_labels.HardLabelsMLP(ranges)
     shape = family.sample_shape(torch.Generator().manual_seed(0))
     problem = family.draw_problem(shape, make_draw())
     shares, wrong = read_off(problem, problem.rows)
@@ -422,8 +381,3 @@ def test_training_rows_have_the_noise_and_the_imbalance_and_new_rows_do_not(nois
     shares, wrong = read_off(problem, problem.new_rows)
     assert shares.max() / shares.min() == pytest.approx(1 if balanced else 10, rel=0.15)
     assert wrong == 0
-
-
-def test_one_bit_is_refused():
-    with pytest.raises(ValueError, match="bits must be 2 or more, but got 1"):
-        fake_quantise(torch.ones(3), bits=1)

@@ -8,20 +8,8 @@ import pytest
 import torch
 
 from pacesetter.inner_models.draw import Draw
-from pacesetter.inner_models.families.languages import (
-    LanguageRanges,
-    MarkovChain,
-    draw_brackets,
-    draw_chain,
-)
+from pacesetter.inner_models.families import languages, sequences
 from pacesetter.inner_models.families.real import text
-from pacesetter.inner_models.families.sequences import (
-    Adding,
-    Copying,
-    Recall,
-    Series,
-)
-from pacesetter.inner_models.losses import next_token_loss
 from pacesetter.inner_models.networks.recurrent import RecurrentNet, RecurrentShape
 from pacesetter.inner_models.networks.transformer import (
     LanguageModel,
@@ -129,15 +117,6 @@ def test_sizes_that_do_not_fit_together_are_refused(changes, message):
         TransformerShape(**{"vocabulary": 4, "context": 8, **changes})
 
 
-def test_the_two_kinds_of_transformer_are_not_mixed_up():
-    language = TransformerShape(vocabulary=4, context=8)
-    image = TransformerShape(image=(1, 4, 4), patch=2, classes=2)
-    with pytest.raises(ValueError, match="expected the shape of an image classifier"):
-        VisionTransformer(language)
-    with pytest.raises(ValueError, match="expected the shape of a language model"):
-        LanguageModel(image)
-
-
 # -- languages ------------------------------------------------------------------------------------
 
 
@@ -158,7 +137,7 @@ def enumerated_entropy(probability, symbols, length):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_the_entropy_of_a_chain_is_that_of_all_its_rows(seed):
-    chain = draw_chain(Draw(generator(seed)), 3, LanguageRanges())
+    chain = languages.draw_chain(Draw(generator(seed)), 3, languages.LanguageRanges())
 
     def probability(row):
         p = float(chain.start[row[0], row[1]])
@@ -192,14 +171,18 @@ def bracket_weight(source, row):
 
 @pytest.mark.parametrize(("symbols", "length"), [(3, 8), (5, 6), (5, 5)])
 def test_the_entropy_of_brackets_is_that_of_all_balanced_strings(symbols, length):
-    source = draw_brackets(Draw(generator(1)), symbols, LanguageRanges(depth=(2, 2)))
+    source = languages.draw_brackets(
+        Draw(generator(1)), symbols, languages.LanguageRanges(depth=(2, 2))
+    )
     total = sum(bracket_weight(source, row) for row in product(range(symbols), repeat=length))
     expected = enumerated_entropy(lambda row: bracket_weight(source, row) / total, symbols, length)
     assert source.entropy(length=length) == pytest.approx(expected, rel=1e-9)
 
 
 def test_brackets_are_balanced_and_as_frequent_as_their_weights():
-    source = draw_brackets(Draw(generator(2)), 5, LanguageRanges(depth=(3, 3), kinds=(2, 2)))
+    source = languages.draw_brackets(
+        Draw(generator(2)), 5, languages.LanguageRanges(depth=(3, 3), kinds=(2, 2))
+    )
     assert len(source.kinds) == 2
     (tokens,) = source.rows(4000, generator(), length=6)
     weights = np.array([bracket_weight(source, row) for row in product(range(5), repeat=6)])
@@ -214,7 +197,7 @@ def test_brackets_are_balanced_and_as_frequent_as_their_weights():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_chain_follows_its_table(seed):
-    chain = draw_chain(Draw(generator(seed)), 4, LanguageRanges())
+    chain = languages.draw_chain(Draw(generator(seed)), 4, languages.LanguageRanges())
     (tokens,) = chain.rows(20000, generator(), length=5)
     first = torch.bincount(tokens[:, 0] * 4 + tokens[:, 1], minlength=16).view(4, 4) / 20000
     assert torch.allclose(first.double(), chain.start, atol=0.02)
@@ -229,73 +212,17 @@ def test_a_chain_follows_its_table(seed):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_chain_is_stationary_from_its_first_symbol(seed):
-    chain = draw_chain(Draw(generator(seed)), 6, LanguageRanges(sharpness=(1.0, 1.0)))
+    chain = languages.draw_chain(
+        Draw(generator(seed)), 6, languages.LanguageRanges(sharpness=(1.0, 1.0))
+    )
     assert torch.allclose(chain.start.sum(0), chain.start.sum(1), atol=1e-9)
-
-
-class Oracle(torch.nn.Module):
-    """Predicts the next symbol by the source's own probabilities."""
-
-    def __init__(self, source, symbols):
-        super().__init__()
-        self.source, self.symbols = source, symbols
-
-    def forward(self, tokens):
-        if isinstance(self.source, MarkovChain):
-            first = self.source.start / self.source.start.sum(1, keepdim=True)
-            rest = self.source.table[tokens[:, :-1], tokens[:, 1:]]
-            return torch.cat((first[tokens[:, :1]], rest), dim=1).log()
-        return torch.tensor([self.after(row) for row in tokens.tolist()]).clamp(min=1e-30).log()
-
-    def after(self, row):
-        """Probabilities after every prefix: the weight of all ways on, by plain recursion."""
-        source, out, kinds = self.source, [], len(self.source.kinds)
-        ways = [[float(d == 0) for d in range(source.depth + 1)]]
-        close, fill, start = source.moves.tolist()
-        for _ in row:
-            w = ways[0]
-            ways.insert(
-                0,
-                [
-                    fill * w[d]
-                    + (close * w[d - 1] if d else 0)
-                    + (start * w[d + 1] if d < source.depth else 0)
-                    for d in range(source.depth + 1)
-                ],
-            )
-        stack = []
-        for t, symbol in enumerate(row):
-            if symbol < kinds:
-                stack.append(symbol)
-            elif symbol < 2 * kinds:
-                stack.pop()
-            left = ways[t + 1]  # after the next symbol, so many positions less one remain
-            p = [0.0] * self.symbols
-            d = len(stack)
-            for kind in range(kinds):
-                if d < source.depth:
-                    p[kind] = start * float(source.kinds[kind]) * left[d + 1]
-            if d:
-                p[kinds + stack[-1]] = close * left[d - 1]
-            for i, weight in enumerate(source.letters.tolist()):
-                p[2 * kinds + i] = fill * weight * left[d]
-            out.append([v / sum(p) for v in p])
-        return out
-
-
-@pytest.mark.parametrize("draw_source", [draw_chain, draw_brackets])
-def test_an_oracle_attains_the_optimum_and_no_less(draw_source):
-    source = draw_source(Draw(generator(4)), 9, LanguageRanges())
-    batch = source.rows(3000, generator(), length=13)
-    loss = float(next_token_loss(Oracle(source, 9), batch))
-    assert loss == pytest.approx(source.entropy(length=13), rel=0.02)
 
 
 # -- sequences ------------------------------------------------------------------------------------
 
 
 def test_adding_targets_are_the_marked_sums():
-    clean = Adding(length=9, noise=0.0)
+    clean = sequences.Adding(length=9, noise=0.0)
     inputs, targets = clean.rows(4000, generator())
     assert inputs.shape == (4000, 9, 2)
     marked = inputs[..., 1] == 1
@@ -306,14 +233,14 @@ def test_adding_targets_are_the_marked_sums():
         one, two = (float(v) for v, mark in inputs[row] if mark)
         assert float(targets[row]) == pytest.approx((one + two) / math.sqrt(2), abs=1e-6)
     assert float(targets.std()) == pytest.approx(1, abs=0.05)
-    noisy = Adding(length=9, noise=0.3)
+    noisy = sequences.Adding(length=9, noise=0.3)
     inputs, targets = noisy.rows(4000, generator())
     sums = (inputs[..., 0] * inputs[..., 1]).sum(1, keepdim=True) / math.sqrt(2)
     assert float((targets - sums).square().mean()) == pytest.approx(noisy.optimum, rel=0.1)
 
 
 def test_copying_is_solvable_and_noise_bounds_it():
-    source = Copying(length=10, symbols=5, items=3, noise=0.2)
+    source = sequences.Copying(length=10, symbols=5, items=3, noise=0.2)
     tokens, targets = source.rows(6000, generator())
     assert tokens.shape == (6000, 10)
     assert (tokens[:, 3:7] == 5).all()
@@ -326,12 +253,15 @@ def test_copying_is_solvable_and_noise_bounds_it():
     loss = -right * math.log(right) - wrong * math.log(wrong / 4)
     assert source.optimum == pytest.approx(loss, rel=0.05)
     assert torch.equal(
-        *(t[:, :3] for t in Copying(length=6, symbols=2, items=3, noise=0).rows(20, generator()))
+        *(
+            t[:, :3]
+            for t in sequences.Copying(length=6, symbols=2, items=3, noise=0).rows(20, generator())
+        )
     )
 
 
 def test_recall_asks_for_the_value_after_the_key():
-    source = Recall(length=9, symbols=4, pairs=3, noise=0.0)
+    source = sequences.Recall(length=9, symbols=4, pairs=3, noise=0.0)
     tokens, answers = source.rows(300, generator())
     for row, answer in zip(tokens.tolist(), answers.tolist(), strict=True):
         pairs = dict(zip(row[0:6:2], row[1:6:2], strict=True))
@@ -343,7 +273,7 @@ def test_recall_asks_for_the_value_after_the_key():
 
 def test_series_have_the_variance_and_the_predictability_they_claim():
     waves = torch.tensor([[3.7, 0.4], [9.1, 0.6]])
-    source = Series(length=11, waves=waves, noise=0.3)
+    source = sequences.Series(length=11, waves=waves, noise=0.3)
     inputs, targets = source.rows(20000, generator())
     assert inputs.shape == targets.shape == (20000, 11, 1)
     assert torch.equal(inputs[:, 1:], targets[:, :-1])
@@ -408,18 +338,6 @@ def test_rows_of_a_text_are_windows_of_their_blocks():
             assert len(set(places)) > 55
 
 
-def test_texts_that_are_not_there_are_refused():
-    with pytest.raises(ValueError, match="unknown text 'pyton'; did you mean 'python'"):
-        text.read_text("pyton")
-    with pytest.raises(RuntimeError, match="source of the standard library's module 'sys'"):
-        text._module_source("sys")
-
-
-def test_too_many_training_rows_are_refused():
-    with pytest.raises(ValueError, match=r"between 1 and [0-9]+, but got 10000000"):
-        text.text_splits("english", 10**7)
-
-
 @pytest.mark.parametrize(
     "family", [text.TextTransformer, text.TextGRU, text.SourceGRU], ids=lambda f: f.name
 )
@@ -438,6 +356,16 @@ def test_text_tasks_are_of_moderate_size(family):
     assert loss == pytest.approx(math.log(text.VOCABULARY), abs=0.7)
 
 
-def test_ranges_that_make_no_task_are_refused():
+def test_bad_input_is_refused_with_what_came():
+    with pytest.raises(ValueError, match="unknown text 'pyton'; did you mean 'python'"):
+        text.read_text("pyton")
+    with pytest.raises(RuntimeError, match="source of the standard library's module 'sys'"):
+        text._module_source("sys")
+    with pytest.raises(ValueError, match=r"between 1 and [0-9]+, but got 10000000"):
+        text.text_splits("english", 10**7)
     with pytest.raises(ValueError, match=r"vocabulary must start at 3 or more, but got \(2, 8\)"):
-        LanguageRanges(vocabulary=(2, 8))
+        languages.LanguageRanges(vocabulary=(2, 8))
+    with pytest.raises(ValueError, match="expected the shape of an image classifier"):
+        VisionTransformer(TransformerShape(vocabulary=4, context=8))
+    with pytest.raises(ValueError, match="expected the shape of a language model"):
+        LanguageModel(TransformerShape(image=(1, 4, 4), patch=2, classes=2))

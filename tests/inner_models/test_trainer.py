@@ -15,7 +15,7 @@ from pacesetter.inner_models.networks.mlp import MLPShape
 from pacesetter.inner_models.task import OPTIMIZERS, ModuleTask, OptimizerConfig, Splits
 from pacesetter.inner_models.watch.signals import window_length
 
-STEPS = 50
+STEPS = 20
 
 
 def teacher_tasks(
@@ -89,7 +89,7 @@ def test_batched_equals_reference_with_hyperparameters_that_change_at_every_step
         assert relative_difference(trainer.parameters(run), weights) < 1e-8
         for split in ("train", "inner_valid", "outer_valid", "test"):
             assert trainer.evaluate(split)[run] == pytest.approx(twin.evaluate(split), rel=1e-9)
-    assert clipped > 20  # the clipping was put to the test
+    assert clipped > 10  # the clipping was put to the test
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -109,25 +109,16 @@ def test_changing_one_run_changes_no_other(optimizer):
         assert same == (run != 4)
 
 
-def test_siblings_with_the_same_hyperparameters_are_identical_and_tasks_differ():
-    trainer = InnerTrainer(teacher_tasks(), siblings=3)
-    trainer.run(np.full((20, 6), 1e-2), momentum=np.full(6, 0.9))
-    weights = [torch.cat([p.flatten() for p in trainer.parameters(r).values()]) for r in range(6)]
-    assert torch.equal(weights[0], weights[2])
-    assert torch.equal(weights[3], weights[5])
-    assert not torch.allclose(weights[0], weights[3])
-
-
 def test_statistics_equal_those_of_the_plain_run():
     (task,) = teacher_tasks(1)
     trainer = InnerTrainer([task], siblings=2, dtype=torch.float64)
     stats = trainer.run(
-        np.full((30, 2), 1e-2), momentum=np.full(2, 0.9), clip_ratio=np.array([1.0, 1.0])
+        np.full((STEPS, 2), 1e-2), momentum=np.full(2, 0.9), clip_ratio=np.array([1.0, 1.0])
     )
     twin = ReferenceRun(task, dtype=torch.float64)
     cosines, sizes, params = [], [], []
-    for i in range(30):
-        if i >= 30 - window_length(30):
+    for i in range(STEPS):
+        if i >= STEPS - window_length(STEPS):
             states = [twin.optimizer.state[p] for p in twin.model.parameters()]
             step = float(states[0]["step"])
             momentum = torch.cat([s["exp_avg"].flatten() for s in states])
@@ -210,66 +201,10 @@ def test_a_lost_run_leaves_its_siblings_alone():
     assert losses[0] == alone.evaluate("outer_valid")[0]
 
 
-class Doubting(nn.Module):
-    """Looks at its numbers before it decides, which cannot be done for many runs at once."""
-
-    def forward(self, x):
-        return x if x.abs().max() > 1e-6 else x + 1
-
-
-def build_doubting():
-    return nn.Sequential(nn.Linear(4, 5), Doubting(), nn.Linear(5, 1))
-
-
 def module_task(build, inputs, targets, loss):
     part = (inputs, targets)
     splits = Splits(part, part, part, part, allow_overlap=True)
     return ModuleTask(build, loss, splits, horizon=20, batch_size=8, seed=5)
-
-
-def test_what_cannot_be_batched_runs_one_after_another_with_one_warning():
-    generator = torch.Generator().manual_seed(0)
-    task = module_task(
-        build_doubting,
-        torch.randn(24, 4, generator=generator),
-        torch.randn(24, 1, generator=generator),
-        lambda model, batch: nn.functional.mse_loss(model(batch[0]), batch[1]),
-    )
-    trainer = InnerTrainer([task], siblings=2, dtype=torch.float64)
-    with pytest.warns(UserWarning, match=r"cannot batch `1` \(Doubting\), so runs go") as caught:
-        trainer.run(np.full((20, 2), [1e-3, 1e-2]), momentum=np.full(2, 0.9))
-    assert len(caught) == 1
-    twin = ReferenceRun(task, dtype=torch.float64)
-    for _ in range(20):
-        twin.step(lr=1e-2, momentum=0.9)
-    weights = {n: p.detach() for n, p in twin.model.named_parameters()}
-    assert relative_difference(trainer.parameters(1), weights) < 1e-8
-
-
-def build_norm_and_dropout():
-    return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Linear(6, 1))
-
-
-def test_batchnorm_has_statistics_of_its_own_and_dropout_masks_are_shared_by_siblings():
-    generator = torch.Generator().manual_seed(0)
-    task = module_task(
-        build_norm_and_dropout,
-        torch.randn(24, 4, generator=generator),
-        torch.randn(24, 1, generator=generator),
-        # mse_loss has a batching rule that fails on targets shared by siblings.
-        lambda model, batch: nn.functional.mse_loss(model(batch[0]), batch[1]),
-    )
-    before = torch.get_rng_state()
-    trainer = InnerTrainer([task, task.with_seed(6)], siblings=2)
-    rates = np.full((20, 4), [1e-2, 1e-2, 1e-2, 1e-1])
-    trainer.run(rates, momentum=np.full(4, 0.9))
-    assert torch.equal(before, torch.get_rng_state())
-    mean = trainer._stack.fixed["model.1.running_mean"].flatten(0, 1)
-    assert torch.equal(mean[0], mean[1])
-    assert not torch.allclose(mean[2], mean[3])
-    losses = trainer.evaluate("test")
-    assert losses[0] == losses[1]
-    assert np.isfinite(losses).all()
 
 
 def test_frozen_parameters_stay_and_the_rest_learns():

@@ -1,6 +1,6 @@
 """Each twin against the function of torch that it stands for; dropout and random numbers."""
 
-import itertools
+from itertools import product
 
 import numpy as np
 import pytest
@@ -8,7 +8,6 @@ import torch
 from torch import nn
 from torch.func import functional_call, vmap
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pack_sequence
 
 from pacesetter.inner_models.engine.trainer import InnerTrainer
 from pacesetter.inner_models.task import ModuleTask, Splits
@@ -47,13 +46,12 @@ def assert_twin(call, leaves, *, tolerance=1e-12, model=None):
         assert float((left - right).detach().abs().max()) <= tolerance * size
 
 
-@pytest.mark.parametrize("given", [False, True])
-@pytest.mark.parametrize("single", [False, True])
 @pytest.mark.parametrize("make", [nn.GRU, nn.LSTM])
+@pytest.mark.parametrize(("single", "given"), [(False, False), (False, True), (True, True)])
 def test_recurrent_layers_equal_those_of_torch(make, single, given):
-    for layers, both, bias, first in itertools.product((1, 2), *[(False, True)] * 3):
+    batch = () if single else (5,)
+    for layers, both, bias, first in product((1, 2), *[(False, True)] * 3):
         options = {"num_layers": layers, "bidirectional": both, "bias": bias, "batch_first": first}
-        batch = () if single else (5,)
         torch.manual_seed(0)
         model = make(4, 3, **options).double()
         x = numbers(*((*batch, 6, 4) if first else (6, *batch, 4))).requires_grad_()
@@ -64,22 +62,6 @@ def test_recurrent_layers_equal_those_of_torch(make, single, given):
             leaves += [s.requires_grad_() for s in states]
             start = tuple(states) if make is nn.LSTM else states[0]
         assert_twin(lambda m=model, x=x, s=start: m(x, s), leaves, model=model)
-
-
-def test_only_some_results_of_a_recurrent_layer_need_gradients():
-    torch.manual_seed(0)
-    lstm, gru = nn.LSTM(4, 3).double(), nn.GRU(4, 3).double()
-    x = numbers(6, 5, 4)
-    for model, part in (
-        (lstm, lambda r: r[0][2]),
-        (lstm, lambda r: r[1][0]),
-        (lstm, lambda r: r[1][1]),
-        (gru, lambda r: r[0][2]),
-        (gru, lambda r: r[1]),
-    ):
-        assert_twin(
-            lambda m=model, p=part: p(m(x)), [model.weight_ih_l0, model.weight_hh_l0], model=model
-        )
 
 
 def test_dropout_between_layers_drops_between_layers_only():
@@ -94,13 +76,6 @@ def test_dropout_between_layers_drops_between_layers_only():
     assert torch.allclose(out, second(torch.zeros(6, 5, 3, dtype=DOUBLE))[0], atol=1e-12)
     model.eval()
     assert torch.allclose(twins.swap_twins(model)(x)[0], model(x)[0], atol=1e-12)
-
-
-def test_packed_sequences_are_refused():
-    packed = pack_sequence([numbers(3, 4), numbers(2, 4, seed=1)])
-    for make in (nn.GRU, nn.LSTM):
-        with pytest.raises(NotImplementedError, match="PackedSequence cannot be batched"):
-            twins.swap_twins(make(4, 3).double())(packed)
 
 
 @pytest.mark.parametrize("make", [nn.GRU, nn.LSTM])
@@ -154,22 +129,69 @@ def test_common_max_pooling_is_ours(space, dims):
     assert type(pooled.grad_fn).__name__ == "FirstMaxBackward"
 
 
-REDUCTIONS = ("none", "mean", "sum")
+def soft(logits, targets, *, one=False, weight=None, **options):
+    """Cross-entropy with chances as targets."""
+    if one:
+        logits, targets = logits[0], targets[0]
+    chances = targets.softmax(-1)
+    return F.cross_entropy(logits, chances, weight, **options)
 
 
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize(
-    "loss",
-    [
-        F.mse_loss,
-        lambda a, b, **r: F.cross_entropy(a, b.softmax(1), label_smoothing=0.2, **r),
-        lambda a, b, **r: F.cross_entropy(a, b.softmax(1), b[0].exp(), **r),
-        lambda a, b, **r: F.cross_entropy(a[0], b[0].softmax(0), **r),
+def hard(logits, _, *, ignore_index=-100, **options):
+    """Cross-entropy with labels, some of which are ignored, as targets."""
+    places = logits.shape[:1] + logits.shape[2:] if logits.ndim > 1 else ()
+    labels = torch.randint(3, places, generator=torch.Generator().manual_seed(1))
+    labels = torch.where(labels == 2, ignore_index, labels) if places else labels * 0 + 2
+    return F.cross_entropy(50 * logits, labels, ignore_index=ignore_index, **options)
+
+
+def embed(weight, _, **options):
+    return F.embedding(torch.tensor([[0, 2, 2], [4, 4, 4], [1, 2, 4]]), weight, **options)
+
+
+def attend(leaf, _, *, heads=2, mask=None, **options):
+    """Attention of 4 queries to 5 keys."""
+    query, key, value = leaf.split([4, 5, 5], dim=2)
+    mask = None if mask is None else mask.expand(*mask.shape[:-1], 5)
+    return F.scaled_dot_product_attention(query, key[:, :heads], value[:, :heads], mask, **options)
+
+
+def combined(**choices):
+    """Keyword arguments: every combination of the choices."""
+    return [dict(zip(choices, chosen, strict=True)) for chosen in product(*choices.values())]
+
+
+REDUCTION = {"reduction": ("none", "mean", "sum")}
+WEIGHT = {"weight": (None, torch.tensor([0.5, 1.0, 2.0], dtype=DOUBLE))}
+ATTENTION = {
+    "plain": {},
+    "causal": {"is_causal": True},
+    "scale": {"scale": 0.2},
+    "mask": {"mask": numbers(4, 5, seed=7)},
+    "mask per head": {"mask": numbers(1, 2, 4, 5, seed=7) > 0},
+    "nothing to look at": {"mask": torch.tensor([[False], [True], [True], [False]])},
+    "fewer keys than queries": {"heads": 1, "enable_gqa": True},
+}
+FUNCTIONS = [
+    *[(F.mse_loss, (6, 3), options) for options in combined(**REDUCTION)],
+    *[(soft, (6, 3), o) for o in combined(label_smoothing=(0, 0.2), one=(0, 1), **WEIGHT)],
+    *[(soft, (6, 3), options) for options in combined(**REDUCTION)],
+    *[
+        (hard, shape, options)
+        for shape in ((6, 3), (6, 3, 4, 2), (3,))
+        for options in combined(
+            ignore_index=(-100, 1), label_smoothing=(0.0, 0.2), **WEIGHT, **REDUCTION
+        )
     ],
-)
-def test_losses_of_numbers_equal_those_of_torch(loss, reduction):
-    a, b = numbers(6, 3).requires_grad_(), numbers(6, 3, seed=1)
-    assert_twin(lambda: loss(a, b, reduction=reduction), [a])
+    *[(embed, (5, 3), options) for options in combined(padding_idx=(None, 2, -1))],
+    *[(attend, (3, 2, 14, 6), options) for options in ATTENTION.values()],
+]
+
+
+@pytest.mark.parametrize(("function", "shape", "options"), FUNCTIONS)
+def test_functions_equal_those_of_torch(function, shape, options):
+    x, other = numbers(*shape).requires_grad_(), numbers(*shape, seed=1)
+    assert_twin(lambda: function(x, other, **options), [x])
 
 
 def test_older_names_of_reductions_are_known():
@@ -181,62 +203,6 @@ def test_older_names_of_reductions_are_known():
         F.mse_loss(a, b, reduction="most")
     with twins.twins(nn.Identity()), pytest.warns(UserWarning, match=r"\(3,\) differs.*\(6, 3\)"):
         F.mse_loss(a, b[0])
-
-
-@pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize("smoothing", [0.0, 0.2])
-@pytest.mark.parametrize("ignore", [-100, 1])
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("shape", [(6, 3), (6, 3, 4, 2), (3,)])
-def test_cross_entropy_equals_that_of_torch(shape, weighted, ignore, smoothing, reduction):
-    logits = (50 * numbers(*shape)).requires_grad_()
-    others = shape[:1] + shape[2:] if len(shape) > 1 else ()
-    labels = torch.randint(3, others, generator=torch.Generator().manual_seed(1))
-    labels = torch.where(labels == 2, ignore, labels) if others else labels * 0 + 2
-    weight = torch.tensor([0.5, 1.0, 2.0], dtype=DOUBLE) if weighted else None
-    assert_twin(
-        lambda: F.cross_entropy(
-            logits,
-            labels,
-            weight,
-            ignore_index=ignore,
-            label_smoothing=smoothing,
-            reduction=reduction,
-        ),
-        [logits],
-    )
-
-
-@pytest.mark.parametrize("padding", [None, 2, -1])
-def test_embedding_equals_that_of_torch(padding):
-    weight = numbers(5, 3).requires_grad_()
-    ids = torch.tensor([[0, 2, 2], [4, 4, 4], [1, 2, 4]])
-    assert_twin(lambda: F.embedding(ids, weight, padding), [weight])
-
-
-ATTENTION = {
-    "plain": {},
-    "causal": {"is_causal": True},
-    "scale": {"scale": 0.2},
-    "mask": {"attn_mask": numbers(4, 5, seed=7)},
-    "mask per head": {"attn_mask": numbers(1, 2, 4, 5, seed=7) > 0},
-    "nothing to look at": {"attn_mask": torch.tensor([[False], [True], [True], [False]])},
-    "fewer keys than queries": {"enable_gqa": True},
-}
-
-
-@pytest.mark.parametrize("name", ATTENTION)
-def test_attention_equals_that_of_torch(name):
-    options = dict(ATTENTION[name])
-    mask = options.get("attn_mask")
-    if mask is not None:
-        options["attn_mask"] = mask.expand(*mask.shape[:-1], 5)
-    query = numbers(3, 2, 4, 6).requires_grad_()
-    heads = 1 if "enable_gqa" in options else 2
-    key, value = (numbers(3, heads, 5, 6, seed=s).requires_grad_() for s in (1, 2))
-    assert_twin(
-        lambda: F.scaled_dot_product_attention(query, key, value, **options), [query, key, value]
-    )
 
 
 def test_attention_refuses_two_masks_as_torch_does():
@@ -320,19 +286,22 @@ class Last(nn.Module):
         return self.layer(x)[0]
 
 
-@pytest.mark.parametrize("traced", [False, True])
-@pytest.mark.parametrize("name", RANDOM)
-def test_siblings_share_random_numbers_and_tasks_do_not(name, traced):
-    task = drop_task(RANDOM[name])
-    # One task twice: were it not for random numbers, all runs would be the same.
-    trainer = InnerTrainer([task, task], siblings=2, traced=traced)
+def assert_shared_by_siblings_only(trainer):
+    """Of one task twice: were it not for random numbers, all runs would be the same."""
     trainer.run(np.full((4, 4), 1e-2), momentum=np.full(4, 0.9))
-    assert trainer._program.batched
-    assert (trainer._program._program is not None) == traced
     runs = [torch.cat([p.flatten() for p in trainer.parameters(r).values()]) for r in range(4)]
     assert torch.equal(runs[0], runs[1])
     assert torch.equal(runs[2], runs[3])
     assert not torch.allclose(runs[0], runs[2])
+
+
+@pytest.mark.parametrize("name", RANDOM)
+@pytest.mark.parametrize("traced", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_siblings_share_random_numbers_and_tasks_do_not(name, traced):
+    trainer = InnerTrainer([drop_task(RANDOM[name])] * 2, siblings=2, traced=traced)
+    assert_shared_by_siblings_only(trainer)
+    assert trainer._program.batched
+    assert (trainer._program._program is not None) == traced
 
 
 @pytest.mark.parametrize(
@@ -345,14 +314,9 @@ def test_siblings_share_random_numbers_and_tasks_do_not(name, traced):
     ],
 )
 def test_numbers_drawn_in_place_are_drawn_run_by_run_and_shared_by_siblings(call):
-    task = drop_task(lambda: Call(call))
-    trainer = InnerTrainer([task, task], siblings=2)
+    trainer = InnerTrainer([drop_task(lambda: Call(call))] * 2, siblings=2)
     with pytest.warns(UserWarning, match=r"cannot batch `the model` \(Call\), so runs go one"):
-        trainer.run(np.full((4, 4), 1e-2), momentum=np.full(4, 0.9))
-    runs = [torch.cat([p.flatten() for p in trainer.parameters(r).values()]) for r in range(4)]
-    assert torch.equal(runs[0], runs[1])
-    assert torch.equal(runs[2], runs[3])
-    assert not torch.allclose(runs[0], runs[2])
+        assert_shared_by_siblings_only(trainer)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """Any module and loss: N runs trained together against one run in plain torch, number by number."""
 
 import warnings
+from collections import OrderedDict
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,8 +18,7 @@ from pacesetter.inner_models.engine.trainer import InnerTrainer
 from pacesetter.inner_models.task import ModuleTask, OptimizerConfig, Splits
 
 ROWS, BATCH, STEPS = 18, 6, 3
-SHAPES = {"vector": (4,), "series": (5, 4), "steps first": (BATCH, 4), "image": (2, 6, 6)}
-SHAPES |= {"line": (2, 7), "ids": (5,)}
+SHAPES = {"vector": (4,), "series": (5, 4), "image": (2, 6, 6), "line": (2, 7), "ids": (5,)}
 
 
 class Apply(nn.Module):
@@ -90,8 +91,8 @@ def stack(*layers):
     return lambda: nn.Sequential(*(layer() for layer in layers))
 
 
-def of(make, call, **later):
-    return lambda: Apply(make(), lambda module, x: call(module, x, **later))
+def of(make, call):
+    return lambda: Apply(make(), call)
 
 
 def linear(outputs=4):
@@ -100,280 +101,6 @@ def linear(outputs=4):
 
 def conv(dims=2, outputs=4, kernel=3, **options):
     return (nn.Conv1d, nn.Conv2d)[dims - 1](2, outputs, kernel, **options)
-
-
-CASES = {
-    "linear": Case(linear, traced=True),
-    "embedding bag": Case(
-        stack(lambda: nn.EmbeddingBag(7, 3, padding_idx=2)), "ids", culprit="`0` (EmbeddingBag)"
-    ),
-    "embedding": Case(lambda: nn.Embedding(7, 3), "ids"),
-    "embedding with padding": Case(lambda: nn.Embedding(7, 3, padding_idx=2), "ids", traced=True),
-    "embedding with max_norm": Case(
-        stack(lambda: nn.Embedding(7, 3, max_norm=1.0)), "ids", culprit="`0` (Embedding)"
-    ),
-    "layer norm": Case(stack(linear, lambda: nn.LayerNorm(4))),
-    "rms norm": Case(stack(linear, lambda: nn.RMSNorm(4))),
-    "group norm": Case(stack(conv, lambda: nn.GroupNorm(2, 4)), "image"),
-    "prelu": Case(stack(linear, nn.PReLU)),
-    "relu in place": Case(stack(linear, lambda: nn.ReLU(inplace=True))),
-    "spectral norm": Case(
-        lambda: parametrizations.spectral_norm(linear()),
-        culprit="`parametrizations.weight.0` (_SpectralNorm)",
-    ),
-}
-for dims, inputs in ((1, "line"), (2, "image")):
-    for name, options in {
-        "": {},
-        "groups": {"groups": 2},
-        "circular": {"padding": 1, "padding_mode": "circular"},
-    }.items():
-        CASES[f"conv{dims}d {name}"] = Case(
-            lambda dims=dims, options=options: conv(dims, **options), inputs
-        )
-    transposed = (nn.ConvTranspose1d, nn.ConvTranspose2d)[dims - 1]
-    CASES[f"conv{dims}d transposed"] = Case(
-        lambda make=transposed: make(2, 4, 3, stride=2, output_padding=1, groups=2), inputs
-    )
-    dim = f"{dims}d"
-    for make, arguments, named in (
-        ("MaxPool", (2,), {}),
-        ("MaxPool", (3,), {"stride": 1, "padding": 1}),
-        ("AdaptiveAvgPool", (2,), {}),
-    ):
-        CASES[f"{make}{dim} {named or ''}"] = Case(
-            stack(
-                lambda dims=dims: conv(dims, kernel=2),
-                lambda make=make + dim, arguments=arguments, named=named: getattr(nn, make)(
-                    *arguments, **named
-                ),
-            ),
-            inputs,
-            traced=make == "MaxPool" and dims == 2,
-        )
-    for options in ({"affine": True, "track_running_stats": True},):
-        CASES[f"InstanceNorm{dim} {options}"] = Case(
-            stack(
-                lambda dims=dims: conv(dims),
-                lambda dim=dim, options=options: getattr(nn, f"InstanceNorm{dim}")(4, **options),
-            ),
-            inputs,
-        )
-    for options in ({}, {"momentum": None}):
-        CASES[f"BatchNorm{dim} {options}"] = Case(
-            stack(
-                (lambda dims=dims: conv(dims)) if dims > 1 else linear,
-                lambda dim=dim, options=options: getattr(nn, f"BatchNorm{dim}")(4, **options),
-            ),
-            inputs if dims > 1 else "vector",
-            traced="momentum" in options,
-        )
-
-for kind in (nn.GRU, nn.LSTM):
-    for options in (
-        {"batch_first": True},
-        {"bias": False},
-        {"batch_first": True, "num_layers": 2, "bidirectional": True},
-    ):
-        first = options.get("batch_first", False)
-        CASES[f"{kind.__name__} {options}"] = Case(
-            of(
-                lambda kind=kind, options=options: kind(4, 3, **options),
-                lambda m, x, first: m(x)[0] if first else m(x.transpose(0, 1))[0].transpose(0, 1),
-                first=first,
-            ),
-            "series",
-            traced=len(options) == 1,
-        )
-    CASES[f"{kind.__name__}, last states"] = Case(
-        of(
-            lambda kind=kind: kind(4, 3, batch_first=True),
-            lambda m, x: torch.cat(
-                [torch.as_tensor(s).flatten(0, 1) for s in last_states(m, x)], 1
-            ),
-        ),
-        "series",
-        traced=True,
-    )
-    CASES[f"{kind.__name__}, called by a subclass"] = Case(
-        lambda kind=kind: type(
-            "Mine", (kind,), {"forward": lambda s, x: kind.forward(s, x)[0] * 2}
-        )(4, 3, batch_first=True),
-        "series",
-    )
-CASES |= {
-    "LSTM with projection": Case(
-        of(lambda: nn.LSTM(4, 3, proj_size=2, batch_first=True), lambda m, x: m(x)[0]),
-        "series",
-        culprit="`module` (LSTM)",
-    ),
-    "RNN": Case(
-        of(lambda: nn.RNN(4, 3, batch_first=True), lambda m, x: m(x)[0]),
-        "series",
-        culprit="`module` (RNN)",
-    ),
-    "GRU over one row at a time": Case(
-        of(lambda: nn.GRU(4, 3), lambda m, x: torch.stack([m(row)[0] for row in x])), "series"
-    ),
-    "GRU of a packed sequence": Case(
-        of(
-            lambda: nn.ModuleDict({"rnn": nn.GRU(4, 3, batch_first=True)}),
-            lambda m, x: m["rnn"](pack_padded_sequence(x.detach(), [5] * len(x), batch_first=True))[
-                1
-            ][0],
-        ),
-        "series",
-        culprit="`the model` (Apply)",
-    ),
-    "GRUCell": Case(stack(lambda: nn.GRUCell(4, 3)), culprit="`0` (GRUCell)"),
-}
-
-
-def last_states(module, x):
-    states = module(x)[1]
-    states = states if isinstance(states, tuple) else (states,)
-    return [s.transpose(0, 1)[..., None] for s in states]
-
-
-def causal(x, steps):
-    return nn.Transformer.generate_square_subsequent_mask(steps, dtype=x.dtype)
-
-
-def attention(**options):
-    return lambda: nn.MultiheadAttention(4, 2, **options)
-
-
-def padded(x):
-    """Marks some steps as padding, but the first of no row."""
-    mask = x[..., 0] > 0.5
-    return mask & (torch.arange(x.shape[1]) > 0)
-
-
-def attend_blindly(module, x):
-    """Masks that leave some queries nothing to look at, as left padding does."""
-    hidden = torch.ones(5, 5, dtype=torch.bool).triu(1)
-    hidden[:2] = True
-    x = x.transpose(0, 1)  # batch_first would have torch's fused kernel give NaNs in evaluation
-    return module(x, x, x, attn_mask=hidden, need_weights=False)[0].transpose(0, 1)
-
-
-for weights in (True, False):
-    for name, call in {
-        "": lambda m, x, w: m(x, x, x, need_weights=w),
-        "mask": lambda m, x, w: m(x, x, x, need_weights=w, attn_mask=causal(x, 5)),
-        "causal": lambda m, x, w: m(
-            x, x, x, need_weights=w, attn_mask=causal(x, 5), is_causal=True
-        ),
-        "bool mask": lambda m, x, w: m(x, x, x, need_weights=w, attn_mask=causal(x, 5) < 0),
-        "mask per row": lambda m, x, w: m(
-            x, x, x, need_weights=w, attn_mask=causal(x, 5).repeat(2 * len(x), 1, 1)
-        ),
-        "padding": lambda m, x, w: m(x, x, x, need_weights=w, key_padding_mask=padded(x)),
-        "padding and mask": lambda m, x, w: m(
-            x, x, x, need_weights=w, key_padding_mask=padded(x), attn_mask=causal(x, 5) < 0
-        ),
-        "other keys": lambda m, x, w: m(x, x * 2, x + 1, need_weights=w),
-    }.items():
-        CASES[f"attention, {name}, weights {weights}"] = Case(
-            of(
-                attention(batch_first=True),
-                lambda m, x, attend, weights: joined(attend(m, x, weights)),
-                attend=call,
-                weights=weights,
-            ),
-            "series",
-            traced=name == "padding",
-        )
-
-
-def joined(results):
-    """Output and weights of attention, as far as there are any."""
-    return torch.cat([r.flatten(1) for r in results if r is not None], 1)
-
-
-CASES |= {
-    "attention, no batch": Case(
-        of(attention(), lambda m, x: torch.stack([m(r, r, r, need_weights=False)[0] for r in x])),
-        "series",
-    ),
-    "attention, other widths": Case(
-        of(
-            attention(batch_first=True, kdim=3, vdim=2, bias=False),
-            lambda m, x: m(x, x[..., :3], x[..., :2])[0],
-        ),
-        "series",
-    ),
-    "attention, extra keys": Case(
-        of(
-            attention(batch_first=True, add_bias_kv=True, add_zero_attn=True),
-            lambda m, x: m(x, x, x, need_weights=False, key_padding_mask=padded(x))[0],
-        ),
-        "series",
-    ),
-    "attention, nothing to look at": Case(of(attention(), attend_blindly), "series"),
-}
-
-
-def encoder_layer(**options):
-    return nn.TransformerEncoderLayer(4, 2, 6, dropout=0.0, **options)
-
-
-def encoder(**options):
-    layer = encoder_layer(batch_first=True, **options)
-    return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-
-
-def decoder_layer():
-    return nn.TransformerDecoderLayer(4, 2, 6, dropout=0.0, batch_first=True)
-
-
-CASES |= {
-    "encoder layer": Case(lambda: encoder_layer(batch_first=True), "series", traced=True),
-    "encoder": Case(encoder, "series"),
-    "encoder with a mask": Case(
-        of(encoder, lambda m, x: m(x, mask=causal(x, 5))), "series", traced=True
-    ),
-    "encoder with a causal mask": Case(
-        of(encoder, lambda m, x: m(x, mask=causal(x, 5), is_causal=True)), "series"
-    ),
-    "decoder": Case(
-        of(
-            lambda: nn.TransformerDecoder(decoder_layer(), 2),
-            lambda m, x: m(x, x * 2, tgt_mask=causal(x, 5)),
-        ),
-        "series",
-        traced=True,
-    ),
-    "transformer": Case(
-        of(
-            lambda: nn.Transformer(4, 2, 1, 1, 6, dropout=0.0, batch_first=True),
-            lambda m, x: m(x, x * 2, tgt_mask=causal(x, 5), tgt_is_causal=True),
-        ),
-        "series",
-    ),
-}
-
-
-class Heads(nn.Module):
-    """Attention as users write it."""
-
-    def __init__(self, **options):
-        super().__init__()
-        self.project, self.options = nn.Linear(4, 12), options
-
-    def forward(self, x):
-        q, k, v = self.project(x).view(*x.shape[:2], 3, 2, 2).permute(2, 0, 3, 1, 4)
-        options = {n: o(x) if callable(o) else o for n, o in self.options.items()}
-        return F.scaled_dot_product_attention(q, k, v, **options).transpose(1, 2)
-
-
-for name, options in {
-    "causal": {"is_causal": True},
-    "bool mask": {"attn_mask": lambda x: causal(x, 5) == 0},
-}.items():
-    CASES[f"scaled dot product, {name}"] = Case(
-        lambda options=options: Heads(**options), "series", traced=True
-    )
 
 
 class Tied(nn.Module):
@@ -395,13 +122,10 @@ class Peeks(nn.Module):
         return x if x.mean().item() > 1e9 else x * 2
 
 
-class Encoder(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.norm, self.strange, self.out = nn.BatchNorm1d(4), Peeks(), nn.Linear(4, 2)
-
-    def forward(self, x):
-        return self.out(self.strange(self.norm(x)))
+def peeking():
+    """The module that looks is named, however deep it lies."""
+    layers = {"norm": nn.BatchNorm1d(4), "strange": Peeks(), "out": linear(2)}
+    return nn.ModuleDict({"encoder": nn.Sequential(OrderedDict(layers))})
 
 
 def parts_by_themselves(model, batch):
@@ -410,12 +134,46 @@ def parts_by_themselves(model, batch):
     return F.mse_loss(model["decode"](states)[:, -1, 0], batch[1])
 
 
-CASES |= {
+def padded_embedding():
+    return nn.Embedding(7, 3, padding_idx=2)
+
+
+CASES = {
+    "linear": Case(linear, traced=True),
+    "embedding": Case(lambda: nn.Embedding(7, 3), "ids"),
+    "embedding with padding": Case(padded_embedding, "ids", traced=True),
+    "embedding with max_norm": Case(
+        stack(lambda: nn.Embedding(7, 3, max_norm=1.0)), "ids", culprit="`0` (Embedding)"
+    ),
+    "layer norm": Case(stack(linear, lambda: nn.LayerNorm(4))),
+    "group norm": Case(stack(conv, lambda: nn.GroupNorm(2, 4)), "image"),
+    "prelu": Case(stack(linear, nn.PReLU)),
+    "relu in place": Case(stack(linear, lambda: nn.ReLU(inplace=True))),
+    "spectral norm": Case(
+        lambda: parametrizations.spectral_norm(linear()),
+        culprit="`parametrizations.weight.0` (_SpectralNorm)",
+    ),
+    "batch norm of vectors": Case(stack(linear, lambda: nn.BatchNorm1d(4))),
+    "batch norm": Case(stack(conv, lambda: nn.BatchNorm2d(4)), "image"),
+    "batch norm with a mean of all": Case(
+        stack(conv, lambda: nn.BatchNorm2d(4, momentum=None)), "image", traced=True
+    ),
+    "grouped conv1d": Case(partial(conv, 1, groups=2), "line"),
+    "circular conv": Case(partial(conv, padding=1, padding_mode="circular"), "image"),
+    "transposed conv": Case(
+        lambda: nn.ConvTranspose2d(2, 4, 3, stride=2, output_padding=1, groups=2), "image"
+    ),
+    "max pooling": Case(stack(conv, lambda: nn.MaxPool2d(2)), "image", traced=True),
+    "overlapping max pooling": Case(
+        stack(partial(conv, 1), lambda: nn.MaxPool1d(3, 1, padding=1)), "line"
+    ),
+    "mean pooling": Case(stack(conv, lambda: nn.AdaptiveAvgPool2d(2)), "image"),
+    "instance norm": Case(
+        stack(conv, lambda: nn.InstanceNorm2d(4, affine=True, track_running_stats=True)), "image"
+    ),
     "tied weights": Case(Tied, "ids"),
     "a look at numbers": Case(
-        lambda: nn.ModuleDict({"encoder": Encoder()}),
-        loss=lambda m, b: squares(m["encoder"], b),
-        culprit="`encoder.strange` (Peeks)",
+        peeking, loss=lambda m, b: squares(m["encoder"], b), culprit="`encoder.strange` (Peeks)"
     ),
     "a loss that looks at numbers": Case(
         linear,
@@ -432,25 +190,187 @@ CASES |= {
     ),
 }
 
+
+# -- recurrent layers -----------------------------------------------------------------------------
+
+
+def outputs(module, x):
+    return module(x)[0] if module.batch_first else module(x.transpose(0, 1))[0].transpose(0, 1)
+
+
+def last_states(module, x):
+    states = module(x)[1]
+    states = states if isinstance(states, tuple) else (states,)
+    return torch.cat([s.transpose(0, 1).flatten(1) for s in states], 1)
+
+
+def packed(module, x):
+    lengths = [x.shape[1]] * len(x)
+    return module["rnn"](pack_padded_sequence(x.detach(), lengths, batch_first=True))[1][0]
+
+
+def subclass(kind):
+    return type("Mine", (kind,), {"forward": lambda s, x: kind.forward(s, x)[0] * 2})
+
+
+BOTH_WAYS = {"batch_first": True, "num_layers": 2, "bidirectional": True}
+for kind in (nn.GRU, nn.LSTM):
+    for options in ({"batch_first": True}, {"bias": False}, BOTH_WAYS):
+        CASES[f"{kind.__name__} {options}"] = Case(
+            of(partial(kind, 4, 3, **options), outputs), "series", traced=len(options) == 1
+        )
+    CASES[f"{kind.__name__}, last states"] = Case(
+        of(partial(kind, 4, 3, batch_first=True), last_states), "series", traced=True
+    )
+    CASES[f"{kind.__name__}, called by a subclass"] = Case(
+        partial(subclass(kind), 4, 3, batch_first=True), "series"
+    )
+CASES |= {
+    "LSTM with projection": Case(
+        of(lambda: nn.LSTM(4, 3, proj_size=2), outputs), "series", culprit="`module` (LSTM)"
+    ),
+    "GRU over one row at a time": Case(
+        of(lambda: nn.GRU(4, 3), lambda m, x: torch.stack([m(row)[0] for row in x])), "series"
+    ),
+    "GRU of a packed sequence": Case(
+        of(lambda: nn.ModuleDict({"rnn": nn.GRU(4, 3, batch_first=True)}), packed),
+        "series",
+        culprit="`the model` (Apply)",
+    ),
+    "GRUCell": Case(stack(lambda: nn.GRUCell(4, 3)), culprit="`0` (GRUCell)"),
+}
+
+
+# -- attention ------------------------------------------------------------------------------------
+
+
+def causal(x):
+    return nn.Transformer.generate_square_subsequent_mask(5, dtype=x.dtype)
+
+
+def padded(x):
+    """Marks some steps as padding, but the first of no row."""
+    return (x[..., 0] > 0.5) & (torch.arange(x.shape[1]) > 0)
+
+
+def attend_blindly(module, x):
+    """Masks that leave some queries nothing to look at, as left padding does."""
+    hidden = torch.ones(5, 5, dtype=torch.bool).triu(1)
+    hidden[:2] = True
+    x = x.transpose(0, 1)  # batch_first would have torch's fused kernel give NaNs in evaluation
+    return module(x, x, x, attn_mask=hidden, need_weights=False)[0].transpose(0, 1)
+
+
+def attending(call, **options):
+    """Output of attention, and its weights as far as there are any."""
+
+    def joined(module, x):
+        return torch.cat([r.flatten(1) for r in call(module, x) if r is not None], 1)
+
+    return Case(of(partial(nn.MultiheadAttention, 4, 2, **options), joined), "series")
+
+
+SELF = {
+    "plain": lambda x: {},
+    "mask": lambda x: {"attn_mask": causal(x)},
+    "causal": lambda x: {"attn_mask": causal(x), "is_causal": True},
+    "mask per row": lambda x: {"attn_mask": causal(x).repeat(2 * len(x), 1, 1)},
+    "padding": lambda x: {"key_padding_mask": padded(x)},
+    "padding and mask": lambda x: {"key_padding_mask": padded(x), "attn_mask": causal(x) < 0},
+}
+for name, options in SELF.items():
+    for weights in (True, False):
+        CASES[f"attention, {name}, weights {weights}"] = attending(
+            lambda m, x, o=options, w=weights: m(x, x, x, need_weights=w, **o(x)), batch_first=True
+        )
+CASES |= {
+    "attention, other keys": attending(lambda m, x: m(x, x * 2, x + 1), batch_first=True),
+    "attention, no batch": Case(
+        of(
+            lambda: nn.MultiheadAttention(4, 2),
+            lambda m, x: torch.stack([m(r, r, r, need_weights=False)[0] for r in x]),
+        ),
+        "series",
+    ),
+    "attention, other widths": attending(
+        lambda m, x: m(x, x[..., :3], x[..., :2])[:1], batch_first=True, kdim=3, vdim=2, bias=False
+    ),
+    "attention, extra keys": attending(
+        lambda m, x: m(x, x, x, need_weights=False, key_padding_mask=padded(x)),
+        batch_first=True,
+        add_bias_kv=True,
+        add_zero_attn=True,
+    ),
+    "attention, nothing to look at": Case(
+        of(lambda: nn.MultiheadAttention(4, 2), attend_blindly), "series"
+    ),
+}
+
+
+def encoder_layer():
+    return nn.TransformerEncoderLayer(4, 2, 6, dropout=0.0, batch_first=True)
+
+
+def encoder():
+    return nn.TransformerEncoder(encoder_layer(), 2, enable_nested_tensor=False)
+
+
+def decoder():
+    layer = nn.TransformerDecoderLayer(4, 2, 6, dropout=0.0, batch_first=True)
+    return nn.TransformerDecoder(layer, 2)
+
+
+def transformer():
+    return nn.Transformer(4, 2, 1, 1, 6, dropout=0.0, batch_first=True)
+
+
+class Heads(nn.Module):
+    """Attention as users write it."""
+
+    def __init__(self, options):
+        super().__init__()
+        self.project, self.options = nn.Linear(4, 12), options
+
+    def forward(self, x):
+        q, k, v = self.project(x).view(*x.shape[:2], 3, 2, 2).permute(2, 0, 3, 1, 4)
+        return F.scaled_dot_product_attention(q, k, v, **self.options(x)).transpose(1, 2)
+
+
+for name, build, traced in (
+    ("encoder layer", encoder_layer, True),
+    ("encoder", encoder, False),
+    ("encoder with a mask", of(encoder, lambda m, x: m(x, mask=causal(x))), True),
+    ("causal encoder", of(encoder, lambda m, x: m(x, mask=causal(x), is_causal=True)), False),
+    ("decoder", of(decoder, lambda m, x: m(x, x * 2, tgt_mask=causal(x))), True),
+    (
+        "transformer",
+        of(transformer, lambda m, x: m(x, x * 2, tgt_mask=causal(x), tgt_is_causal=True)),
+        False,
+    ),
+    ("scaled dot product", lambda: Heads(lambda x: {"is_causal": True}), True),
+    ("masked dot product", lambda: Heads(lambda x: {"attn_mask": causal(x) == 0}), True),
+):
+    CASES[name] = Case(build, "series", traced=traced)
+
+
+# -- losses ---------------------------------------------------------------------------------------
+
 WEIGHTS = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)
 LOSSES = {
     "mse": F.mse_loss,
-    "l1": F.l1_loss,
-    "huber": lambda out, y: F.huber_loss(out, y, delta=0.7),
+    "huber": partial(F.huber_loss, delta=0.7),
     "kl": lambda out, y: F.kl_div(out.log_softmax(1), y.softmax(1), reduction="batchmean"),
     "soft targets": lambda out, y: F.cross_entropy(out, y.softmax(1), label_smoothing=0.1),
 }
 LABEL_LOSSES = {
     "cross entropy": F.cross_entropy,
-    "everything": lambda out, y: F.cross_entropy(
-        out, y, WEIGHTS, ignore_index=1, label_smoothing=0.1
-    ),
+    "everything": partial(F.cross_entropy, weight=WEIGHTS, ignore_index=1, label_smoothing=0.1),
     "nll": lambda out, y: F.nll_loss(out.log_softmax(1), y),
 }
 for targets, losses in (("rows", LOSSES), ("labels", LABEL_LOSSES)):
     for name, loss in losses.items():
         CASES[f"{targets}: {name}"] = Case(
-            lambda: linear(3),
+            partial(linear, 3),
             loss=lambda model, batch, loss=loss: loss(model(batch[0]), batch[1]),
             targets=targets,
             culprit="its loss" if name == "kl" else None,
@@ -495,7 +415,13 @@ def test_n_runs_are_n_plain_runs(name):
     check(CASES[name], traced=False)
 
 
-QUICK = {"linear", "embedding with padding", "LSTM, last states", "encoder layer", "MaxPool2d "}
+QUICK = {
+    "linear",
+    "embedding with padding",
+    "LSTM, last states",
+    "encoder layer",
+    "max pooling",
+}
 
 
 @pytest.mark.parametrize(
