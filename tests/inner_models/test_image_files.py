@@ -218,8 +218,8 @@ def test_train_splits_range_from_2000_rows_to_all(tmp_path):
 
 def test_few_rows_are_enough_and_too_few_are_refused(tmp_path):
     for train in (3, 4, 13):
-        write_mnist(tmp_path / "mnist", train=train, test=1)
-        task = group("mnist-mlp", tmp_path)[0]
+        write_mnist(tmp_path / str(train) / "mnist", train=train, test=1)
+        task = group("mnist-mlp", tmp_path / str(train))[0]
         assert task.batch_size <= task.splits.num_rows("train") <= train - 2
         assert sum(task.splits.num_rows(name) for name in SPLITS) == train + 1
     write_mnist(tmp_path / "mnist", train=2)
