@@ -71,11 +71,7 @@ def test_recorded_decisions_come_out_the_same(name, num_runs):
     for record in recording(name):
         features, verdict, taken = take(core, record)
         codec = core.codec
-        settings = (
-            codec.lr_factors(record["steps"], 1)[0],
-            codec.momentum,
-            codec.clip_ratio,
-        )
+        settings = (codec.lr_factors(record["steps"], 1)[0], codec.momentum, codec.clip_ratio)
         for run in range(num_runs):
             np.testing.assert_allclose(features[run], record["features"], **EXACT)
             np.testing.assert_array_equal(taken[run], record["action"])

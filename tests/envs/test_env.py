@@ -65,9 +65,7 @@ def rollout(env, actions, seed):
 
 
 @pytest.mark.parametrize(
-    "task",
-    [SMALL, own_task(), own_task(seed=3)],
-    ids=["family", "task", "seeded-task"],
+    "task", [SMALL, own_task(), own_task(seed=3)], ids=["family", "task", "seeded-task"]
 )
 def test_both_checkers_pass(task):
     env = gymnasium.make(ID, task=task, **SHORT).unwrapped

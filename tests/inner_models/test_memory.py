@@ -30,8 +30,7 @@ def mean_square(model, batch):
 
 
 @pytest.mark.parametrize(
-    ("num_tasks", "siblings", "fits"),
-    [(4, 4, 8), pytest.param(16, 1, 11, marks=pytest.mark.slow)],
+    ("num_tasks", "siblings", "fits"), [(4, 4, 8), pytest.param(16, 1, 11, marks=pytest.mark.slow)]
 )
 def test_the_number_of_runs_that_fit_is_named(monkeypatch, num_tasks, siblings, fits):
     most = 11  # which is not a whole number of tasks of four runs

@@ -22,10 +22,7 @@ def teacher_tasks(
     num_tasks=2, *, optimizer="adamw", classification=True, layer_norm=True, endless=False
 ):
     model = MLPShape(
-        widths=(6, 8, 8, 3),
-        activation="gelu",
-        layer_norm=layer_norm,
-        classification=classification,
+        widths=(6, 8, 8, 3), activation="gelu", layer_norm=layer_norm, classification=classification
     )
     job = Job(
         num_train=70,

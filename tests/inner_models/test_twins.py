@@ -415,13 +415,7 @@ def test_n_runs_are_n_plain_runs(name):
     check(CASES[name], traced=False)
 
 
-QUICK = {
-    "linear",
-    "embedding with padding",
-    "LSTM, last states",
-    "encoder layer",
-    "max pooling",
-}
+QUICK = {"linear", "embedding with padding", "LSTM, last states", "encoder layer", "max pooling"}
 
 
 @pytest.mark.parametrize(
