@@ -7,7 +7,7 @@ One codec serves the environments (many runs) and the plug-in (one run). Actions
 
 with a cosine decay to 1 % and, over the first K-th of the run, a linear ramp from 1 %. Late in a
 run the learning rate may be held, but not raised above its earlier peak: by then there is nothing
-left to recover from, and on a training set that is learned by heart a rate that keeps rising is
+left to recover from, and on a training set that is memorised a rate that keeps rising is
 rewarded by nothing until it wrecks the run.
 """
 

@@ -152,7 +152,7 @@ class FeatureEncoder:
         """(num_runs,), whether a recent validation loss says that further training does harm.
 
         It lies above its best by more than `OVERFIT_SHARE` of its fall from the first to the best.
-        The one answer that helps is a lower learning rate: what is learned by heart stays so.
+        The one answer that helps is a lower learning rate: what is memorised stays so.
         """
         m = self._memory
         rise, fall = m["valid"] - m["valid_best"], m["valid_first"] - m["valid_best"]

@@ -76,7 +76,7 @@ def own_task(spec: str, *, seed: int = 0, steps: int | None = None) -> Task:
 
     Raises:
         ValueError: there is no such function, or what it makes cannot be compared on; the message
-            says what came and how to mend it.
+            says what came and how to fix it.
     """
     make = _find(spec)
     first, second = (_made(make, spec, seed) for _ in range(2))
@@ -289,7 +289,7 @@ def check_task(task: Task) -> None:
         ValueError: the factory makes no module, nothing in it can be trained, or its weights differ
             between two calls under one seed; the loss is not one number, is not finite at the
             start, changes between two readings of the same rows, or does not depend on the
-            weights. The message says what came and how to mend it.
+            weights. The message says what came and how to fix it.
     """
     model, again = (_build(task) for _ in range(2))
     trained = [p for p in model.parameters() if p.requires_grad]

@@ -19,8 +19,8 @@ from pacesetter.inner_models.registry import META_TRAIN
 # The quickest families.
 _MLPS: dict[str, Any] = {"families": ("teacher-mlp",), "validation_families": ("digits-mlp",)}
 
-# Seconds that a group of 64 runs takes on one core, about: dear families are drawn less often, so
-# that the same time gives more runs.
+# Seconds that a group of 64 runs takes on one core. Costly families are drawn less often, so that
+# the same time gives more runs.
 _SECONDS = {
     "teacher-mlp": 1.4,
     "quadratic": 0.6,

@@ -177,7 +177,7 @@ def _mean_gradient(policy: Policy, start: FloatArray, end: FloatArray) -> FloatA
         outputs = _outputs_and_gradients(policy, start + pieces.reshape(-1, 1) * direction)[0]
         outputs = outputs.reshape(len(pieces), 2, -1)
         missed = np.abs(means @ direction - (outputs[:, 1] - outputs[:, 0])).max(1)
-        # Not finite counts as settled: halving would not mend it.
+        # Not finite counts as settled: halving would not help.
         halve = missed > TOLERANCE * (1 + np.abs(outputs).max((1, 2)))
         if halving == MAX_HALVINGS or halve.sum() > MAX_PIECES:
             halve[:] = False

@@ -1,12 +1,12 @@
 """How familiar a job is: the density of its features among those of meta-training.
 
 A policy is only right where it has learned. The features of meta-training are described by a
-mixture of Gaussians, and strange is what has much less density than they usually have: the
+mixture of Gaussians, and unfamiliar is what has much less density than they usually have: the
 distance is 1 in the median, and rises with minus the log density. A single Gaussian tells real jobs
 from nonsense far worse: training has phases, and what is usual in one is absurd in another.
 
 What a user decides (horizon, optimizer, momentum, how often there is a validation loss and how far
-it is from the training loss) makes no job strange: those features are left out of the density.
+it is from the training loss) makes no job unfamiliar: those features are left out of the density.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ LEFT_OUT = (
     *("log_horizon", "adaptive", "log_one_minus_momentum"),
     *("valid_known", "valid_age", "valid_above_best", "valid_drop_total", "valid_gap"),
 )
-"""Features that make no job strange."""
+"""Features that make no job unfamiliar."""
 _LOSS = [i for i, name in enumerate(FEATURE_NAMES) if "loss_" in name]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Familiarity:
-    """A density of features, and the distance beyond which a job is strange.
+    """A density of features, and the distance beyond which a job is unfamiliar.
 
     Attributes:
         mean: (F,), mean of every feature in meta-training.
@@ -89,7 +89,7 @@ class Familiarity:
             )
 
     def distance(self, features: ArrayLike) -> FloatArray:
-        """How strange features (n, F) are: (n,), never negative.
+        """How unfamiliar features (n, F) are: (n,), never negative.
 
         It is 1 in the median of meta-training, and below 2 for nine in ten.
 
@@ -156,7 +156,7 @@ _NUMBERS = ("typical", "scale", "threshold")
 class FamiliarityMeter:
     """Watches some runs, decision by decision.
 
-    A single strange interval happens in the best of runs, so the distance is smoothed over
+    A single unfamiliar interval happens in the best of runs, so the distance is smoothed over
     decisions, beginning from the typical 1. A loss that never changes is found out on its own.
 
     Args:

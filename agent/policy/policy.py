@@ -82,7 +82,7 @@ class Policy:
         activation: ``"tanh"`` or ``"relu"``, between layers; the last one is linear.
         control: bounds and step sizes that the policy was trained with.
         info: where it came from.
-        familiarity: tells features that are strange to the policy; None: none is.
+        familiarity: tells features that are unfamiliar to the policy; None: none is.
 
     Raises:
         ValueError: shapes that do not fit, weights that are not finite, or another activation.

@@ -170,7 +170,7 @@ def learned_families(config: TrainConfig, start: Policy | None) -> tuple[str, ..
 def meter_families(config: TrainConfig, policy: Policy) -> tuple[str, ...]:
     """Families that the meter of a policy is fitted to: all that it knows, as far as they are here.
 
-    A meter that knew one user's few tasks alone would find their very next job strange. Own
+    A meter that knew one user's few tasks alone would find their very next job unfamiliar. Own
     families of an earlier training may be gone, and those from files are never learned from here.
     """
     here = set(family_names()) - set(FROM_FILES)

@@ -1,4 +1,4 @@
-"""The meter for jobs that are strange to a policy: features of meta-training, and their density.
+"""The meter for unfamiliar jobs: the features of meta-training, and their density.
 
 The features are those of runs of its families under the policy. They are to hold whatever a sane
 job may show, so the runs vary what users vary: besides their random tasks and starts, half of them

@@ -148,7 +148,7 @@ def train(
     """Meta-trains a policy and writes its file.
 
     The folder then holds ``policy.safetensors`` (the best on the validation tasks so far; at the
-    end with a meter for jobs that are strange to it, see `fit_meter`),
+    end with a meter for unfamiliar jobs, see `fit_meter`),
     ``checkpoint.pt``, ``validation.csv``, TensorBoard logs in ``tensorboard/`` and ``run.json``. A
     run that was stopped at any point, resumed, ends in the same policy as one that ran through,
     bit for bit on the CPU with the same number of threads. Two settings of this process are made
@@ -240,7 +240,7 @@ def fit_meter(
     device: torch.device | str = "cpu",
     progress: bool = False,
 ) -> Policy:
-    """Gives a policy the meter for jobs that are strange to it, from runs on its families."""
+    """Gives a policy the meter for unfamiliar jobs, from runs on its families."""
     num_runs = min(METER_RUNS, max(16, config.decisions // DECISIONS_PER_METER_RUN))
     seen = collect_features(
         policy,

@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: its arguments; None: those of the process.
 
     Returns:
-        Exit code: 0; 1 after a failure; 2 after an error that the user can mend; 3 where a package
+        Exit code: 0; 1 after a failure; 2 after an error that the user can fix; 3 where a package
         is missing; 130 after Ctrl-C, 143 after SIGTERM.
     """
     # OpenMP's threads otherwise spin while they wait, and another busy process on the same cores

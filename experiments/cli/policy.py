@@ -30,7 +30,7 @@ examples:
   pacesetter inspect runs/laptop/policy.safetensors --json
 
 Prints where the policy came from, what it was trained on, its bounds and sizes,
-its meter for strange jobs, and how its actions respond to every feature.
+its meter for unfamiliar jobs, and how its actions respond to every feature.
 Actions lie in [-1, 1], in units of the largest change per decision; zero means
 to carry on.
 """,
@@ -104,9 +104,9 @@ def run_inspect(args: argparse.Namespace, line: str) -> Answer:
         "commit": info.commit,
         **{f"version of {name}": number for name, number in info.versions.items()},
         **{name.replace("_", " "): value for name, value in header["control"].items()},
-        "meter": "none: no job counts as strange"
+        "meter": "none: no job counts as unfamiliar"
         if meter is None
-        else f"{len(meter.means)} components, strange from a distance of {meter.threshold:.3g}",
+        else f"{len(meter.means)} components, unfamiliar from a distance of {meter.threshold:.3g}",
         **{name.replace("_", " "): value for name, value in info.provenance.items()},
         "features": ", ".join(row[0] for row in header["features"]),
     }

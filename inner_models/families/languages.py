@@ -1,6 +1,6 @@
 """Small transformers on generated languages, whose entropy, and so the least loss, is known.
 
-Markov chains ask for tables of transitions, learned early or by heart; bracket languages for a
+Markov chains ask for tables of transitions, learned early or memorised; bracket languages for a
 memory of what is open, learned late.
 """
 

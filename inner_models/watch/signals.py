@@ -285,7 +285,7 @@ class TrainingSignals:
     def _reserve(self, steps: int, window_steps: int) -> bool:
         """Sees to it that the tables are as long as that; returns whether they had to move."""
         have, have_window = self._rows.shape[1], len(self._window)
-        # Twice what is asked for: the next interval may be longer, and moving is dear.
+        # Twice what is asked for: the next interval may be longer, and moving is expensive.
         if steps > have:
             rows = self._rows.new_empty(3, 2 * steps, self._rows.shape[2])
             self._blank(rows)

@@ -1,6 +1,6 @@
 """MLPs on hard labels: wrong on some training rows, or nearly all of one class.
 
-A training loss that falls here may be noise learned by heart, or a rare class given up: new rows
+A training loss that falls here may be memorised noise, or a rare class given up: new rows
 are clean, and sometimes balanced where the training rows are not.
 """
 

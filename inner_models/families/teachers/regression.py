@@ -54,7 +54,7 @@ class TeacherRanges(StudentRanges):
     separation: Range = (2.0, 8.0)  # distance of the clusters' centres over the spread of points
     sharpness: Range = (0.5, 3.0)  # factor on the teacher's first layer
     # share of classification tasks whose classes are clusters of points, which a network
-    # soon learns by heart, rather than the answers of a teacher network
+    # soon memorises, rather than the answers of a teacher network
     cluster_share: float = 0.4
     regression_share: float = 0.35  # share of regression tasks
 
