@@ -1,12 +1,14 @@
 """Small jobs in plain loops, and policies made by hand, for tests of the plug-in."""
 
 import copy
+import io
 
 import numpy as np
 import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, NAdam, RAdam, RMSprop
 
+from pacesetter.agent.plugin.scheduler import LearnedScheduler
 from pacesetter.agent.policy.policy import Policy
 from pacesetter.envs.actions import ControlConfig
 from pacesetter.envs.features import FEATURE_NAMES, NUM_FEATURES
@@ -52,10 +54,23 @@ def flat(model):
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-class Job:
-    """A small regression in a plain loop; `model` and `optimizer` may be replaced."""
+def through_a_file(*parts):
+    """Their states, read back from a file with nothing but tensors and plain types allowed."""
+    file = io.BytesIO()
+    torch.save([part.state_dict() for part in parts], file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
 
-    def __init__(self, name="AdamW", *, dtype=torch.float64, norm=False, device="cpu", **options):
+
+class Job:
+    """A small regression in a plain loop.
+
+    `groups` has the options of param groups. Each has a layer; the last has the rest.
+    """
+
+    def __init__(
+        self, name="AdamW", *, dtype=torch.float64, norm=False, device="cpu", groups=({},), **kwargs
+    ):
         g = torch.Generator().manual_seed(0)
         self.inputs = torch.randn(64, 4, generator=g).to(device, dtype)
         self.targets = self.inputs.sin().sum(1, keepdim=True)
@@ -64,8 +79,11 @@ class Job:
             middle = [nn.BatchNorm1d(8)] if norm else []
             model = nn.Sequential(nn.Linear(4, 8), *middle, nn.Tanh(), nn.Linear(8, 1))
             self.model = model.to(device, dtype)
+        layers = [params for layer in self.model if (params := list(layer.parameters()))]
+        rest = [p for params in layers[len(groups) - 1 :] for p in params]
+        parts = zip([*layers[: len(groups) - 1], rest], groups, strict=True)
         kind, usual = KINDS[name]
-        self.optimizer = kind(self.model.parameters(), **{**usual, **options})
+        self.optimizer = kind([{"params": p, **g} for p, g in parts], **{**usual, **kwargs})
         self.done, self.losses, self.lrs = 0, [], []
 
     def loss(self):
@@ -98,3 +116,9 @@ class Job:
         self.optimizer.load_state_dict(copy.deepcopy(other.optimizer.state_dict()))
         self.done = other.done
         return self
+
+
+def start(total, policy, *, job=None, **options):
+    """A job and its scheduler."""
+    job = job or Job()
+    return job, LearnedScheduler(job.optimizer, total, policy=policy, **options)

@@ -8,18 +8,16 @@ import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
+import jobs
 import pytest
 import torch
+from jobs import always, flat
 from torch import nn
 from torch.nn.functional import mse_loss
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from pacesetter.agent.plugin.scheduler import LearnedScheduler
-from pacesetter.agent.policy.policy import Policy
-from pacesetter.envs.actions import ControlConfig
-from pacesetter.envs.features import NUM_FEATURES
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # these packages warn of each other while they are imported
@@ -49,17 +47,8 @@ pytestmark = [
 NUM_ROWS, BATCH = 48, 4
 
 
-def always(*action):
-    """The policy that answers the same to everything."""
-    return Policy([(np.zeros((3, NUM_FEATURES)), np.array(action, dtype=float))])
-
-
-def reactive(num_intervals=10, seed=0):
-    """A policy whose answers depend on all that it sees."""
-    rng = np.random.default_rng(seed)
-    shapes = [(8, NUM_FEATURES), (3, 8)]
-    layers = [(0.3 * rng.normal(size=s), 0.3 * rng.normal(size=s[0])) for s in shapes]
-    return Policy(layers, control=ControlConfig(num_intervals=num_intervals))
+def reactive(num_intervals=10):
+    return jobs.reactive(size=0.3, num_intervals=num_intervals)
 
 
 def rows():
@@ -90,10 +79,6 @@ class Net(nn.Module):
 class NetOfTuples(Net):
     def forward(self, x, labels=None):
         return tuple(super().forward(x, labels).values())
-
-
-def weights(model):
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
 def by_hand(model, updates, policy, *, accumulate=1, grouped=False):
@@ -163,7 +148,7 @@ def test_huggingface_is_the_plain_loop(tmp_path, net, accumulate):
     plain = net()
     scheduler, lrs = by_hand(plain, 20, reactive(), accumulate=accumulate, grouped=True)
     assert_same_history(callback.scheduler.history, scheduler.history)
-    torch.testing.assert_close(weights(trainer.model), weights(plain), rtol=0, atol=0)
+    torch.testing.assert_close(flat(trainer.model), flat(plain), rtol=0, atol=0)
     logged = [entry["learning_rate"] for entry in trainer.state.log_history if "loss" in entry]
     assert logged == lrs
 
@@ -199,7 +184,7 @@ def test_huggingface_dry_run_changes_nothing(tmp_path):
     assert len(callback.scheduler.history) == 9
     first = callback.scheduler.history[0]
     assert first.lr == pytest.approx(1e-2 * first.lr_factor)  # not from the 0 of the warm-up
-    torch.testing.assert_close(weights(shadow.model), weights(plain.model), rtol=0, atol=0)
+    torch.testing.assert_close(flat(shadow.model), flat(plain.model), rtol=0, atol=0)
 
 
 class Spy(TrainerCallback):
@@ -233,18 +218,7 @@ def test_huggingface_leaves_alone_what_it_does_not_control(tmp_path, control):
     assert (spy.norms == plain.norms) == ("clip" not in control)
 
 
-def test_huggingface_resumes_with_a_later_end(tmp_path):
-    callback = huggingface.LearnedSchedulerCallback(policy=reactive())
-    trainer_for(tmp_path, callback, save_strategy="steps", save_steps=10).train()
-    spy, again = Spy(), huggingface.LearnedSchedulerCallback(policy=reactive())
-    trainer = trainer_for(tmp_path, again, others=[spy], max_steps=40)
-    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-10"))
-    assert again.scheduler.total_steps == 40
-    assert len(spy.lrs) == 30
-    assert [d.step for d in again.scheduler.history if d.step > 30]
-
-
-def test_huggingface_resumes_bit_for_bit(tmp_path):
+def test_huggingface_resumes_bit_for_bit_and_to_a_later_end(tmp_path):
     def job(folder, **kwargs):
         callback = huggingface.LearnedSchedulerCallback(policy=reactive())
         kwargs = {"save_strategy": "steps", "save_steps": 7, "eval_strategy": "steps", **kwargs}
@@ -256,12 +230,16 @@ def test_huggingface_resumes_bit_for_bit(tmp_path):
     with torch.no_grad():
         trainer.model.layers[0].weight.zero_()  # comes from the checkpoint
     trainer.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-7"))
-    torch.testing.assert_close(weights(trainer.model), weights(through.model), rtol=0, atol=0)
+    torch.testing.assert_close(flat(trainer.model), flat(through.model), rtol=0, atol=0)
     assert_same_history(resumed.scheduler.history, whole.scheduler.history)
     saved = tmp_path / "whole" / "checkpoint-7" / "optimizer.pt"
     state = torch.load(saved, weights_only=True)["param_groups"][0]["pacesetter"]
     assert state["step"] == 7
     json.loads((tmp_path / "whole" / "checkpoint-7" / "trainer_state.json").read_text())
+    resumed, trainer = job(tmp_path / "later", gradient_accumulation_steps=2, max_steps=40)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-7"))
+    assert resumed.scheduler.total_steps == trainer.state.global_step == 40
+    assert [d.step for d in resumed.scheduler.history if d.step > 30]
 
 
 def test_huggingface_takes_up_a_run_begun_without_it(tmp_path):
@@ -279,7 +257,7 @@ def test_huggingface_takes_up_a_run_begun_without_it(tmp_path):
     resumed = trainer_for(tmp_path, again)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-12"))
     assert_same_history(again.scheduler.history, callback.scheduler.history)
-    torch.testing.assert_close(weights(resumed.model), weights(trainer.model), rtol=0, atol=0)
+    torch.testing.assert_close(flat(resumed.model), flat(trainer.model), rtol=0, atol=0)
 
 
 def test_huggingface_hands_over_validation_losses_and_logs(tmp_path, monkeypatch):
@@ -302,18 +280,15 @@ def test_huggingface_hands_over_validation_losses_and_logs(tmp_path, monkeypatch
 
 def test_huggingface_stops_early(tmp_path):
     """At a learning rate of zero the validation loss never gets better."""
-    callback = huggingface.LearnedSchedulerCallback(
-        early_stopping=True, patience=2, policy=reactive()
-    )
-    trainer = trainer_for(
-        tmp_path, callback, learning_rate=0.0, eval_strategy="steps", eval_steps=1
-    )
+    stops = {"early_stopping": True, "patience": 2}
+    callback = huggingface.LearnedSchedulerCallback(**stops, policy=reactive())
+    settings = {"learning_rate": 0.0, "eval_strategy": "steps", "eval_steps": 1}
+    trainer = trainer_for(tmp_path, callback, **settings)
     trainer.train()
     assert trainer.state.global_step == callback.scheduler.history[-1].step < 20
     assert callback.scheduler.should_stop
-    trainer = trainer_for(tmp_path, callback)
     with pytest.raises(ValueError, match="eval_strategy is 'no'"):
-        trainer.train()
+        trainer_for(tmp_path, callback).train()
 
 
 class OwnLoss(Trainer):
@@ -394,7 +369,7 @@ def begun(callback, **settings):
     return model, optimizer, state
 
 
-def test_huggingface_used_again_reads_the_loss_as_the_new_job_has_it():
+def test_huggingface_used_again_reads_and_logs_as_the_new_job_has_it():
     callback = huggingface.LearnedSchedulerCallback(control=("momentum",), policy=always(0, 0, 0))
     batch = {name: column[None] for name, column in sentences()[0].items()}
     for averages in (True, False):
@@ -405,11 +380,6 @@ def test_huggingface_used_again_reads_the_loss_as_the_new_job_has_it():
         callback.on_step_end(None, state, SimpleNamespace())
         seen = callback.scheduler._run.monitor.fetch().loss_mean[0]
         assert seen == pytest.approx(loss.item() * (8 if averages else 1))
-
-
-def test_huggingface_logs_where_the_learning_rate_is_not_finite():
-    callback = huggingface.LearnedSchedulerCallback(control=("momentum",), policy=always(0, 0, 0))
-    _, optimizer, state = begun(callback)
     optimizer.param_groups[0]["lr"] = math.nan
     logs = {"loss": 1.0}
     callback.on_log(None, state, None, logs)
@@ -417,9 +387,8 @@ def test_huggingface_logs_where_the_learning_rate_is_not_finite():
 
 
 def test_huggingface_refuses_a_foreign_optimizer(tmp_path):
-    callback = huggingface.LearnedSchedulerCallback()
     with pytest.raises(TypeError, match="Adafactor"):
-        trainer_for(tmp_path, callback, optim="adafactor").train()
+        trainer_for(tmp_path, huggingface.LearnedSchedulerCallback(), optim="adafactor").train()
 
 
 class Module(pl.LightningModule):
@@ -473,16 +442,17 @@ def test_lightning_is_the_plain_loop(tmp_path, accumulate):
     plain = Net()
     scheduler, lrs = by_hand(plain, updates, reactive(4), accumulate=accumulate)
     assert_same_history(callback.scheduler.history, scheduler.history, rel=1e-6)
-    torch.testing.assert_close(weights(module.net), weights(plain), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(flat(module.net), flat(plain), rtol=1e-6, atol=1e-7)
     assert module.seen[0] == lrs[0]
     assert callback.scheduler.history[-1].step > updates // 2
 
 
-def test_lightning_counts_the_rest_of_an_epoch_as_an_update(tmp_path):
-    callback = lightning.LearnedSchedulerCallback(policy=reactive(4))
-    trainer, _ = fit(tmp_path, callback, accumulate_grad_batches=5, max_epochs=2)
-    assert trainer.global_step == callback.scheduler.total_steps == 6
-    assert callback.scheduler.state_dict()["run"]["steps"] == 6
+def test_lightning_counts_the_rest_of_an_epoch_as_an_update_unless_told_the_number(tmp_path):
+    for told, expected in (({}, 6), ({"total_steps": 100}, 100)):
+        callback = lightning.LearnedSchedulerCallback(policy=reactive(4), **told)
+        trainer, _ = fit(tmp_path, callback, accumulate_grad_batches=5, max_epochs=2)
+        assert callback.scheduler.total_steps == expected
+        assert callback.scheduler.state_dict()["run"]["steps"] == trainer.global_step == 6
 
 
 def test_lightning_resumes_bit_for_bit(tmp_path):
@@ -498,7 +468,7 @@ def test_lightning_resumes_bit_for_bit(tmp_path):
     (half,) = tmp_path.glob("epoch=1-*.ckpt")
     again = parts()
     _, resumed = fit(tmp_path, None, callbacks=again, ckpt_path=half, **kwargs)
-    torch.testing.assert_close(weights(resumed), weights(through), rtol=0, atol=0)
+    torch.testing.assert_close(flat(resumed), flat(through), rtol=0, atol=0)
     assert_same_history(again[0].scheduler.history, callbacks[0].scheduler.history)
     assert torch.load(half, weights_only=True)["callbacks"]["LearnedSchedulerCallback"]
 
@@ -527,7 +497,7 @@ def test_lightning_dry_run_changes_nothing(tmp_path):
     first = callback.scheduler.history[0]
     assert first.lr == pytest.approx(0.05 * first.lr_factor)  # not from the 0 of the warm-up
     assert shadow.seen == plain.seen
-    torch.testing.assert_close(weights(shadow), weights(plain), rtol=0, atol=0)
+    torch.testing.assert_close(flat(shadow), flat(plain), rtol=0, atol=0)
 
 
 def test_lightning_leaves_the_users_warmup_alone(tmp_path):
@@ -558,15 +528,12 @@ def at_zero(module):
 
 def test_lightning_stops_early(tmp_path):
     """At a learning rate of zero the validation loss never gets better."""
-    callback = lightning.LearnedSchedulerCallback(
-        early_stopping=True, patience=2, policy=reactive(12)
-    )
+    settings = {"early_stopping": True, "policy": reactive(12)}
+    callback = lightning.LearnedSchedulerCallback(patience=2, **settings)
     trainer, _ = fit(tmp_path, callback, Module(at_zero), validate=True, val_check_interval=2)
     assert callback.scheduler.should_stop
     assert trainer.global_step <= 12  # of 48
-    nameless = lightning.LearnedSchedulerCallback(
-        early_stopping=True, policy=reactive(12), monitor="loss"
-    )
+    nameless = lightning.LearnedSchedulerCallback(monitor="loss", **settings)
     with pytest.raises(ValueError, match=r"'loss', but the module logs \['val_loss'\]"):
         fit(tmp_path, nameless, validate=True)
 
@@ -579,21 +546,14 @@ def two_optimizers(module):
 def test_lightning_refuses_what_it_cannot_serve(tmp_path):
     manual = Module()
     manual.automatic_optimization = False
-    with pytest.raises(ValueError, match="Module optimizes by hand"):
-        fit(tmp_path, lightning.LearnedSchedulerCallback(), manual)
-    with pytest.raises(RuntimeError, match="multiple optimizers"):  # Lightning itself
-        fit(tmp_path, lightning.LearnedSchedulerCallback(), Module(two_optimizers))
-    with pytest.raises(ValueError, match=r"gradient_clip_val=1\.0 would clip"):
-        fit(tmp_path, lightning.LearnedSchedulerCallback(), gradient_clip_val=1.0)
-    with pytest.raises(ValueError, match=r"estimated_stepping_batches is inf.*set max_steps"):
-        fit(tmp_path, lightning.LearnedSchedulerCallback(), max_epochs=-1)
-
-
-def test_lightning_told_the_number_of_updates(tmp_path):
-    callback = lightning.LearnedSchedulerCallback(total_steps=100, policy=reactive())
-    fit(tmp_path, callback, max_epochs=1)
-    assert callback.scheduler.total_steps == 100
-    assert callback.scheduler.history[-1].step <= 12
+    for module, settings, message in (
+        (manual, {}, "Module optimizes by hand"),
+        (Module(two_optimizers), {}, "multiple optimizers"),  # Lightning itself
+        (None, {"gradient_clip_val": 1.0}, r"gradient_clip_val=1\.0 would clip"),
+        (None, {"max_epochs": -1}, r"estimated_stepping_batches is inf.*set max_steps"),
+    ):
+        with pytest.raises((ValueError, RuntimeError), match=message):
+            fit(tmp_path, lightning.LearnedSchedulerCallback(), module, **settings)
 
 
 def test_accelerate_recipe_is_the_plain_loop(tmp_path):
@@ -624,7 +584,7 @@ def test_accelerate_recipe_is_the_plain_loop(tmp_path):
     plain = Net()
     expected, _ = by_hand(plain, 16, reactive(), accumulate=3)
     assert_same_history(scheduler.history, expected.history)
-    torch.testing.assert_close(weights(model), weights(plain), rtol=0, atol=0)
+    torch.testing.assert_close(flat(model), flat(plain), rtol=0, atol=0)
     accelerator.save_state(str(tmp_path / "state"))
     assert list((tmp_path / "state").glob("custom_checkpoint_0.pkl"))
 

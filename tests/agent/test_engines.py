@@ -50,20 +50,20 @@ def test_a_worker_brings_groups_to_where_they_are_to_be_whatever_it_holds():
 
 
 def test_numbers_out_of_range_are_refused():
-    with pytest.raises(ValueError, match="workers must be a positive number, but got 0"):
-        RayEngine(workers=0)
-    with pytest.raises(ValueError, match="threads of workers must be positive, but got -1"):
-        RayEngine(threads=-1)
-    with pytest.raises(ValueError, match=r"whole ones, but gpus is 1\.5"):
-        Workers(count=1, gpus=1.5)
-    with pytest.raises(ValueError, match="patience with workers must be a positive number"):
-        RayEngine(patience=0)
-    with pytest.raises(ValueError, match="Ray chooses the GPU of a worker: give cuda, not cuda:1"):
-        RayEngine(gpus_per_worker=0.5).check_device("cuda:1")
-    for engine, device in ((RayEngine(), "cuda"), (RayEngine(gpus_per_worker=0.5), "cpu")):
-        with pytest.raises(ValueError, match="needs both --device cuda and --gpus-per-worker"):
-            engine.check_device(device)
-    RayEngine(gpus_per_worker=0.5).check_device("cuda")
+    half = RayEngine(gpus_per_worker=0.5)
+    both = "needs both --device cuda and --gpus-per-worker"
+    for refused, message in (
+        (lambda: RayEngine(workers=0), "workers must be a positive number, but got 0"),
+        (lambda: RayEngine(threads=-1), "threads of workers must be positive, but got -1"),
+        (lambda: Workers(count=1, gpus=1.5), r"whole ones, but gpus is 1\.5"),
+        (lambda: RayEngine(patience=0), "patience with workers must be a positive number"),
+        (lambda: half.check_device("cuda:1"), "chooses the GPU of a worker: give cuda, not cuda:1"),
+        (lambda: RayEngine().check_device("cuda"), both),
+        (lambda: half.check_device("cpu"), both),
+    ):
+        with pytest.raises(ValueError, match=message):
+            refused()
+    half.check_device("cuda")
 
 
 def test_an_address_where_no_cluster_is_is_refused_at_once():
@@ -93,14 +93,12 @@ def test_options_of_ray_need_the_engine_and_ray_itself(tmp_path, monkeypatch, ca
 
 
 def test_groups_widen_a_rollout():
-    args = make_parser().parse_args(["train", "--preset", "smoke", "--groups", "6", "--out", "x"])
-    assert (
-        config_of(args, None).env.num_envs
-        == 3
-        * config_of(
-            make_parser().parse_args(["train", "--preset", "smoke", "--out", "x"]), None
-        ).env.num_envs
+    given = ["train", "--preset", "smoke", "--out", "x"]
+    usual, wide = (
+        config_of(make_parser().parse_args([*given, *more]), None)
+        for more in ([], ["--groups", "6"])
     )
+    assert wide.env.num_envs == 3 * usual.env.num_envs
 
 
 def test_without_the_engine_nothing_of_ray_is_imported_and_a_comparison_needs_no_learner():

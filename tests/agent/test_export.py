@@ -21,20 +21,13 @@ from pacesetter.agent.policy.export import (
 from pacesetter.agent.policy.policy import Policy, load_policy
 from pacesetter.envs.actions import ControlConfig
 from pacesetter.envs.features import FEATURE_NAMES, NUM_FEATURES
+from pacesetter.envs.gym_env import action_space, observation_space
 
 
 class Toy(gymnasium.Env):
     """The right spaces and nothing behind them."""
 
-    observation_space = spaces.Box(-5, 5, (NUM_FEATURES,), np.float32)
-    action_space = spaces.Box(-1, 1, (3,), np.float32)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        return np.zeros(self.observation_space.shape, np.float32), {}
-
-    def step(self, action):
-        return np.zeros(self.observation_space.shape, np.float32), 0.0, True, False, {}
+    observation_space, action_space = observation_space(), action_space()
 
 
 class Controlled(Toy):
@@ -68,21 +61,17 @@ def test_file_acts_like_the_model(tmp_path, network):
     assert np.ptp(expected) > 0.1
     assert policy.control == ControlConfig()
     assert policy.header["families"] == ["toy"]
-    assert policy.header["seed"] == 5
-    assert policy.header["decisions"] == 0
+    assert (policy.header["seed"], policy.header["decisions"]) == (5, 0)
     assert "stable-baselines3" in policy.header["versions"]
 
 
-def test_control_comes_from_the_environment_unless_given():
+def test_control_comes_from_the_environments_unless_given():
     model = make_model(Controlled)
     assert policy_from_model(model).control == Controlled.control
     other = ControlConfig(num_intervals=3)
     assert policy_from_model(model, control=other).control == other
     model.env = None
     assert policy_from_model(model).control == ControlConfig()
-
-
-def test_environments_that_differ_in_control_are_refused():
     model = make_model(DummyVecEnv([Controlled, Controlled]))
     model.get_env().envs[1].unwrapped.control = ControlConfig()
     with pytest.raises(ValueError, match="differ in their control"):
@@ -103,11 +92,7 @@ def test_exported_policy_is_a_copy():
 @pytest.mark.parametrize(
     ("name", "space", "message"),
     [
-        (
-            "observation_space",
-            spaces.Box(-5, 5, (7,), np.float32),
-            r"observation space of shape \(32,\).*\(7,\)",
-        ),
+        ("observation_space", spaces.Box(-5, 5, (7,), np.float32), r"shape \(32,\).*\(7,\)"),
         ("action_space", spaces.Box(-1, 1, (2,), np.float32), r"Box\(-1, 1, \(3,\)\).*\(2,\)"),
         ("action_space", spaces.Box(0, 1, (3,), np.float32), r"Box\(-1, 1, \(3,\)\)"),
         ("action_space", spaces.Discrete(3), r"Box\(-1, 1, \(3,\)\).*Discrete\(3\)"),
@@ -118,7 +103,7 @@ def test_other_spaces_are_refused(name, space, message):
         policy_from_model(make_model(type("Other", (Toy,), {name: space})))
 
 
-def test_other_networks_are_refused():
+def test_other_networks_and_normalisation_outside_of_the_encoder_are_refused():
     with pytest.raises(ValueError, match=r"Tanh or ReLU.*GELU"):
         policy_from_model(make_model(activation_fn=nn.GELU, net_arch=[4]))
     model = make_model(net_arch=[4, 4])
@@ -132,9 +117,6 @@ def test_other_networks_are_refused():
     squashed = {"use_sde": True, "policy_kwargs": {"squash_output": True}}
     with pytest.raises(ValueError, match="squashes"):
         policy_from_model(PPO("MlpPolicy", DummyVecEnv([Toy]), n_steps=4, batch_size=4, **squashed))
-
-
-def test_normalisation_outside_of_the_encoder_is_refused():
     normalised = VecNormalize(DummyVecEnv([Toy]))
     with pytest.raises(ValueError, match="VecNormalize"):
         policy_from_model(make_model(normalised))

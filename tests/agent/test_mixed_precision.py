@@ -1,55 +1,41 @@
 """Jobs with a `GradScaler` or with parameters of 16 bits: gradients are seen as they really are."""
 
-import copy
 import math
 
+import jobs
 import numpy as np
 import pytest
 import torch
+from jobs import feature
 from torch import nn
 from torch.amp import GradScaler
-from torch.optim import SGD, Adam, AdamW
+from torch.optim import SGD
 
 from pacesetter.agent.plugin.scheduler import LearnedScheduler
 from pacesetter.agent.plugin.updates import overflowed
 from pacesetter.agent.policy.policy import Policy
 from pacesetter.envs.actions import ControlConfig
-from pacesetter.envs.features import FEATURE_NAMES
 
-KINDS = {
-    "AdamW": lambda params: AdamW(params, lr=1e-2),
-    "AdamW-fused": lambda params: AdamW(params, lr=1e-2, fused=True),
-    "Adam-fused": lambda params: Adam(params, lr=1e-2, fused=True),
-    "SGD": lambda params: SGD(params, lr=1e-2, momentum=0.9),
-    "SGD-fused": lambda params: SGD(params, lr=1e-2, momentum=0.9, fused=True),
-}
 CLIPS = ControlConfig(clip_ratio_start=0.7, clip_ratio_bounds=(0.5, 0.8))
 TOTAL = 40
-every_kind = pytest.mark.parametrize("name", KINDS)
+every_kind = pytest.mark.parametrize("name", ["AdamW", "AdamW-fused", "SGD", "SGD-fused"])
 either_way = pytest.mark.parametrize("unscale", [False, True], ids=["scaled", "unscaled"])
 
 
-class Job:
-    """A small regression; with a scaler, trained as the documentation of GradScaler has it."""
+class Job(jobs.Job):
+    """With a scaler, trained as the documentation of GradScaler has it."""
 
     def __init__(self, name, *, scale=None, unscale=False, device="cpu", **scaling):
-        g = torch.Generator().manual_seed(0)
-        self.inputs = torch.randn(64, 4, generator=g).to(device)
-        self.targets = 10 * self.inputs.sin().sum(1, keepdim=True)
-        with torch.random.fork_rng():
-            torch.manual_seed(1)
-            self.model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1)).to(device)
-        self.optimizer = KINDS[name](self.model.parameters())
+        super().__init__(name, dtype=torch.float32, device=device)
+        self.targets *= 10
         scaling = {"init_scale": scale or 1.0, "growth_interval": 10**6, **scaling}
         self.scaler = GradScaler(device, enabled=scale is not None, **scaling)
         self.unscale = unscale
         policy = Policy.do_nothing(CLIPS)
         self.scheduler = LearnedScheduler(self.optimizer, TOTAL, policy=policy)
-        self.done = 0
 
     def update(self, *, poison=False):
-        rows = [(7 * self.done + i) % 64 for i in range(8)]
-        loss = (self.model(self.inputs[rows]) - self.targets[rows]).square().mean()
+        loss = self.loss()
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
         if poison:
@@ -61,12 +47,10 @@ class Job:
         self.scheduler.step(loss)
         self.done += 1
 
-    def weights(self):
-        return torch.cat([p.detach().flatten() for p in self.model.parameters()])
-
-
-def share(decision, name):
-    return decision.features[FEATURE_NAMES.index(name)]
+    def until(self, step):
+        while self.done < step:
+            self.update()
+        return self
 
 
 @every_kind
@@ -81,7 +65,7 @@ def test_statistics_and_clipping_are_those_of_the_unscaled_gradients(name, unsca
     torch.testing.assert_close(job.weights(), plain.weights(), rtol=1e-5, atol=1e-6)
     for seen, wanted in zip(job.scheduler.history, plain.scheduler.history, strict=True):
         np.testing.assert_allclose(seen.features, wanted.features, rtol=1e-4, atol=1e-5)
-    shares = [share(d, "clipped_share") for d in plain.scheduler.history]
+    shares = [feature(d, "clipped_share") for d in plain.scheduler.history]
     assert max(shares) > min(shares)  # clipping was put to the test
     assert job.scheduler.skipped_steps == 0
     assert not hasattr(job.optimizer, "found_inf")
@@ -91,8 +75,7 @@ def test_statistics_and_clipping_are_those_of_the_unscaled_gradients(name, unsca
 @either_way
 def test_updates_that_the_scaler_skips_are_counted_and_the_horizon_is_kept(name, unscale):
     job = Job(name, scale=1.0, unscale=unscale)
-    for _ in range(5):
-        job.update()
+    job.until(5)
     before, lr = job.weights(), job.scheduler.get_last_lr()[0]
     job.scaler.update(2.0**127)
     job.update()  # the gradients overflow
@@ -100,14 +83,11 @@ def test_updates_that_the_scaler_skips_are_counted_and_the_horizon_is_kept(name,
     assert job.scheduler.skipped_steps == 1
     assert job.scheduler.get_last_lr()[0] != lr  # time has passed
     job.scaler.update(1.0)
-    while job.done < TOTAL:
-        job.update()
+    job.until(TOTAL)
     assert job.scheduler.skipped_steps == 1
     assert not torch.equal(job.weights(), before)
     # An overflow is the scaler's affair: no answer to it, and no trace in the threshold.
-    twin = Job(name)
-    for _ in range(TOTAL):
-        twin.update()
+    twin = Job(name).until(TOTAL)
     taken = [[(d.step, d.lr_factor) for d in j.scheduler.history] for j in (job, twin)]
     assert taken[0] == taken[1]
     assert math.isfinite(job.scheduler.last_clip_norm)
@@ -118,33 +98,13 @@ def test_updates_that_the_scaler_skips_are_counted_and_the_horizon_is_kept(name,
 def test_a_gradient_that_breaks_by_itself_is_skipped_with_and_without_a_scaler(name):
     for scale in (None, 2.0**10):
         job = Job(name, scale=scale, backoff_factor=1.0 - 1e-9)
-        for _ in range(5):
-            job.update()
-        before = job.weights()
+        before = job.until(5).weights()
         job.update(poison=True)
         assert torch.equal(job.weights(), before)
         assert job.scheduler.skipped_steps == 1
         job.update()
         assert not torch.equal(job.weights(), before)
         assert job.scheduler.skipped_steps == 1
-
-
-@pytest.mark.parametrize("name", ["AdamW", "AdamW-fused"])
-def test_skips_survive_a_checkpoint(name):
-    job, other = Job(name, scale=1.0), Job(name, scale=1.0)
-    job.update()
-    for scale in (2.0**127, 1.0):
-        job.scaler.update(scale)
-        job.update()
-    other.model.load_state_dict(job.model.state_dict())
-    other.optimizer.load_state_dict(copy.deepcopy(job.optimizer.state_dict()))
-    other.scheduler.load_state_dict(job.scheduler.state_dict())
-    other.done = job.done
-    for _ in range(20):
-        job.update()
-        other.update()
-    assert torch.equal(job.weights(), other.weights())
-    assert job.scheduler.skipped_steps == other.scheduler.skipped_steps == 1
 
 
 def test_what_a_scaler_left_out_can_be_told_from_a_loop_in_the_wrong_order():
@@ -179,20 +139,10 @@ def test_parameters_of_16_bits(dtype, fused):
 
 @pytest.mark.parametrize("name", ["AdamW", "AdamW-fused"])
 def test_a_model_of_bfloat16_learns(name):
-    torch.manual_seed(0)
-    inputs = torch.randn(64, 4, dtype=torch.bfloat16)
-    model = nn.Linear(4, 1, dtype=torch.bfloat16)
-    optimizer = KINDS[name](model.parameters())
-    scheduler = LearnedScheduler(optimizer, 200, policy=Policy.do_nothing())
-    losses = []
-    for _ in range(200):
-        loss = (model(inputs) - inputs.sum(1, keepdim=True)).square().mean()
-        loss.backward()
-        optimizer.step()
-        scheduler.step(loss)
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    assert losses[-1] < 0.3 * losses[0]
+    job = jobs.Job(name, dtype=torch.bfloat16)
+    scheduler = LearnedScheduler(job.optimizer, 120, policy=Policy.do_nothing())
+    losses = job.run(120, scheduler).losses
+    assert sum(losses[-20:]) < 0.5 * sum(losses[:20])
 
 
 @pytest.mark.gpu

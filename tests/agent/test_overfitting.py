@@ -1,13 +1,9 @@
 """What happens where validation losses rise."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
-import torch
-from torch import nn
+from jobs import Job, start
 
-from pacesetter.agent.plugin.scheduler import LearnedScheduler
 from pacesetter.agent.policy.policy import load_policy
 from pacesetter.envs.actions import ActionCodec, ControlConfig
 from pacesetter.envs.features import FeatureEncoder
@@ -56,21 +52,13 @@ def test_when_a_run_overfits(losses, expected):
 
 
 def test_in_a_job_too_and_the_history_says_so():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.Linear(16, 1))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     # Without its meter: this job may look strange to it, which is not what is asked.
     policy = load_policy("default").with_familiarity(None)
-    scheduler = LearnedScheduler(optimizer, total_steps=80, policy=policy)
+    job, scheduler = start(80, policy, job=Job(lr=1e-3))
     for step in range(80):
-        inputs = torch.randn(32, 4)
-        loss = (model(inputs) - inputs.sum(1, keepdim=True)).square().mean()
-        loss.backward()
-        optimizer.step()
         # Falls for a quarter of the run, and rises from then on.
         scheduler.observe_validation(abs(step - 20) / 20)
-        scheduler.step(loss)
-        optimizer.zero_grad()
+        job.update(scheduler)
     actions = np.array([decision.action[0] for decision in scheduler.history])
     steps = np.array([decision.step for decision in scheduler.history])
     assert (actions[steps > 22] == -1).all()

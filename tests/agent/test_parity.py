@@ -7,12 +7,11 @@ torch loop. Features, actions, hyperparameters and weights have to agree at ever
 import numpy as np
 import pytest
 import torch
+from jobs import reactive
 from torch import nn
 
 from pacesetter.agent.plugin.scheduler import LearnedScheduler
-from pacesetter.agent.policy.policy import Policy
-from pacesetter.envs.actions import ControlConfig
-from pacesetter.envs.features import FEATURE_NAMES, NUM_FEATURES
+from pacesetter.envs.features import FEATURE_NAMES
 from pacesetter.envs.runs import ScheduledRuns
 from pacesetter.inner_models.engine.data import batch_stream, build_model
 from pacesetter.inner_models.task import ModuleTask, OptimizerConfig, Splits
@@ -20,16 +19,9 @@ from pacesetter.inner_models.task import ModuleTask, OptimizerConfig, Splits
 ROWS = 96
 
 
-def random_policy(seed=0):
-    """A policy whose actions differ at every decision, and whose clipping bites.
-
-    Its weights are moderate: a jumpy policy on a jumpy task is chaos, in which rounding errors grow
-    tenfold every few decisions, whoever computes them.
-    """
-    rng = np.random.default_rng(seed)
-    shapes = [(16, NUM_FEATURES), (3, 16)]
-    layers = [(0.12 * rng.normal(size=s), 0.2 * rng.normal(size=s[0])) for s in shapes]
-    return Policy(layers, control=ControlConfig(clip_ratio_start=1.0))
+# Its actions differ at every decision, and its clipping bites. Its weights are moderate: a jumpy
+# policy on a jumpy task is chaos, in which rounding errors grow tenfold every few decisions.
+POLICY = reactive(clip_ratio_start=1.0)
 
 
 def build():
@@ -44,7 +36,7 @@ def loss_fn(model, batch):
     return (out - targets).square().mean() + 0.1 * breaking.mean()
 
 
-def make_task(optimizer, *, horizon=200, valid_every=2, broken=(), momentum=0.9):
+def make_task(optimizer, *, horizon=120, valid_every=2, broken=(), momentum=0.9):
     g = torch.Generator().manual_seed(3)
     inputs = torch.randn(ROWS, 6, generator=g)
     targets = inputs[:, :2].sin() + 0.1 * torch.randn(ROWS, 2, generator=g)
@@ -68,12 +60,12 @@ def make_task(optimizer, *, horizon=200, valid_every=2, broken=(), momentum=0.9)
     )
 
 
-def environment(task, policy, dtype):
+def environment(task, dtype):
     """Runs the episode; returns one record per decision, and the final weights."""
-    runs = ScheduledRuns([task], control=policy.control, dtype=dtype)
+    runs = ScheduledRuns([task], control=POLICY.control, dtype=dtype)
     features, records = runs.begin(), []
     while not runs.done:
-        action = policy.act(features)
+        action = POLICY.act(features)
         overfits = runs.core.overfitting[0]
         seen = features[0]
         features = runs.decide(action)
@@ -91,7 +83,7 @@ def environment(task, policy, dtype):
     return records, runs
 
 
-def plain_job(task, policy, dtype):
+def plain_job(task, dtype):
     """The same task as a user would train it."""
     model = build_model(task).to(dtype)
     o = task.optimizer
@@ -100,7 +92,7 @@ def plain_job(task, policy, dtype):
         optimizer = torch.optim.AdamW(**shared, betas=(o.momentum, o.beta2), eps=o.eps)
     else:
         optimizer = torch.optim.SGD(**shared, momentum=o.momentum)
-    scheduler = LearnedScheduler(optimizer, total_steps=task.horizon, policy=policy)
+    scheduler = LearnedScheduler(optimizer, total_steps=task.horizon, policy=POLICY)
     train = [column.to(dtype) for column in task.splits.train]
     valid = [column.to(dtype) for column in task.splits.inner_valid]
     rates = []
@@ -121,27 +113,28 @@ def plain_job(task, policy, dtype):
 
 @pytest.mark.filterwarnings("ignore:LearnedScheduler. ")  # the guard is to step in
 @pytest.mark.parametrize(
-    ("optimizer", "dtype", "tolerance", "broken"),
+    ("optimizer", "momentum", "dtype", "tolerance", "broken"),
     [
-        ("adamw", torch.float64, 1e-9, ()),
-        ("adamw", torch.float32, 1e-4, ("gradient",)),
-        ("adamw", torch.float64, 1e-9, ("gradient", "loss")),
-        ("sgd", torch.float32, 1e-4, ()),
-        ("sgd", torch.float64, 1e-9, ("gradient", "loss")),
+        ("adamw", 0.0, torch.float64, 1e-9, ()),
+        ("adamw", 0.9, torch.float32, 1e-4, ("gradient",)),
+        ("adamw", 0.9, torch.float64, 1e-9, ("gradient", "loss")),
+        ("sgd", 0.9, torch.float32, 1e-4, ()),
+        ("sgd", 0.9, torch.float64, 1e-9, ("gradient", "loss")),
+        ("sgd", 0.0, torch.float64, 1e-9, ()),
     ],
 )
-def test_job_meets_what_the_environment_showed(optimizer, dtype, tolerance, broken):
-    task = make_task(optimizer, broken=broken)
-    policy = random_policy()
-    expected, runs = environment(task, policy, dtype)
-    model, scheduler, rates = plain_job(task, policy, dtype)
+def test_job_meets_what_the_environment_showed(optimizer, momentum, dtype, tolerance, broken):
+    task = make_task(optimizer, broken=broken, momentum=momentum)
+    expected, runs = environment(task, dtype)
+    model, scheduler, rates = plain_job(task, dtype)
 
     assert len(scheduler.history) == len(expected) == 39
     for seen, wanted in zip(scheduler.history, expected, strict=True):
         for name, a, b in zip(FEATURE_NAMES, seen.features, wanted["features"], strict=True):
             assert a == pytest.approx(b, abs=tolerance), f"{name} at step {seen.step}"
         np.testing.assert_allclose(seen.action, wanted["action"], atol=tolerance)
-        assert seen.momentum == pytest.approx(wanted["momentum"], rel=tolerance)
+        assert wanted["momentum"] == pytest.approx(seen.momentum or 0.0, rel=tolerance)
+        assert (wanted["momentum"] > 0) == (momentum > 0)
     assert scheduler._run.decider.core.codec.clip_ratio == pytest.approx(
         runs.codec.clip_ratio, rel=tolerance
     )
@@ -156,22 +149,10 @@ def test_job_meets_what_the_environment_showed(optimizer, dtype, tolerance, brok
     assert len(set(rates)) > 60
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_a_user_without_momentum_meets_the_same(optimizer):
-    task = make_task(optimizer, momentum=0.0)
-    policy = random_policy()
-    expected, _ = environment(task, policy, torch.float64)
-    _, scheduler, _ = plain_job(task, policy, torch.float64)
-    for seen, wanted in zip(scheduler.history, expected, strict=True):
-        np.testing.assert_allclose(seen.features, wanted["features"], atol=1e-9)
-        assert wanted["momentum"] == 0
-
-
-@pytest.mark.parametrize("horizon", [1, 3, 7, 79, 403])
+@pytest.mark.parametrize("horizon", [1, 3, 79, 203])
 def test_learning_rates_of_every_step_at_odd_horizons(horizon):
     task = make_task("sgd", horizon=horizon, valid_every=1)
-    policy = random_policy(seed=1)
-    runs = ScheduledRuns([task], control=policy.control, dtype=torch.float64)
+    runs = ScheduledRuns([task], control=POLICY.control, dtype=torch.float64)
     wanted, run = [], runs.trainer.run
 
     def spy(lr, **kwargs):
@@ -181,7 +162,7 @@ def test_learning_rates_of_every_step_at_odd_horizons(horizon):
     runs.trainer.run = spy
     features = runs.begin()
     while not runs.done:
-        features = runs.decide(policy.act(features))
-    _, scheduler, rates = plain_job(task, policy, torch.float64)
+        features = runs.decide(POLICY.act(features))
+    _, scheduler, rates = plain_job(task, torch.float64)
     np.testing.assert_allclose(rates, wanted, rtol=1e-9)
     assert len(scheduler.history) == runs.num_decisions

@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 import re
-import sys
 from importlib import metadata
 
 import numpy as np
@@ -30,7 +29,7 @@ from pacesetter.envs.features import FEATURE_NAMES, NUM_FEATURES
 SEALED = re.compile(rb"sha256.{5}([0-9a-f]{64})")
 
 
-NUM_BYTES, NUM_HEADERS = 1_500, 1_000
+NUM_BYTES = 1_500
 GOOD_TOO = {"preset": ("str", "NoneType"), "commit": ("str", "NoneType"), "seed": ("NoneType",)}
 """Kinds of values that make another good header: such an edit breaks nothing."""
 STRANGE = (None, True, -1, 10**400, "x", "__import__('os').system('true')", [], [[]], {})
@@ -57,15 +56,10 @@ def parts(policy=None):
 
 def test_file_gives_back_the_policy(tmp_path):
     control = ControlConfig(num_intervals=7, lr_bounds=(0.5, 2.0))
-    info = PolicyInfo(
-        families=("mlp", "digits"),
-        preset="smoke",
-        seed=3,
-        decisions=1000,
-        commit="abc",
-        versions=library_versions(),
-        provenance={"nested": {"sha256": "0" * 64, "tuple": (1, 2)}, "text": 'é"\\'},
-    )
+    known = {"preset": "smoke", "seed": 3, "decisions": 1000, "commit": "abc"}
+    provenance = {"nested": {"sha256": "0" * 64, "tuple": (1, 2)}, "text": 'é"\\'}
+    more = {"versions": library_versions(), "provenance": provenance}
+    info = PolicyInfo(families=("mlp", "digits"), **known, **more)
     policy = make_policy(control=control, info=info)
     path = save_policy(policy, tmp_path / "new" / "p.safetensors")
     loaded = load_policy(path)
@@ -115,10 +109,10 @@ def test_actions_are_bounded_whatever_the_weights():
     assert (np.abs(actions) <= 1).all()
 
 
-@pytest.mark.parametrize("shape", [(NUM_FEATURES,), (2, NUM_FEATURES + 1), (1, 2, NUM_FEATURES)])
-def test_features_of_another_shape_are_refused(shape):
-    with pytest.raises(ValueError, match=r"features must have shape \(n, 32\), but got"):
-        make_policy().act(np.zeros(shape))
+def test_features_of_another_shape_are_refused():
+    for shape in ((NUM_FEATURES,), (2, NUM_FEATURES + 1), (1, 2, NUM_FEATURES)):
+        with pytest.raises(ValueError, match=r"features must have shape \(n, 32\), but got"):
+            make_policy().act(np.zeros(shape))
 
 
 @pytest.mark.parametrize(
@@ -266,7 +260,7 @@ def test_header_refuses_what_json_cannot_hold():
         make_policy(info=PolicyInfo(provenance={"a": object()})).to_bytes()
 
 
-# -- thousands of broken files: none crashes the reader, loads, or runs code --------------------
+# -- thousands of broken files: none crashes the reader, or loads -------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -277,41 +271,12 @@ def policies():
     return [make_policy(info=info, familiarity=each) for each in (None, meter)]
 
 
-class Watch:
-    """Records what Python's own audit sees of code that is compiled, run or started."""
-
-    EVENTS = ("compile", "exec", "os.system", "os.exec", "subprocess.Popen", "pickle.find_class")
-
-    def __init__(self):
-        self.on, self.seen = False, []
-        sys.addaudithook(self)  # can never be taken off, only silenced
-
-    def __call__(self, event, args):
-        if self.on and event in self.EVENTS:
-            self.seen.append(event)
-
-    def loads(self, data):
-        """The policy of a file, or None if it is refused as it should be."""
-        self.on = True
-        try:
-            return parse_policy(data, source="file")
-        except PolicyFileError:
-            return None
-        finally:
-            self.on = False
-
-
-@pytest.fixture(scope="module")
-def watch(policies):
-    watch = Watch()
-    parse_policy(policies[1].to_bytes(), source="file")  # imports whatever it needs
-    yield watch
-    assert watch.seen == []
-    watch.loads(b"")
-    watch.on = True
-    compile("1", "", "eval")
-    watch.on = False
-    assert watch.seen == ["compile"]  # it would have noticed
+def loads(data):
+    """The policy of a file, or None if it is refused as it should be."""
+    try:
+        return parse_policy(data, source="file")
+    except PolicyFileError:
+        return None
 
 
 def broken_bytes(data, rng):
@@ -333,20 +298,16 @@ def broken_bytes(data, rng):
     return ways[rng.integers(len(ways))]
 
 
-def test_no_file_with_broken_bytes_loads(policies, watch):
+def test_no_file_with_broken_bytes_loads(policies):
     rng = np.random.default_rng(2)
     files = [p.to_bytes() for p in policies]
     for tried in range(NUM_BYTES):
         data = files[tried % len(files)]
         broken = broken_bytes(data, rng)
-        assert broken == data or watch.loads(broken) is None
-
-
-def test_no_cut_file_loads_under_a_seal_that_fits(policies, watch):
-    rng = np.random.default_rng(3)
-    for data in (p.to_bytes() for p in policies):
+        assert broken == data or loads(broken) is None
+    for data in files:
         for length in rng.integers(200, len(data), 200).tolist():
-            assert watch.loads(resealed(data[:length])) is None
+            assert loads(resealed(data[:length])) is None
 
 
 def places(value, path=()):
@@ -359,50 +320,41 @@ def places(value, path=()):
             yield from places(value[key], (*path, key))
 
 
-def broken_parts(policy, rng):
-    """Tensors and header with one thing wrong, to be sealed as an attacker would."""
-    tensors, header = parts(policy)
-    header = json.loads(json.dumps(header))
-    if rng.random() < 0.4:
-        name = str(rng.choice(sorted(tensors)))
-        array = tensors.pop(name)
-        unfinite = np.array(array)
-        unfinite.flat[rng.integers(array.size)] = rng.choice([np.nan, np.inf, -np.inf])
-        ways = (
-            {},
-            {name: unfinite},
-            {name: np.concatenate([array, array])},
-            {name: array.astype(np.float64)},
-            {name: array, f"more.{name}": array},
-        )
-        return tensors | ways[rng.integers(len(ways))], header
-    every = list(places(header))
-    *path, key = every[rng.integers(len(every))]
-    owner = header
-    for step in path:
-        owner = owner[step]
-    if rng.random() < 0.3 and isinstance(owner, dict):
-        del owner[key]
-        return tensors, header
-    old = owner[key]
-    # Another number or text may be as good as the old one; another type never is.
-    kinds = {kind_of(old), *GOOD_TOO.get(key, ())}
-    candidates = [v for v in STRANGE if kind_of(v) not in kinds]
-    owner[key] = candidates[rng.integers(len(candidates))]
-    return tensors, header
-
-
 def kind_of(value):
     if isinstance(value, bool):
         return "bool"
     return "number" if isinstance(value, (int, float)) else type(value).__name__
 
 
-def test_no_file_with_a_broken_header_or_tensor_loads_under_a_seal_that_fits(policies, watch):
-    rng = np.random.default_rng(4)
-    for tried in range(NUM_HEADERS):
-        tensors, header = broken_parts(policies[tried % 2], rng)
-        policy = watch.loads(seal(tensors, header)[0])
+def broken_parts(policy):
+    """Tensors and headers with one thing wrong each, to be sealed as an attacker would."""
+    tensors, header = parts(policy)
+    for name, array in tensors.items():
+        yield {k: v for k, v in tensors.items() if k != name}, header
+        yield {**tensors, f"more.{name}": array}, header
+        unfinite = np.array(array)
+        unfinite.flat[-1] = np.nan
+        for wrong in (unfinite, np.concatenate([array, array]), array.astype(np.float64)):
+            yield {**tensors, name: wrong}, header
+    text = json.dumps(header)
+    for *path, key in places(json.loads(text)):
+        header = owner = json.loads(text)
+        for step in path:
+            owner = owner[step]
+        # Another number or text may be as good as the old one; another type never is.
+        kinds = {kind_of(owner[key]), *GOOD_TOO.get(key, ())}
+        for value in STRANGE:
+            if kind_of(value) not in kinds:
+                owner[key] = value
+                yield tensors, header
+        if isinstance(owner, dict):
+            del owner[key]
+            yield tensors, header
+
+
+def test_no_file_with_a_broken_header_or_tensor_loads_under_a_seal_that_fits(policies):
+    for tensors, header in (broken for policy in policies for broken in broken_parts(policy)):
+        policy = loads(seal(tensors, header)[0])
         assert policy is None, policy.header
 
 

@@ -1,138 +1,94 @@
 """A job stopped at any step and resumed ends in the same weights, bit for bit."""
 
-import copy
 import io
 import math
 
-import numpy as np
 import pytest
 import torch
+from jobs import Job, reactive, through_a_file
 from torch import nn
-from torch.optim import SGD, Adam, AdamW, NAdam, RAdam, RMSprop
 
 from pacesetter.agent.plugin.scheduler import LearnedScheduler
-from pacesetter.agent.policy.policy import Policy
 from pacesetter.envs.actions import interval_ends
-from pacesetter.envs.features import NUM_FEATURES
 
 # Updates break on purpose: the guard says so.
 pytestmark = pytest.mark.filterwarnings("ignore:LearnedScheduler. ")
 
 TOTAL = 100
-ENDS = interval_ends(TOTAL, 40, 1.5)[:-1]
-OPTIMIZERS = {
-    "AdamW": lambda p: AdamW(p, lr=1e-2),
-    "AdamW-fused": lambda p: AdamW(p, lr=1e-2, fused=True),
-    "AdamW-tensor-lr": lambda p: AdamW(p, lr=torch.tensor(1e-2), foreach=False),
-    "Adam": lambda p: Adam(p, lr=1e-2),
-    "SGD": lambda p: SGD(p, lr=1e-2, momentum=0.9),
-    "RMSprop": lambda p: RMSprop(p, lr=1e-3, momentum=0.5),
-    "NAdam": lambda p: NAdam(p, lr=1e-2),
-    "RAdam": lambda p: RAdam(p, lr=1e-2),
-}
 
 
-def reactive(seed=0):
-    rng = np.random.default_rng(seed)
-    shapes = [(8, NUM_FEATURES), (3, 8)]
-    return Policy([(0.2 * rng.normal(size=s), 0.2 * rng.normal(size=s[0])) for s in shapes])
+def start(name="AdamW", *, groups=2):
+    if name == "AdamW-tensor-lr":
+        return Job(groups=[{}] * groups, lr=torch.tensor(1e-2), foreach=False)
+    return Job(name, groups=[{}] * groups, dtype=torch.float32)
 
 
-class Job:
-    def __init__(self, name="AdamW", *, policy=None, total=TOTAL, groups=2):
-        g = torch.Generator().manual_seed(0)
-        self.inputs = torch.randn(64, 4, generator=g)
-        self.targets = self.inputs.sin().sum(1, keepdim=True)
-        with torch.random.fork_rng():
-            torch.manual_seed(1)
-            self.model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
-        params = [list(self.model[0].parameters()), list(self.model[2].parameters())]
-        if groups == 1:
-            params = [params[0] + params[1]]
-        self.optimizer = OPTIMIZERS[name]([{"params": p} for p in params])
-        self.policy, self.total = policy or reactive(), total
-        self.scheduler = None
-
-    def attach(self):
-        self.scheduler = LearnedScheduler(self.optimizer, self.total, policy=self.policy)
-        return self
-
-    def run(self, first, last):
-        for step in range(first, last):
-            rows = [(7 * step + i) % 64 for i in range(8)]
-            loss = (self.model(self.inputs[rows]) - self.targets[rows]).square().mean()
-            if step == 50:
-                loss = loss * math.nan
-            if step % 20 == 7:
-                self.scheduler.observe_validation(loss)
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
-            self.scheduler.step(loss)
-        return self
-
-    def checkpoint(self):
-        """Through a file, read back with nothing but tensors and plain types allowed."""
-        file = io.BytesIO()
-        parts = ("model", "optimizer", "scheduler")
-        torch.save({name: getattr(self, name).state_dict() for name in parts}, file)
-        file.seek(0)
-        return torch.load(file, weights_only=True)
-
-    def weights(self):
-        return torch.cat([p.detach().flatten() for p in self.model.parameters()])
+def attach(job, total=TOTAL, seed=0):
+    return LearnedScheduler(job.optimizer, total, policy=reactive(seed))
 
 
-def resumed(name, state, order):
-    """A fresh process would do one of these."""
-    job = Job(name)
-    job.model.load_state_dict(state["model"])
-    if order == "optimizer, attach, scheduler":
-        job.optimizer.load_state_dict(state["optimizer"])
-        job.attach().scheduler.load_state_dict(state["scheduler"])
-    elif order == "attach, optimizer, scheduler":
-        job.attach().optimizer.load_state_dict(state["optimizer"])
-        job.scheduler.load_state_dict(state["scheduler"])
-    else:
-        job.attach().scheduler.load_state_dict(state["scheduler"])
-        job.optimizer.load_state_dict(state["optimizer"])
+def go(job, scheduler, until):
+    while job.done < until:
+        if job.done % 20 == 7:
+            scheduler.observe_validation(1 / job.done)
+        job.update(scheduler, scale=math.nan if job.done == 50 else 1.0)
     return job
 
 
+def resumed(name, saved, order):
+    """What a fresh process may do, in any order."""
+    job, scheduler = start(name), None
+    job.model.load_state_dict(saved[0])
+    for part in order:
+        if part == "attach":
+            scheduler = attach(job)
+        else:
+            owner = job.optimizer if part == "optimizer" else scheduler
+            owner.load_state_dict(saved[1 if part == "optimizer" else 2])
+    return job, scheduler
+
+
 ORDERS = (
-    "optimizer, attach, scheduler",
-    "attach, optimizer, scheduler",
-    "attach, scheduler, optimizer",
+    ("optimizer", "attach", "scheduler"),
+    ("attach", "optimizer", "scheduler"),
+    ("attach", "scheduler", "optimizer"),
 )
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "name", ["AdamW", "AdamW-fused", "AdamW-tensor-lr", "SGD", "RMSprop", "NAdam", "RAdam"]
+)
 def test_resumed_jobs_end_in_the_same_weights(name):
-    whole = Job(name).attach().run(0, TOTAL)
-    # Start, decision, mid-interval, in and after the broken update, validation waiting, end.
-    stops = (0, 3, 28, 50, 51, 97, TOTAL) if name == "AdamW" else (3, 51)
+    whole = start(name)
+    expected = attach(whole)
+    go(whole, expected, TOTAL)
+    # Start, validation waiting, before and after the broken update, end.
+    stops = (0, 28, 50, 51, TOTAL) if name == "AdamW" else (51,)
+    stopped = start(name)
+    scheduler = attach(stopped)
     for i, stop in enumerate(stops):
-        stopped = Job(name).attach().run(0, stop)
-        job = resumed(name, stopped.checkpoint(), ORDERS[i % len(ORDERS)]).run(stop, TOTAL)
+        go(stopped, scheduler, stop)
+        saved = through_a_file(stopped.model, stopped.optimizer, scheduler)
+        job, again = resumed(name, saved, ORDERS[i % len(ORDERS)])
+        job.done = stop
+        go(job, again, TOTAL)
         assert torch.equal(job.weights(), whole.weights()), f"stopped at {stop}"
-        assert [d.step for d in job.scheduler.history] == list(ENDS)
-        assert repr(list(job.scheduler.history)) == repr(list(whole.scheduler.history))
-        assert job.scheduler.skipped_steps == whole.scheduler.skipped_steps == 1
-        assert job.scheduler.last_clip_norm == whole.scheduler.last_clip_norm
-        assert job.scheduler.get_last_lr() == whole.scheduler.get_last_lr()
+        assert [d.step for d in again.history] == list(interval_ends(TOTAL, 40, 1.5)[:-1])
+        assert repr(list(again.history)) == repr(list(expected.history))
+        assert again.skipped_steps == expected.skipped_steps == 1
+        assert again.last_clip_norm == expected.last_clip_norm
+        assert again.get_last_lr() == expected.get_last_lr()
 
 
-def test_the_state_is_a_copy():
-    job = Job().attach().run(0, 40)
-    state = job.scheduler.state_dict()
-    before = repr(copy.deepcopy(state))
-    job.run(40, 60)
-    Job().attach().scheduler.load_state_dict(state)
+def test_the_state_is_a_copy_without_the_weights_of_the_policy():
+    job = start()
+    scheduler = attach(job)
+    go(job, scheduler, 40)
+    state = scheduler.state_dict()
+    before = repr(state)
+    go(job, scheduler, 60)
+    attach(start()).load_state_dict(state)
     assert repr(state) == before
-
-
-def test_the_state_holds_no_weights_of_the_policy():
-    state = Job().attach().run(0, 40).scheduler.state_dict()
     assert state["policy"] == reactive().digest
     del state["history"]
     file = io.BytesIO()
@@ -141,47 +97,50 @@ def test_the_state_holds_no_weights_of_the_policy():
     assert len(file.getvalue()) < 16000
 
 
-def test_states_that_do_not_belong_are_refused():
-    state = Job().attach().run(0, 10).scheduler.state_dict()
-    with pytest.raises(ValueError, match="taken with policy="):
-        Job(policy=reactive(seed=1)).attach().scheduler.load_state_dict(state)
-    with pytest.raises(ValueError, match="total_steps=100, but this scheduler has 200"):
-        Job(total=200).attach().scheduler.load_state_dict(state)
-    with pytest.raises(ValueError, match=r"2 param groups, .* has 1"):
-        Job(groups=1).attach().scheduler.load_state_dict(state)
-    for version in (1, 2, 99, None, "3"):
-        with pytest.raises(ValueError, match=f"version 3, but got {version!r}: load it with"):
-            Job().attach().scheduler.load_state_dict({**state, "version": version})
+def test_states_that_do_not_belong_are_refused_and_change_nothing():
+    job = start()
+    scheduler = attach(job)
+    go(job, scheduler, 10)
+    state = scheduler.state_dict()
+    refusals = [
+        ({"seed": 1}, {}, "taken with policy="),
+        ({"total": 200}, {}, "total_steps=100, but this scheduler has 200"),
+        ({"groups": 1}, {}, r"2 param groups, .* has 1"),
+        *(
+            ({}, {"version": v}, f"version 3, but got {v!r}: load it with")
+            for v in (1, 2, 99, None, "3")
+        ),
+    ]
+    for mine, changes, message in refusals:
+        other = start(groups=mine.pop("groups", 2))
+        scheduler = attach(other, **mine)
+        go(other, scheduler, 20)
+        before = repr(scheduler.state_dict())
+        with pytest.raises(ValueError, match=message):
+            scheduler.load_state_dict({**state, **changes})
+        assert repr(scheduler.state_dict()) == before
 
 
-def test_a_refused_state_changes_nothing():
-    state = Job().attach().run(0, 10).scheduler.state_dict()
-    job = Job(groups=1).attach().run(0, 20)
-    before = repr(job.scheduler.state_dict())
-    with pytest.raises(ValueError, match="param groups"):
-        job.scheduler.load_state_dict(state)
-    assert repr(job.scheduler.state_dict()) == before
-
-
-def test_group_that_had_joined_is_restored():
-    def run(job, first, last, extra):
-        for step in range(first, last):
-            if step == 10:
+def test_a_group_that_had_joined_is_restored():
+    def run(job, scheduler, extra, until):
+        while job.done < until:
+            if job.done == 10:
                 job.optimizer.add_param_group({"params": [extra], "lr": 0.3})
             extra.grad = torch.ones(2)
-            job.run(step, step + 1)
+            go(job, scheduler, job.done + 1)
 
     one, two = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
-    whole = Job().attach()
-    run(whole, 0, 60, one)
-    part = Job().attach()
-    run(part, 0, 30, two)
-    state = part.checkpoint()
-    again, extra = Job(), nn.Parameter(two.detach().clone())
-    again.model.load_state_dict(state["model"])
+    whole, part, again = start(), start(), start()
+    run(whole, attach(whole), one, 60)
+    scheduler = attach(part)
+    run(part, scheduler, two, 30)
+    model, optimizer, state = through_a_file(part.model, part.optimizer, scheduler)
+    extra, again.done = nn.Parameter(two.detach().clone()), 30
+    again.model.load_state_dict(model)
     again.optimizer.add_param_group({"params": [extra], "lr": 1e9})
-    again.optimizer.load_state_dict(state["optimizer"])
-    again.attach().scheduler.load_state_dict(state["scheduler"])
-    run(again, 30, 60, extra)
+    again.optimizer.load_state_dict(optimizer)
+    scheduler = attach(again)
+    scheduler.load_state_dict(state)
+    run(again, scheduler, extra, 60)
     assert torch.equal(again.weights(), whole.weights())
     assert torch.equal(extra, one)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from jobs import KINDS, Job, always, feature, reactive
+from jobs import KINDS, Job, always, feature, reactive, start
 from torch import nn
 from torch.optim import SGD, AdamW
 
@@ -90,8 +90,7 @@ def test_one_fetch_per_decision_at_the_ends_of_intervals(total, monkeypatch):
     monkeypatch.setattr(
         UpdateMonitor, "fetch", lambda self, **kwargs: fetches.append(1) or fetch(self, **kwargs)
     )
-    job = Job()
-    scheduler = LearnedScheduler(job.optimizer, total, policy=reactive())
+    job, scheduler = start(total, reactive())
     job.run(total, scheduler)
     expected = list(interval_ends(total, 40, 1.5)[:-1])
     assert [d.step for d in scheduler.history] == expected
@@ -226,9 +225,8 @@ def test_repeated_rows_of_a_sparse_gradient_are_added_before_the_norm():
 
 
 def test_maximising_the_negative_is_minimising():
-    down, up = Job(), Job(maximize=True)
-    one = LearnedScheduler(down.optimizer, 80, policy=reactive())
-    two = LearnedScheduler(up.optimizer, 80, policy=reactive())
+    down, one = start(80, reactive())
+    up, two = start(80, reactive(), job=Job(maximize=True))
     for step in range(80):
         down.update(one)
         up.update(two, scale=-1.0)
@@ -264,22 +262,6 @@ def test_closures_see_the_same_as_a_plain_loop(how):
     assert max(feature(d, "clipped_share") for d in one.history) > 0
 
 
-def test_gradients_may_be_accumulated_and_cleared_anywhere():
-    one, two = Job(), Job()
-    a = LearnedScheduler(one.optimizer, 40, policy=reactive())
-    b = LearnedScheduler(two.optimizer, 40, policy=reactive())
-    for _ in range(40):
-        one.update(a)
-        (two.loss() / 2).backward()
-        loss = two.loss()
-        (loss / 2).backward()
-        two.optimizer.step()
-        two.optimizer.zero_grad(set_to_none=False)
-        two.done += 1
-        b.step(loss)
-    torch.testing.assert_close(one.weights(), two.weights(), rtol=1e-9, atol=1e-12)
-
-
 @pytest.mark.parametrize(
     "kind",
     [
@@ -288,8 +270,7 @@ def test_gradients_may_be_accumulated_and_cleared_anywhere():
     ],
 )
 def test_losses_of_any_numeric_kind(kind):
-    job = Job()
-    scheduler = LearnedScheduler(job.optimizer, 8, policy=reactive())
+    job, scheduler = start(8, reactive())
     for i in range(8):
         job.update()
         scheduler.observe_validation(kind(float(i)))
@@ -311,8 +292,7 @@ def assert_same_state(optimizer, state):
     [*((n, math.nan) for n in KINDS), ("SGD", math.inf), ("Adam", -math.inf)],
 )
 def test_broken_gradients_are_skipped_counted_and_answered(name, value):
-    job = Job(name)
-    scheduler = LearnedScheduler(job.optimizer, 100, policy=idle(decision_power=1.0))
+    job, scheduler = start(100, idle(decision_power=1.0), job=Job(name))
     job.run(5, scheduler)
     before, state = job.weights(), copy.deepcopy(job.optimizer.state_dict()["state"])
     job.optimizer.zero_grad()
@@ -336,8 +316,7 @@ def test_broken_gradients_are_skipped_counted_and_answered(name, value):
 
 @GUARDED
 def test_a_broken_loss_is_answered_and_raises_nothing():
-    job = Job()
-    scheduler = LearnedScheduler(job.optimizer, 100, policy=idle(decision_power=1.0))
+    job, scheduler = start(100, idle(decision_power=1.0))
     for _ in range(5):
         job.update()
         scheduler.step(math.nan)
@@ -426,8 +405,7 @@ def test_losses_that_are_no_number():
 
 
 def test_a_second_scheduler_is_refused_until_the_first_is_off():
-    job = Job()
-    first = LearnedScheduler(job.optimizer, 50, policy=always(1.0, 1.0, 1.0))
+    job, first = start(50, always(1.0, 1.0, 1.0))
     job.run(10, first)
     with pytest.raises(ValueError, match=r"has a LearnedScheduler already.*detach"):
         LearnedScheduler(job.optimizer, 50, policy=idle())
@@ -459,8 +437,7 @@ def test_policy_by_path(tmp_path):
 
 
 def test_one_warning_after_the_horizon_and_the_last_values_hold():
-    job = Job()
-    scheduler = LearnedScheduler(job.optimizer, 20, policy=reactive())
+    job, scheduler = start(20, reactive())
     job.run(20, scheduler)
     lr, betas = scheduler.get_last_lr(), job.optimizer.param_groups[0]["betas"]
     assert lr[0] > 0
@@ -473,12 +450,13 @@ def test_one_warning_after_the_horizon_and_the_last_values_hold():
     assert scheduler.history[-1].step < 20
 
 
+@GUARDED
 def test_steps_without_an_update_or_without_a_gradient():
-    job = Job()
-    scheduler = LearnedScheduler(job.optimizer, 20, policy=reactive())
-    with pytest.warns(UserWarning, match=r"before optimizer.step\(\)"):
-        scheduler.step(1.0)
-    job.run(18, scheduler)
+    job, scheduler = start(20, reactive())
+    with pytest.warns(UserWarning, match=r"before optimizer.step\(\)") as caught:
+        list(map(scheduler.step, (1.0, 1.0)))
+    assert len(caught) == 1
+    job.run(17, scheduler)
     before = job.weights()
     job.optimizer.zero_grad()
     job.optimizer.step()
@@ -497,8 +475,7 @@ def test_a_foreign_scheduler_is_overruled_and_named_once():
         job.run(30, scheduler, after=foreign.step)
     assert len(caught) == 1
     assert torch.equal(alone.weights(), job.weights())
-    other = Job()
-    scheduler = LearnedScheduler(other.optimizer, 30, policy=idle())
+    other, scheduler = start(30, idle())
     other.optimizer.param_groups[0]["betas"] = (0.5, 0.999)
     with pytest.warns(UserWarning, match="something else changed"):
         other.update(scheduler)
@@ -506,8 +483,7 @@ def test_a_foreign_scheduler_is_overruled_and_named_once():
 
 
 def test_no_reference_cycle_and_hooks_go_with_the_scheduler():
-    job = Job()
-    scheduler = LearnedScheduler(job.optimizer, 30, policy=reactive())
+    job, scheduler = start(30, reactive())
     job.update(scheduler)
     copied = copy.deepcopy(job.optimizer)  # possible in spite of the hooks
     assert copied.param_groups[0]["lr"] == job.optimizer.param_groups[0]["lr"]
@@ -543,8 +519,9 @@ def test_on_a_gpu_the_same_decisions_are_taken(fused):
 
 @pytest.mark.gpu
 def test_on_a_gpu_only_decisions_wait():
-    job = Job("AdamW-fused", dtype=torch.float32, device="cuda")
-    scheduler = LearnedScheduler(job.optimizer, 400, policy=reactive())
+    job, scheduler = start(
+        400, reactive(), job=Job("AdamW-fused", dtype=torch.float32, device="cuda")
+    )
     job.run(10, scheduler)
     loss = job.loss()
     loss.backward()

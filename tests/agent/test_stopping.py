@@ -32,34 +32,25 @@ def test_stops_when_patience_is_over():
     assert (stopping.best, stopping.waited) == (0.5, 0)
 
 
-def test_never_stops_without_a_validation_loss():
-    assert run(EarlyStopping(1), [[]] * 50) == []
-    assert run(EarlyStopping(1), [[math.nan], [math.inf], [-math.inf]] * 20) == []
-
-
-def test_intervals_without_a_validation_do_not_count():
-    every_third = [[1.0], [], [], [2.0], [], [], [2.0], [], []]
-    assert run(EarlyStopping(2), every_third) == [7, 8, 9]
-
-
-def test_of_several_in_an_interval_the_best_counts():
-    stopping = EarlyStopping(1)
-    assert run(stopping, [[3.0], [9.0, 2.0, 8.0], [7.0, 1.0]]) == []
-    assert stopping.best == 1.0
-    assert run(stopping, [[1.5, 1.0]]) == [1]
-
-
-@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
-def test_broken_losses_are_no_better_than_the_best(broken):
-    stopping = EarlyStopping(2)
-    assert run(stopping, [[1.0], [broken], [broken]]) == [3]
-    assert stopping.best == 1.0
-
-
-def test_no_patience_means_never():
-    stopping = EarlyStopping(None)
-    assert run(stopping, [[1.0], *[[2.0]] * 100]) == []
-    assert stopping.best == 1.0
+@pytest.mark.parametrize(
+    ("patience", "intervals", "stops", "best"),
+    [
+        (1, [[]] * 50, [], None),
+        (1, [[math.nan], [math.inf], [-math.inf]] * 20, [], None),
+        # Intervals without a validation do not count.
+        (2, [[1.0], [], [], [2.0], [], [], [2.0], [], []], [7, 8, 9], 1.0),
+        # Of several losses in an interval the best counts.
+        (1, [[3.0], [9.0, 2.0, 8.0], [7.0, 1.0], [1.5, 1.0]], [4], 1.0),
+        # Broken losses are no better than the best.
+        (2, [[1.0], [math.nan], [-math.inf]], [3], 1.0),
+        (2, [[1.0], [math.inf], [math.inf]], [3], 1.0),
+        (None, [[1.0], *[[2.0]] * 100], [], 1.0),
+    ],
+)
+def test_when_it_stops(patience, intervals, stops, best):
+    stopping = EarlyStopping(patience)
+    assert run(stopping, intervals) == stops
+    assert stopping.best == best
 
 
 losses = st.one_of(st.floats(-5, 5), st.sampled_from([math.nan, math.inf]))
