@@ -9,9 +9,8 @@ from importlib.metadata import version
 import numpy as np
 import pytest
 
-from pacesetter.agent.policy.policy import Policy, PolicyInfo, save_policy
+from pacesetter.agent.policy.policy import Policy, save_policy
 from pacesetter.agent.runs.folder import claim_folder
-from pacesetter.envs.actions import ControlConfig
 from pacesetter.envs.features import FEATURE_NAMES, NUM_FEATURES
 from pacesetter.experiments import comparison as compare
 from pacesetter.experiments import demo
@@ -23,17 +22,6 @@ from pacesetter.experiments.runs.records import Entry
 from pacesetter.inner_models.registry import SETS
 
 COMMANDS = ("train", "compare", "inspect", "export", "demo", "completion")
-
-
-def a_policy():
-    info = PolicyInfo(families=("teacher-mlp",), preset="smoke", seed=3, decisions=1234)
-    layer = (np.zeros((3, NUM_FEATURES)), np.array([0.5, 0.0, 0.0]))
-    return Policy([layer], control=ControlConfig(num_intervals=5), info=info)
-
-
-@pytest.fixture
-def policy_file(tmp_path):
-    return save_policy(a_policy(), tmp_path / "policy.safetensors")
 
 
 def failure(capsys, *argv, code=2):
@@ -145,17 +133,17 @@ def test_missing_extra_names_the_line_that_installs_it(
     assert f"pip install 'pacesetter[{extra}]'" in message
 
 
-def test_inspect(capsys, policy_file):
+def test_inspect(capsys, policy, policy_file):
     assert cli.main(["inspect", str(policy_file)]) == 0
     text = capsys.readouterr().out
-    assert a_policy().digest in text
+    assert policy.digest in text
     assert "1,234 decisions" in text
     assert re.search(r"num intervals\s+5", text)
     assert cli.main(["inspect", str(policy_file), "--json"]) == 0
     header = json.loads(capsys.readouterr().out)
     assert header["control"]["num_intervals"] == 5
     assert header["layer_sizes"] == [NUM_FEATURES, 3]
-    assert header["sha256"] == a_policy().digest
+    assert header["sha256"] == policy.digest
 
 
 def test_inspect_shows_response_curves(capsys, tmp_path):
@@ -213,7 +201,7 @@ def test_export(capsys, tmp_path, policy_file):
     assert not (tmp_path / "x").exists()
 
 
-def test_train_passes_on_what_was_asked_for_and_says_how_it_went(capsys, tmp_path, monkeypatch):
+def test_train_passes_on_its_arguments_and_says_how_it_went(capsys, tmp_path, policy, monkeypatch):
     from pacesetter.agent.training import train as ppo
     from pacesetter.experiments.presets import get_preset
 
@@ -222,7 +210,7 @@ def test_train_passes_on_what_was_asked_for_and_says_how_it_went(capsys, tmp_pat
     def train(config, out, **options):
         calls.append((config, out, options))
         (out / "validation.csv").write_text("rollout,decisions,mean_log_ratio\n0,0,-0.1\n3,9,0.2\n")
-        return save_policy(a_policy(), out / "policy.safetensors")
+        return save_policy(policy, out / "policy.safetensors")
 
     monkeypatch.setattr(ppo, "train", train)
     given = ["train", "--preset", "smoke", "--out", str(tmp_path), "--seed", "7", "--resume"]
@@ -260,21 +248,32 @@ def test_compare_on_a_job_of_ones_own(capsys, tmp_path, policy_file, monkeypatch
     (tmp_path / "cli_own_job.py").write_text(OWN_JOB)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    argv = ["compare", "--policy", str(policy_file), "--out", "out", "--quiet", "--seeds", "2"]
+    argv = ["compare", "--policy", str(policy_file), "--out", "out", "--quiet", "--seeds", "1"]
     argv += ["--arms", "policy", "adamw-cosine", "--trials", "2", "--steps", "20", "--task"]
     try:
         assert "validation split" in failure(capsys, *argv, "cli_own_job:without_validation")
         assert not (tmp_path / "out").exists()
-        assert cli.main([*argv, "cli_own_job:make_task"]) == 0
+        assert cli.main([*argv, "cli_own_job:make_task", "--json"]) == 0
         said = capsys.readouterr()
         assert said.err == ""
         rows = (tmp_path / "out" / "results.csv").read_text().splitlines()[1:]
         assert {row.split(",")[0] for row in rows} == {"cli_own_job/make_task"}
-        assert len(rows) == 2 * 4  # seeds; policy, default, and cosine with two budgets
+        assert len(rows) == 4  # policy, default, and cosine with two budgets
         argv = [*argv, "cli_own_job:make_task", "--resume", "--steps", "30"]
         assert "steps: 20 then, 30 now" in failure(capsys, *argv)
     finally:
         sys.modules.pop("cli_own_job", None)
+    found = json.loads(said.out)
+    assert (found["command"], found["exit_code"]) == ("compare", 0)
+    assert (tmp_path / "out" / "report.html").samefile(found["report"])
+    assert "--task cli_own_job:make_task" in (tmp_path / "out" / "report.html").read_text()
+    assert {path.suffix for path in (tmp_path / "out" / "figures").iterdir()} == {".svg", ".png"}
+    assert found["tasks"] == ["cli_own_job/make_task"]
+    scores = {arm["arm"]: arm["scores"]["test"]["estimate"] for arm in found["arms"]}
+    assert scores["adamw-default"] == 0.0
+    assert list(scores.values()) == sorted(scores.values())
+    assert f"{scores['policy']:+.3f}" in (tmp_path / "out" / "table.txt").read_text()
+    assert found["arms"][0]["scores"]["test"]["low"] is None  # one run has no interval
 
 
 def parsed(*argv):
@@ -284,15 +283,16 @@ def parsed(*argv):
 
 def test_compare_settings_from_arguments():
     assert parsed() == compare.CompareConfig()
-    config = parsed(
+    assert parsed(
         *("--tasks", "digits-mlp/1,tabular-mlp/0", "photo-denoiser/2", "--arms", "policy"),
         *("--seeds", "7", "--trials", "9", "--start-lrs", "1e-4,1e-2", "--start-lr", "0.1"),
         *("--jobs", "3", "--seed", "5"),
+    ) == compare.CompareConfig(
+        tasks=("digits-mlp/1", "tabular-mlp/0", "photo-denoiser/2"),
+        arms=("policy",),
+        start_lrs=(1e-4, 1e-2, 0.1),
+        **{"num_seeds": 7, "trials": 9, "jobs": 3, "seed": 5},
     )
-    assert config.tasks == ("digits-mlp/1", "tabular-mlp/0", "photo-denoiser/2")
-    assert config.arms == ("policy",)
-    assert (config.num_seeds, config.trials, config.jobs, config.seed) == (7, 9, 3, 5)
-    assert config.start_lrs == (1e-4, 1e-2, 0.1)
     config = parsed("--task", "my_module:make", "--steps", "30")
     assert (config.own_tasks, config.tasks, config.steps) == (("my_module:make",), (), 30)
     config = parsed("--task", "my_module:make", "--tasks", "digits-mlp/0")
@@ -369,9 +369,9 @@ def test_ctrl_c_says_how_to_go_on(capsys, tmp_path, policy_file, monkeypatch):
     assert f"pacesetter {' '.join(argv)} --resume" in capsys.readouterr().err
 
 
-def test_digits_job_is_paired_and_honest():
+def test_digits_job_is_paired_and_honest(policy):
     config = DemoConfig(steps=50, num_seeds=2, lrs=(1e-3, 1e-2))
-    records = digits_records(config, {demo.TRAINED: a_policy()})
+    records = digits_records(config, {demo.TRAINED: policy})
     names = ("adamw-default", "adamw-cosine")
     assert {r.entry for r in records} == {Entry("demo-policy", 1e-3), *map(Entry, names)}
     for seed in (0, 1):
@@ -380,17 +380,17 @@ def test_digits_job_is_paired_and_honest():
     cosine = next(r for r in records if r.arm == "adamw-cosine")
     assert (cosine.lr, cosine.trials, cosine.inner_steps) == (1e-2, 2, 50 * (1 + 4))
     assert cosine.lrs[0] > 50 * cosine.lrs[-1]
-    policy = next(r for r in records if r.arm == "demo-policy")
-    assert policy.losses["test"] < policy.untrained
-    assert np.isfinite(policy.clip_thresholds[-1])
+    ours = next(r for r in records if r.arm == "demo-policy")
+    assert ours.losses["test"] < ours.untrained
+    assert np.isfinite(ours.clip_thresholds[-1])
 
 
 @pytest.mark.slow
-def test_demo_from_start_to_report(capsys, tmp_path, monkeypatch):
+def test_demo_from_start_to_report(capsys, tmp_path, policy, monkeypatch):
     from pacesetter.agent.training import train as ppo
 
     def train(config, out, **options):
-        return save_policy(a_policy(), out / "policy.safetensors")
+        return save_policy(policy, out / "policy.safetensors")
 
     def small(**settings):
         return DemoConfig(steps=20, num_seeds=2, lrs=(1e-2,), **settings)

@@ -11,23 +11,10 @@ import numpy as np
 import pytest
 
 from pacesetter.agent.policy import policy as policies
-from pacesetter.agent.policy.policy import Policy, save_policy
 from pacesetter.agent.runs import progress
 from pacesetter.agent.runs.progress import progress_bar
-from pacesetter.envs.actions import ControlConfig
-from pacesetter.envs.features import NUM_FEATURES
 from pacesetter.experiments.cli import main as cli
 from pacesetter.experiments.cli.parser import to_json
-
-
-def a_policy():
-    layer = (np.zeros((3, NUM_FEATURES)), np.array([0.5, 0.0, 0.0]))
-    return Policy([layer], control=ControlConfig(num_intervals=5))
-
-
-@pytest.fixture
-def policy_file(tmp_path):
-    return save_policy(a_policy(), tmp_path / "policy.safetensors")
 
 
 def answer(capsys, *argv, code=0):
@@ -43,25 +30,10 @@ def test_numbers_without_a_value_are_null():
     assert found == {"a": [None, None], "b": [0, 1]}
 
 
-def test_compare_as_json(capsys, tmp_path, policy_file):
-    argv = ["compare", "--policy", policy_file, "--out", tmp_path / "out", "--seeds", 1]
-    argv += ["--tasks", "digits-mlp/2", "--trials", 1, "--arms", "policy,do-nothing", "--quiet"]
-    found = answer(capsys, *argv)
-    assert (tmp_path / "out" / "report.html").samefile(found["report"])
-    assert "--tasks digits-mlp/2" in (tmp_path / "out" / "report.html").read_text()
-    assert found["tasks"] == ["digits-mlp/2"]
-    scores = {arm["arm"]: arm["scores"]["test"]["estimate"] for arm in found["arms"]}
-    assert scores["adamw-default"] == 0.0
-    assert list(scores.values()) == sorted(scores.values())
-    table = (tmp_path / "out" / "table.txt").read_text()
-    assert f"{scores['do-nothing']:+.3f}" in table
-    assert found["arms"][0]["scores"]["test"]["low"] is None  # one run has no interval
-
-
-def test_other_commands_as_json(capsys, tmp_path, policy_file):
+def test_commands_as_json(capsys, tmp_path, policy, policy_file):
     found = answer(capsys, "export", policy_file, "--out", tmp_path / "x.safetensors")
-    assert found["sha256"] == a_policy().digest
-    assert answer(capsys, "inspect", policy_file)["sha256"] == a_policy().digest
+    assert found["sha256"] == policy.digest
+    assert answer(capsys, "inspect", policy_file)["sha256"] == policy.digest
     found = answer(capsys, "completion", "bash")
     assert found["shell"] == "bash"
     assert "pacesetter" in found["script"]
