@@ -1,5 +1,7 @@
 """What tests share: who runs beside whom, one trained policy, one comparison, a Ray cluster."""
 
+import shutil
+
 import pytest
 import torch
 from filelock import FileLock
@@ -53,6 +55,22 @@ def compared(made_once):
     config = CompareConfig(arms=("policy", "adamw-cosine"), num_seeds=2, trials=2)
     tasks = {"tasks": [small_task()], "families": [SmallFamily()]}
     return made_once("compared", lambda out: compare(config, out, **tasks))
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A Chromium; tests that need one are skipped where there is none."""
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="needs the package playwright, of the extra `browser`"
+    )
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = next(filter(None, map(shutil.which, names)), None)
+    if path is None:
+        pytest.skip("needs Chromium; none is on the PATH")
+    with playwright.sync_playwright() as found:
+        chromium = found.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
 
 
 STORE = 100 * 2**20

@@ -7,7 +7,6 @@ import argparse
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections import defaultdict
@@ -28,9 +27,6 @@ from pacesetter.experiments.presets import PRESETS
 from pacesetter.experiments.rivals.baselines import arm_names
 
 ROOT = Path(__file__).parent.parent
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
 OTHERS = {"benchmark/report.html"}  # pages that are not made by MkDocs
 
 pytestmark = [
@@ -112,8 +108,8 @@ def test_nothing_is_loaded_from_elsewhere(site, pages):
         for address in page.loads:
             if address.startswith(("data:", "#")):
                 continue
-            assert not urlsplit(address).netloc, f"{name} loads {address}"
-            assert not urlsplit(address).scheme, f"{name} loads {address}"
+            parts = urlsplit(address)
+            assert not parts.netloc + parts.scheme, f"{name} loads {address}"
             assert (page.path.parent / unquote(urlsplit(address).path)).is_file(), (name, address)
     for sheet in site.rglob("*.css"):
         for address in in_css(sheet.read_text(encoding="utf-8")):
@@ -123,35 +119,30 @@ def test_nothing_is_loaded_from_elsewhere(site, pages):
     assert not [name for name, page in pages.items() if 'class="mermaid' in page.path.read_text()]
 
 
-def test_every_feature_action_and_bound_is_told(pages):
+def test_every_feature_action_and_bound_and_the_policy_are_told(pages):
     text = pages["reference/decision-process.html"].says()
     for feature in FEATURES:
         meaning = " ".join(feature.meaning.split())
         assert f"{feature.name} {meaning} {feature.centre:g} {feature.scale:g}" in text
     for name in (*ACTION_NAMES, *REWARD_FORMS, "improvement"):
         assert name in text
-
-
-def test_drawings_tell_the_sizes_of_the_shipped_policy(pages):
-    text = pages["how-it-works.html"].says()
+    text = pages["how-it-works.html"].says()  # its drawings
     sizes = [len(bias) for _, bias in load_policy("default").layers]
     assert f"{NUM_FEATURES} statistics" in text
     assert sizes == [64, 64, len(ACTION_NAMES)]
     assert "two layers of 64; three answers" in text
 
 
-def test_every_command_and_option_is_told(pages):
+def test_every_arm_preset_command_and_option_is_told(pages):
+    for page, names in (("rivals", arm_names()), ("settings", PRESETS)):
+        text = pages[f"reference/{page}.html"].says()
+        assert not [name for name in names if name not in text]
     page = pages["reference/command-line.html"]
     (commands,) = (a for a in make_parser()._actions if isinstance(a, argparse._SubParsersAction))
     for name, parser in commands.choices.items():
         assert parser.prog.replace(" ", "-") in page.ids, name
         for action in parser._actions:
             assert all(option in page.says() for option in action.option_strings)
-
-
-def test_every_arm_and_preset_is_told(pages):
-    assert not [name for name in arm_names() if name not in pages["reference/rivals.html"].says()]
-    assert not [name for name in PRESETS if name not in pages["reference/settings.html"].says()]
 
 
 @pytest.mark.parametrize("package", ["agent", "envs", "inner_models", "experiments"])
@@ -171,19 +162,6 @@ def test_search_index_has_every_page(site, pages):
     assert set(words) == set(pages) - OTHERS
     assert "hypergradient" in words["reference/decision-process.html"]
     assert (site / "search" / "search_index.js").is_file()  # what is read from the disk
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="needs the package playwright, of the extra `browser`"
-    )
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium; none is on the PATH")
-    with playwright.sync_playwright() as found:
-        chromium = found.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 def test_in_a_browser_pages_work_from_the_disk_on_a_phone(browser, site, pages):

@@ -29,6 +29,7 @@ def parse(path):
 
 
 TREES = {path: parse(path) for path in MODULES + TESTS}
+NODES = {path: list(ast.walk(tree)) for path, tree in TREES.items()}
 NAMES = {
     ".".join(["pacesetter", *path.relative_to(ROOT).with_suffix("").parts]).removesuffix(
         ".__init__"
@@ -37,9 +38,9 @@ NAMES = {
 }
 
 
-def imported_names(tree):
+def imported_names(path):
     """Full dotted names of all imports; those of relative imports start with a dot."""
-    for node in ast.walk(tree):
+    for node in NODES[path]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -49,7 +50,7 @@ def imported_names(tree):
 
 def imported_modules(path):
     """Paths of the modules of this project that a module imports, anywhere in its code."""
-    for name in imported_names(TREES[path]):
+    for name in imported_names(path):
         found = NAMES.get(name) or NAMES.get(name.rpartition(".")[0])
         if found not in {None, path}:
             yield found
@@ -105,7 +106,7 @@ def test_imports_are_absolute_and_point_downwards():
     wrong = []
     for path in MODULES:
         layer = LAYERS.index(path.relative_to(ROOT).parts[0])
-        for name in imported_names(TREES[path]):
+        for name in imported_names(path):
             first, *rest = name.split(".")
             if first in {"", *LAYERS} or name == "pacesetter":
                 wrong.append(f"{label(path)}: import {name}: write pacesetter.…")
@@ -148,26 +149,21 @@ def test_modules_have_a_docstring_and_one_concept():
 
 
 def test_nothing_is_unpickled():
-    for path, tree in TREES.items():
-        names = list(imported_names(tree))
+    for path, nodes in NODES.items():
+        names = list(imported_names(path))
         assert not [name for name in names if name.split(".")[0] in UNSAFE], label(path)
         assert "torch.load" not in names, f"{label(path)}: write torch.load, to be found"
-        found = [ast.unparse(node) for node in ast.walk(tree) if unsafe_load(node)]
+        found = [ast.unparse(node) for node in nodes if unsafe_load(node)]
         assert not found, label(path)
 
 
-@pytest.mark.parametrize("layer", LAYERS)
-def test_a_package_alone_imports_nothing_heavy(layer):
-    loaded = modules_after(f"import pacesetter.{layer}")
+def test_packages_alone_import_nothing_heavy():
+    loaded = modules_after(f"import {', '.join(f'pacesetter.{layer}' for layer in LAYERS)}")
     assert not loaded & {"torch", "numpy", *HEAVY}
 
 
-@pytest.mark.parametrize(
-    "statement",
-    ["import pacesetter.agent.plugin.scheduler", "from pacesetter.agent import LearnedScheduler"],
-)
-def test_plugin_needs_only_the_core_dependencies(statement):
-    loaded = modules_after(statement)
+def test_plugin_needs_only_the_core_dependencies():
+    loaded = modules_after("from pacesetter.agent import LearnedScheduler")
     assert "torch" in loaded
     assert not loaded & HEAVY
 

@@ -13,13 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from pacesetter.experiments.own_job import (
-    BATCH_SIZE,
-    EPOCHS,
-    check_task,
-    own_task,
-    plain_task,
-)
+from pacesetter.experiments.own_job import BATCH_SIZE, EPOCHS, check_task, own_task, plain_task
 from pacesetter.inner_models.engine.data import build_model
 from pacesetter.inner_models.engine.trainer import InnerTrainer
 from pacesetter.inner_models.losses import metric_of
@@ -44,6 +38,10 @@ def loader(part, **options):
     return DataLoader(TensorDataset(*part), batch_size=12, **options)
 
 
+def classification(model=build, loaders=LOADERS, options=None):
+    return plain_task(model, loaders, nn.CrossEntropyLoss(), options)
+
+
 def trained(task):
     trainer = InnerTrainer([task.with_seed(0)])
     trainer.run(np.full((5, 1), 1e-2), momentum=np.array([0.9]))
@@ -51,7 +49,7 @@ def trained(task):
 
 
 def test_loaders_data_sets_and_tensors_are_the_same_task():
-    tensors = plain_task(build, LOADERS, nn.CrossEntropyLoss(), {"batch_size": 12})
+    tensors = classification(options={"batch_size": 12})
     for other in (
         tuple(loader(part) for part in LOADERS),
         {"test": loader(TEST), "train": loader(TRAIN, shuffle=True), "valid": loader(VALID)},
@@ -61,16 +59,16 @@ def test_loaders_data_sets_and_tensors_are_the_same_task():
         assert task.splits.digest() == tensors.splits.digest()
         assert (task.batch_size, task.horizon) == (12, EPOCHS * 5)
         assert trained(task) == pytest.approx(trained(tensors), rel=1e-6)
-    assert plain_task(build, LOADERS, nn.CrossEntropyLoss()).batch_size == BATCH_SIZE
+    assert classification().batch_size == BATCH_SIZE
 
 
 def test_rows_of_valid_go_in_turn_to_the_two_splits():
-    splits = plain_task(build, LOADERS, nn.CrossEntropyLoss()).splits
+    splits = classification().splits
     for i, tensor in enumerate(VALID):
         assert torch.equal(splits.inner_valid[i], tensor[0::2])
         assert torch.equal(splits.outer_valid[i], tensor[1::2])
     named = {"train": TRAIN, "inner_valid": VALID, "outer_valid": rows(9, seed=3), "test": TEST}
-    splits = plain_task(build, named, nn.CrossEntropyLoss()).splits
+    splits = classification(loaders=named).splits
     assert torch.equal(splits.inner_valid[0], VALID[0])
     assert splits.num_rows("outer_valid") == 9
 
@@ -104,8 +102,8 @@ def test_one_tensor_is_input_and_target_and_many_are_many_inputs():
 
 def test_a_module_keeps_its_weights_and_a_factory_draws_them_by_seed():
     module = build()
-    tuned = plain_task(module, LOADERS, nn.CrossEntropyLoss())
-    fresh = plain_task(build, LOADERS, nn.CrossEntropyLoss())
+    tuned = classification(module)
+    fresh = classification()
     for seed in (0, 1):
         model = build_model(tuned.with_seed(seed))
         assert model is not module
@@ -116,22 +114,22 @@ def test_a_module_keeps_its_weights_and_a_factory_draws_them_by_seed():
 
 
 def test_accuracy_is_told_where_it_means_something():
-    assert metric_of(plain_task(build, LOADERS, nn.CrossEntropyLoss())).name == "accuracy"
+    assert metric_of(classification()).name == "accuracy"
     assert metric_of(plain_task(build, LOADERS, lambda output, _: output.mean())) is None
     soft = tuple((x, F.one_hot(y, 2).float()) for x, y in LOADERS)
-    assert metric_of(plain_task(build, soft, nn.CrossEntropyLoss())) is None
+    assert metric_of(classification(loaders=soft)) is None
 
 
 def test_options_are_those_of_a_module_task():
     options = {"horizon": 7, "batch_size": 3, "name": "mine", "valid_every": 2}
-    task = plain_task(build, LOADERS, nn.CrossEntropyLoss(), options)
+    task = classification(options=options)
     assert (task.horizon, task.batch_size, task.name, task.valid_every) == (7, 3, "mine", 2)
     with pytest.raises(ValueError, match=r"horizon.*but got.*epochs"):
-        plain_task(build, LOADERS, nn.CrossEntropyLoss(), {"epochs": 3})
+        classification(options={"epochs": 3})
     same = (TRAIN, TRAIN, TEST)
     with pytest.raises(ValueError, match="allow_overlap=True"):
-        plain_task(build, same, nn.CrossEntropyLoss())
-    plain_task(build, same, nn.CrossEntropyLoss(), {"allow_overlap": True})
+        classification(loaders=same)
+    classification(loaders=same, options={"allow_overlap": True})
 
 
 class Made(Dataset):
@@ -174,7 +172,7 @@ class Stream(IterableDataset):
 )
 def test_bad_loaders_are_refused(loaders, message):
     with pytest.raises(ValueError, match=message):
-        plain_task(build, loaders, nn.CrossEntropyLoss())
+        classification(loaders=loaders)
 
 
 def unseeded():

@@ -1,23 +1,11 @@
 """The report in a real browser: what is clicked and typed works, on a phone too, off line."""
 
-import shutil
-
 import pytest
 import report_sample as sample
 
 from pacesetter.experiments.report.html import render
 
-playwright = pytest.importorskip(
-    "playwright.sync_api", reason="needs the package playwright, of the extra `dev`"
-)
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium; none is on the PATH"),
-]
-
+pytestmark = pytest.mark.slow
 PHONE, DESKTOP = {"width": 390, "height": 800}, {"width": 1280, "height": 900}
 
 
@@ -26,14 +14,6 @@ def address(tmp_path_factory):
     path = tmp_path_factory.mktemp("report") / "report.html"
     path.write_text(render(sample.report()), encoding="utf-8")
     return path.as_uri()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as found:
-        chromium = found.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture
