@@ -98,14 +98,14 @@ def go_on(errors):
     return words[1:]
 
 
-GOAL = 4_000
+GOAL = 2_000
 """Decisions of a training that ends in some seconds, and not before it can be stopped."""
 
 
 @pytest.mark.slow
 def test_train_stops_after_its_rollout_and_goes_on(tmp_path, start):
-    given = ("--preset", "smoke", "--families", "job:short", "--decisions", str(GOAL))
-    process = start("train", *given, "--out", "run")
+    given = ("--preset", "smoke", "--decisions", str(GOAL), "--families", "job:short")
+    process = start("train", *given, "--validation-families", "job:short", "--out", "run")
     checkpoint = tmp_path / "run" / CHECKPOINT
     wait_for(checkpoint.exists, process)
     process.send_signal(signal.SIGINT)

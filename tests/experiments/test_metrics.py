@@ -19,18 +19,15 @@ from pacesetter.experiments.runs.records import Entry
 DEFAULT = Entry("adamw-default")
 
 
-def run(
-    arm, loss, *, task="t", seed=0, budget=1, valid=None, curve=(), wall=1.0, failed=None, **changes
-):
+def run(arm, loss, *, task="t", seed=0, valid=None, curve=(), failed=None, **changes):
     """A run of 100 steps whose outer-valid loss was looked at in equal distances."""
     return replace(
-        record(task, arm, seed, loss=loss, budget=budget, failed=failed, **changes),
+        record(task, arm, seed, loss=loss, failed=failed, **changes),
         inner_steps=100,
         losses={"train": loss, "outer_valid": loss if valid is None else valid, "test": loss},
         steps=[] if failed else [50, 100],
         valid_steps=[100 * (k + 1) // len(curve) for k in range(len(curve))],
         valid_curve=list(curve),
-        wall_seconds=math.nan if failed else wall,
     )
 
 
@@ -85,12 +82,8 @@ def test_one_is_the_tuned_adamw_that_outer_valid_chose():
     ],
 )
 def test_tasks_where_tuning_gains_too_little_do_not_count(default, tuned, untrained, gain, counts):
-    grid = Grid(
-        [
-            run("adamw-default", default, untrained=untrained),
-            run("adamw-cosine", tuned, budget=20, untrained=untrained),
-        ]
-    )
+    rows = [run("adamw-default", default, untrained=untrained)]
+    grid = Grid([*rows, run("adamw-cosine", tuned, budget=20, untrained=untrained)])
     ends = anchors(grid, "test", reference=DEFAULT)
     assert ends.gain[0] == pytest.approx(gain)
     assert ends.counts.tolist() == [counts]

@@ -27,6 +27,7 @@ pytest.importorskip("ray", reason="needs Ray: pip install 'pacesetter[ray]'")
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.slow,
+    pytest.mark.timeout(900),
     pytest.mark.filterwarnings("ignore:waiting for"),
     pytest.mark.usefixtures("one_thread"),
 ]
@@ -36,21 +37,21 @@ FAMILY = TeacherMLP(TeacherRanges(num_train=(128, 256), horizon=(24, 40), eval_r
 
 def command(out, address, *more):
     words = "train --preset smoke --decisions 1000 --seed 7 --engine ray --workers 2 --quiet"
+    words += " --families quadratic --validation-families quadratic"
     places = ["--address", address, "--out", str(out)]
     cli = [sys.executable, "-m", "pacesetter.experiments.cli.main"]
     return [*cli, *words.split(), *places, *more]
 
 
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
 def test_a_driver_killed_by_kill_9_resumes_to_the_policy_of_the_local_engine(cluster, tmp_path):
-    config = replace(PRESETS["smoke"], decisions=1_000)
+    family = {"families": ("quadratic",), "validation_families": ("quadratic",)}
+    config = replace(PRESETS["smoke"], decisions=1_000, **family)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command(killed, cluster.address),
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command(killed, cluster.address), env=ENVIRONMENT, **silent)
     checkpoint = killed / CHECKPOINT
     try:
         while process.poll() is None and not (
@@ -64,36 +65,30 @@ def test_a_driver_killed_by_kill_9_resumes_to_the_policy_of_the_local_engine(clu
     done = torch.load(checkpoint, weights_only=True)["num_timesteps"]
     assert 2 * config.rollout <= done < config.rollouts * config.rollout
     again = command(killed, cluster.address, "--resume")
-    subprocess.run(again, check=True, env=environment, capture_output=True)
+    subprocess.run(again, check=True, env=ENVIRONMENT, capture_output=True)
     train(config, whole, seed=7, progress=False, preset="smoke")
     for name in (POLICY, VALIDATION):
         assert (killed / name).read_bytes() == (whole / name).read_bytes()
 
 
 LOUD = """
-from pacesetter.inner_models.families.teachers.regression import TeacherMLP, TeacherRanges
+from pacesetter.inner_models.families.convex import Quadratic, QuadraticRanges
 
-class Loud(TeacherMLP):
+class Loud(Quadratic):
     def sample_group(self, count, generator):
         print("drawing", flush=True)
         return super().sample_group(count, generator)
 
 def family():
-    return Loud(TeacherRanges(horizon=(30, 60)), name="loud")
+    return Loud(QuadraticRanges(horizon=(20, 24)), name="loud")
 """
 
 
 def test_what_workers_print_does_not_come_between_results(cluster, tmp_path):
     (tmp_path / "loud.py").write_text(LOUD, encoding="utf-8")
-    families = ["--families", "loud:family", "--validation-families", "digits-mlp"]
-    done = subprocess.run(
-        command(tmp_path / "run", cluster.address, *families),
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    loud = command(tmp_path / "run", cluster.address, "--families", "loud:family")
+    options = {"capture_output": True, "text": True, "check": True}
+    done = subprocess.run(loud, cwd=tmp_path, env=ENVIRONMENT, **options)
     assert [line.partition(":")[0] for line in done.stdout.splitlines()] == ["policy", "next"]
     assert "drawing" in done.stderr
 

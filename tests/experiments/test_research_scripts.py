@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 import subprocess
 import sys
 from collections import Counter
@@ -113,23 +114,16 @@ def test_goals_come_from_a_comparison(tmp_path):
 @pytest.mark.parametrize(
     ("name", "args", "written"),
     [
-        ("calibration", ["--families", "logistic", "--num-tasks", "4"], "c.json"),
-        (
-            "ablation",
-            ["--preset", "smoke", "--decisions", "1", "--only", "actions: learning rate"],
-            "ablation.md",
-        ),
+        ("calibration", "--families logistic --num-tasks 4", "c.json"),
+        ("ablation", "--preset smoke --decisions 1 --only 'reward: rank'", "ablation.md"),
         (
             "portrait",
-            [
-                *("--families", "quadratic", "--tasks-per-family", "1", "--seeds", "1"),
-                *("--state-tasks", "4"),
-            ],
+            "--families quadratic --tasks-per-family 1 --seeds 1 --state-tasks 4",
             "policy-starts.svg",
         ),
     ],
 )
 def test_a_script_runs(tmp_path, name, args, written):
     out = tmp_path / written if name == "calibration" else tmp_path
-    assert run(name, *args, "--out", out).strip()
+    assert run(name, *shlex.split(args), "--out", out).strip()
     assert (tmp_path / written).stat().st_size

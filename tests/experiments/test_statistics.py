@@ -30,18 +30,17 @@ def interval(values, *, seed, num_resamples=10_000):
     return draws.interval(values)
 
 
-def within_tasks(seed):
-    """Resamples of 10 tasks and 8 seeds that keep every task."""
-    draws = Resamples.draw(10, 8, generator=rng(seed))
-    return Resamples(np.broadcast_to(np.arange(10), draws.tasks.shape), draws.seeds)
+BOTH = Resamples.draw(10, 8, generator=rng())
+"""Resamples of 10 tasks and 8 seeds."""
+WITHIN = Resamples(np.broadcast_to(np.arange(10), BOTH.tasks.shape), BOTH.seeds)
+"""Such that keep every task."""
 
 
 def test_bootstrap_of_one_task_agrees_with_scipy_and_repeats():
     values = rng(1).normal(0.3, 1.0, size=(1, 12))
     ours = interval(values, seed=2)
-    theirs = stats.bootstrap(
-        (values[0],), np.mean, method="percentile", n_resamples=10_000, rng=rng(3)
-    ).confidence_interval
+    options = {"method": "percentile", "n_resamples": 10_000, "rng": rng(3)}
+    theirs = stats.bootstrap((values[0],), np.mean, **options).confidence_interval
     assert ours.estimate == pytest.approx(values.mean())
     assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.03)
     assert interval(values, seed=2) == ours
@@ -99,11 +98,8 @@ def rliable_values():
 @pytest.mark.parametrize(
     ("draws", "iqm", "mean"),
     [
-        (within_tasks(0), (-0.71758, -0.94993, -0.48499), (-0.70535, -0.88836, -0.52425)),
-        (
-            Resamples.draw(10, 8, generator=rng(0)),
-            *((-0.71758, -1.35730, -0.06755), (-0.70535, -1.23431, -0.17138)),
-        ),
+        (WITHIN, (-0.71758, -0.94993, -0.48499), (-0.70535, -0.88836, -0.52425)),
+        (BOTH, (-0.71758, -1.35730, -0.06755), (-0.70535, -1.23431, -0.17138)),
     ],
     ids=["seeds", "tasks and seeds"],
 )
@@ -152,14 +148,12 @@ def test_holm_rejects_what_its_steps_reject():
 
 def test_probability_of_improvement_agrees_with_scipy_and_rliable():
     ours, rival = rliable_values()
-    draws = within_tasks(0)
-    found, tied = improvement_probabilities(-ours, np.stack((-rival, -ours)), resamples=draws)
+    found, tied = improvement_probabilities(-ours, np.stack((-rival, -ours)), resamples=WITHIN)
     expected = [stats.mannwhitneyu(x, y).statistic / 64 for x, y in zip(ours, rival, strict=True)]
     assert found.estimate == pytest.approx(np.mean(expected))
     # rliable 1.2.0 gives 0.2609 [0.1875, 0.3375]; it does not resample in pairs.
-    assert (found.estimate, found.low, found.high) == pytest.approx(
-        (0.26094, 0.1875, 0.3375), abs=0.02
-    )
+    ends = (0.26094, 0.1875, 0.3375)
+    assert (found.estimate, found.low, found.high) == pytest.approx(ends, abs=0.02)
     assert tied.estimate == 0.5
     assert tied.low == pytest.approx(0.5)
     both = Resamples.draw(10, 8, generator=rng(0), num_resamples=40)
@@ -177,8 +171,7 @@ def test_probability_of_improvement_agrees_with_scipy_and_rliable():
 def test_performance_profile_is_the_share_of_runs_above():
     ours, _ = rliable_values()
     thresholds = np.linspace(-2, 2, 5)
-    draws = within_tasks(0)
-    share, low, high = performance_profile(ours, thresholds, resamples=draws)
+    share, low, high = performance_profile(ours, thresholds, resamples=WITHIN)
     # rliable 1.2.0, `create_performance_profile` of the same data.
     assert share == pytest.approx([0.825, 0.575, 0.2875, 0.0625, 0.0125])
     assert share == pytest.approx([(ours > t).mean() for t in thresholds])

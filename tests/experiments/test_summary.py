@@ -12,24 +12,13 @@ from report_sample import record
 from pacesetter.experiments.analysis.findings import finding
 from pacesetter.experiments.analysis.statistics import Interval
 from pacesetter.experiments.analysis.summary import summarise
-from pacesetter.experiments.report.text import (
-    entry_cells,
-    format_latex,
-    format_markdown,
-    format_summary,
-    headline,
-    sensitivity_cells,
-    speed_cells,
-    verdict,
-)
+from pacesetter.experiments.report import text as said
+from pacesetter.experiments.report.text import format_markdown, format_summary, headline
 from pacesetter.experiments.runs.records import Entry
 
 TASKS, SEEDS = tuple("abcdef"), range(5)
-DEFAULT, COSINE, POLICY = (
-    Entry("adamw-default"),
-    Entry("adamw-cosine", None, 20),
-    Entry("policy", 1e-3),
-)
+DEFAULT, COSINE = Entry("adamw-default"), Entry("adamw-cosine", None, 20)
+POLICY = Entry("policy", 1e-3)
 LABELS = {"adamw-default": "AdamW 1e-3", "adamw-cosine": "AdamW cosine", "policy": "policy"}
 
 
@@ -41,21 +30,21 @@ def runs(entry, *, factor, spread=0.02, shift=0.0, failed=None, wall=1.0, tasks=
         for seed in SEEDS:
             loss = (1 + t) * factor * math.exp(spread * generator.normal()) + shift
             untrained = (1 + t) * 3.0 + shift
-            row = record(
-                *(task, entry.arm, seed),
-                **{"loss": loss, "start": entry.start_lr, "budget": entry.budget},
-                **{"failed": failed, "untrained": untrained},
+            options = {"start": entry.start_lr, "budget": entry.budget, "failed": failed}
+            row = record(task, entry.arm, seed, loss=loss, untrained=untrained, **options)
+            changes = (
+                {}
+                if failed
+                else {
+                    "metric": {"test": 1.0 - 0.1 * factor},
+                    "steps": [50, 100],
+                    "valid_steps": [50, 100],
+                    "valid_curve": [(loss + untrained) / 2, loss],
+                    "wall_seconds": wall,
+                }
             )
-            changes = {
-                "inner_steps": 100 + (200 * entry.budget if entry.budget > 1 else 0),
-                "metric_name": "accuracy",
-                "metric": None if failed else {"test": 1.0 - 0.1 * factor},
-                "steps": [] if failed else [50, 100],
-                "valid_steps": [] if failed else [50, 100],
-                "valid_curve": [] if failed else [(loss + untrained) / 2, loss],
-                "wall_seconds": math.nan if failed else wall,
-            }
-            rows.append(replace(row, **changes))
+            steps = 100 + (200 * entry.budget if entry.budget > 1 else 0)
+            rows.append(replace(row, inner_steps=steps, metric_name="accuracy", **changes))
     return rows
 
 
@@ -183,7 +172,7 @@ def test_negative_losses_are_scored_ranked_and_normalised():
     assert not found.relative
     assert found.of(POLICY).normalised["test"].estimate == pytest.approx(0.75)
     assert found.task_summaries[0].gain == pytest.approx(0.4 / 2.0)
-    assert "difference over its spread" in verdict(found)[0]
+    assert "difference over its spread" in said.verdict(found)[0]
     assert "scores -" in headline(found)
 
 
@@ -260,7 +249,7 @@ def test_headline_is_one_sentence(found):
     assert "worse than 1 (AdamW cosine (20 trials))" in text
     assert text.count(". ") == 0
     assert text.endswith(".")
-    (sentence,) = verdict(found)  # of three starts, the nearest to the reference's rate
+    (sentence,) = said.verdict(found)  # of three starts, the nearest to the reference's rate
     assert "worse than: AdamW cosine (20 trials)." in sentence
     rows = [r for r in records() if r.arm != "policy"]
     assert headline(summary_of(rows)).startswith(
@@ -270,13 +259,13 @@ def test_headline_is_one_sentence(found):
 
 
 def test_tables_have_a_row_per_arm_the_best_first(found):
-    rows = entry_cells(found)
+    rows = said.entry_cells(found)
     names = [row[0] for row in rows[1:]]
     assert names[:3] == ["AdamW cosine (20 trials)", "policy from 0.001", "AdamW cosine (5 trials)"]
     assert names[-1] == "sgd"
     assert {len(row) for row in rows} == {7}
-    assert len(speed_cells(found)) == 1 + len(found.field)
-    assert [row[0] for row in sensitivity_cells(found)] == ["arm", "policy"]
+    assert len(said.speed_cells(found)) == 1 + len(found.field)
+    assert [row[0] for row in said.sensitivity_cells(found)] == ["arm", "policy"]
     text = format_summary(found)
     assert headline(found) in one_line(text)
     assert "Nemenyi's critical difference" in one_line(text)
@@ -293,11 +282,11 @@ def test_markdown_is_a_pipe_table():
 
 def test_latex_escapes_and_sets_numbers_as_mathematics():
     found = summary_of(records(), labels={**LABELS, "sgd": "50% of SGD_{x} & #1"})
-    text = format_latex(found)
+    text = said.format_latex(found)
     assert r"50\% of SGD\_\{x\} \& \#1 & $+0." in text
     assert text.count(r"\toprule") == text.count(r"\bottomrule") == 1
     body = text.split(r"\midrule")[1].split(r"\bottomrule")[0]
     rows = [line for line in body.strip().splitlines() if line.endswith(r"\\")]
-    assert len(rows) == len(entry_cells(found)) - 1
+    assert len(rows) == len(said.entry_cells(found)) - 1
     assert all(len(re.findall(r"(?<!\\)&", line)) == 6 for line in rows)
     assert "AdamW 1e-3" in text  # a name is not mathematics
