@@ -1,32 +1,62 @@
-"""The scripts in `examples/` run as they are written."""
+"""The scripts in `examples/` and the notebooks of the tutorials run as they are written."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
+ROOT = Path(__file__).parent.parent
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.ipynb"))
+
+
+def run(*arguments, cwd):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore:IProgress"}
+    command = [sys.executable, *map(str, arguments)]
+    options = {"cwd": cwd, "env": environment, "capture_output": True, "text": True}
+    done = subprocess.run(command, **options, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def outputs(path):
+    """All outputs of a notebook, which have to be plain text without warnings."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    found = [output for cell in cells for output in cell.get("outputs", ())]
+    assert found, "run `make tutorials`"
+    assert {(o["output_type"], o.get("name")) for o in found} == {("stream", "stdout")}
+    assert str(ROOT) not in str(found)
+    return found
+
+
+def test_there_is_one_for_each_use():
+    assert {path.stem for path in EXAMPLES} >= {"plug_in", "own_task", "own_family"}
+    assert {path.stem for path in TUTORIALS} >= {"plug-in", "train", "compare"}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", EXAMPLES, ids=lambda path: path.stem)
 def test_example_runs(script, tmp_path):
-    done = subprocess.run(
-        [sys.executable, str(script)],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
+    assert run(script, cwd=tmp_path).strip()
     if "runs/" in script.read_text(encoding="utf-8"):
         assert list((tmp_path / "runs").iterdir())
 
 
-def test_there_are_examples():
-    assert {path.stem for path in EXAMPLES} >= {"plug_in", "own_task", "own_family"}
+@pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
+def test_tutorial_is_kept_as_text(path):
+    assert path.stat().st_size < 20_000
+    assert outputs(path)
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+@pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
+def test_tutorial_runs(path, tmp_path):
+    pytest.importorskip("nbconvert", reason="needs the extra `docs`")
+    shutil.copy(path, tmp_path)
+    run("-m", "nbconvert", "--to=notebook", "--execute", "--inplace", path.name, cwd=tmp_path)
+    assert len(outputs(tmp_path / path.name)) == len(outputs(path)), "run `make tutorials`"

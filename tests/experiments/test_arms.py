@@ -52,12 +52,12 @@ def run_settings(task, arm, settings, **options):
     return run_configured(task, [Configured(arm, setting) for setting in settings], **options)
 
 
-def small_net():
-    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+def small_net(*between):
+    return nn.Sequential(nn.Linear(4, 6), *between, nn.Tanh(), nn.Linear(6, 3))
 
 
 def normed_net():
-    return nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 3))
+    return small_net(nn.BatchNorm1d(6))
 
 
 def log_loss(model, batch):
@@ -70,14 +70,13 @@ def right(model, batch):
     return (model(inputs).argmax(-1) == labels).float().mean()
 
 
-def small_task(*, horizon=40, build=small_net, loss=log_loss, metric=None, name="own/small"):
+def small_task(*, horizon=40, build=small_net, metric=None):
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(112, 4, generator=generator)
     labels = (inputs @ torch.randn(4, 3, generator=generator)).argmax(-1)
     parts = zip(inputs.split([64, 16, 16, 16]), labels.split([64, 16, 16, 16]), strict=True)
-    return ModuleTask(
-        build, loss, Splits(*parts), horizon=horizon, batch_size=8, name=name, metric=metric
-    )
+    options = {"horizon": horizon, "batch_size": 8, "name": "own/small", "metric": metric}
+    return ModuleTask(build, log_loss, Splits(*parts), **options)
 
 
 def plainly_trained(task, make_optimizer, *, seed, scheduled=False):
@@ -126,9 +125,8 @@ def test_an_arm_of_a_package_is_the_package_itself(name):
     task = small_task()
     kind, options, scheduled = PACKAGES[name]
     row = ROWS[name]
-    (found,) = run_settings(
-        task, row, [row.space.default], seeds=[5], evaluate=REPORTED, num_intervals=8
-    )
+    once = {"seeds": [5], "evaluate": REPORTED, "num_intervals": 8}
+    (found,) = run_settings(task, row, [row.space.default], **once)
     assert found.failed is None
     model = plainly_trained(task, partial(kind, **options), seed=5, scheduled=scheduled)
     for split in REPORTED[1:]:
@@ -140,9 +138,7 @@ def test_every_row_runs_paired_and_in_order():
     task = small_task()
     rows = [b for b in BASELINES if not b.population]
     configured = [Configured(b, b.space.default or {"lr": 1e-3}) for b in rows]
-    found = run_configured(
-        task, configured, seeds=[0, 1], evaluate=REPORTED, num_intervals=40, device="cpu"
-    )
+    found = run_configured(task, configured, seeds=[0, 1], evaluate=REPORTED, num_intervals=40)
     assert [(o.arm, o.seed) for o in found] == [(b.name, s) for b in rows for s in (0, 1)]
     for o in found:
         assert o.failed is None
@@ -213,9 +209,8 @@ def test_plateau_acts_on_inner_valid_at_its_checks():
         scheduler.step(float(trainer.evaluate("inner_valid")[0]))
     assert rates[-1] < 0.3
     assert found[1].lrs == pytest.approx(np.reshape(rates, (30, 2)).mean(axis=1))
-    assert found[1].losses["outer_valid"] == pytest.approx(
-        float(trainer.evaluate("outer_valid")[0]), rel=1e-4
-    )
+    (loss,) = trainer.evaluate("outer_valid")
+    assert found[1].losses["outer_valid"] == pytest.approx(float(loss), rel=1e-4)
 
 
 def raises_at_high_rates(progress, h):
@@ -231,9 +226,7 @@ def refuses(params, h, task):
 def test_crash_and_divergence_of_one_setting_touch_no_other():
     task = small_task()
     fragile = replace(ROWS["adamw-constant"], name="fragile", schedule=raises_at_high_rates)
-    broken = Baseline(
-        name="broken", label="broken", optimizer=refuses, fixed={"lr": 0.1}, source="mine"
-    )
+    broken = Baseline(name="b", label="b", optimizer=refuses, fixed={"lr": 0.1}, source="mine")
     lrs = (0.01, 1.0, 0.02, 1e30)
     configured = [Configured(fragile, {"lr": lr}) for lr in lrs[:3]]
     configured += [Configured(ROWS["sgd-cosine"], {"lr": lr}) for lr in (0.1, 1e30)]

@@ -165,10 +165,9 @@ def test_csv_says_the_same_as_the_records_and_as_plain_torch(finished):
         start = "" if r.start_lr is None else str(r.start_lr)
         row = loss[r.task, r.arm, start, str(r.budget), str(r.seed)]
         assert float(row["test"]) == r.losses["test"]
-    row = loss["own/b", "adamw-default", "", "1", "1"]
-    assert float(row["test"]) == pytest.approx(plain_adamw(TASKS[1], seed=1, lr=1e-3), rel=1e-4)
-    row = loss["own/a", "adamw-default", "0.01", "1", "1"]
-    assert float(row["test"]) == pytest.approx(plain_adamw(TASKS[0], seed=1, lr=1e-2), rel=1e-3)
+    for task, start, lr in ((TASKS[1], "", 1e-3), (TASKS[0], "0.01", 1e-2)):
+        row = loss[task.name, "adamw-default", start, "1", "1"]
+        assert float(row["test"]) == pytest.approx(plain_adamw(task, seed=1, lr=lr), rel=1e-3)
 
 
 def test_policy_arm_is_the_policy(finished):
@@ -176,9 +175,8 @@ def test_policy_arm_is_the_policy(finished):
     _, found, _ = finished
     task = TASKS[1].with_optimizer(lr=1e-2).with_seed(1)
     alone = run_agents([task], [ClosedLoop(POLICY)], control=POLICY.control)
-    (record,) = [
-        r for r in found.records if (r.entry, r.task, r.seed) == (Entry("policy", 1e-2), "own/b", 1)
-    ]
+    runs = {(r.entry, r.task, r.seed): r for r in found.records}
+    record = runs[Entry("policy", 1e-2), "own/b", 1]
     assert record.losses["test"] == pytest.approx(alone.losses("test")[0], rel=1e-3)
     assert record.lrs == pytest.approx(np.ravel(alone.lrs), rel=1e-3)
     assert np.ptp(record.lrs) > 0

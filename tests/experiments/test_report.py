@@ -14,15 +14,8 @@ import report_sample as sample
 from PIL import Image
 
 from pacesetter.experiments.analysis.statistics import Interval
-from pacesetter.experiments.report.figures import (
-    LOOKS,
-    band_data,
-    budget_data,
-    looks,
-    score_data,
-    sensitivity_data,
-    shown_entries,
-)
+from pacesetter.experiments.report import figures
+from pacesetter.experiments.report.figures import LOOKS, band_data, looks, shown_entries
 from pacesetter.experiments.report.html import Scale, render, task_slugs, write_report
 from pacesetter.experiments.report.text import headline
 from pacesetter.experiments.runs.records import Entry
@@ -180,8 +173,7 @@ def test_what_a_comparison_lacks_is_not_shown():
         replace(
             r,
             losses={split: loss - 3 for split, loss in r.losses.items()},
-            curve=[x - 3 for x in r.curve],
-            valid_curve=[x - 3 for x in r.valid_curve],
+            **{name: [x - 3 for x in getattr(r, name)] for name in ("curve", "valid_curve")},
         )
         for r in sample.records()
         if r.task == sample.TASKS[0] and r.seed == 1 and r.arm not in ("policy", "lion", "shaky")
@@ -210,15 +202,15 @@ def test_shown_arms_differ_in_more_than_colour(report):
 def test_data_of_figures(report):
     summary, found = report.summary, report.records
     shown = shown_entries(summary, ["policy"])
-    scores = score_data(summary)
+    scores = figures.score_data(summary)
     assert summary.reference not in scores
     estimates = [interval.estimate for interval in scores.values()]
     assert estimates == sorted(estimates)
-    budgets = budget_data(summary, shown)[Entry("adamw-cosine", None, 20)]
+    budgets = figures.budget_data(summary, shown)[Entry("adamw-cosine", None, 20)]
     assert budgets.steps.tolist() == [1, 5, 20]
     assert np.all(np.diff(budgets.median) < 0)
-    assert len(budget_data(summary, shown)[shown[0]].steps) == 1
-    starts = sensitivity_data(summary, shown)
+    assert len(figures.budget_data(summary, shown)[shown[0]].steps) == 1
+    starts = figures.sensitivity_data(summary, shown)
     assert list(starts) == [shown[0]]
     assert starts[shown[0]].steps == pytest.approx([0.1, 1.0, 10.0])
     assert np.all(np.diff(starts[shown[0]].median) > 0)

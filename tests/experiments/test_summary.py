@@ -10,7 +10,7 @@ import pytest
 from report_sample import record
 
 from pacesetter.experiments.analysis.findings import finding
-from pacesetter.experiments.analysis.statistics import Interval
+from pacesetter.experiments.analysis.statistics import Interval, Resamples
 from pacesetter.experiments.analysis.summary import summarise
 from pacesetter.experiments.report import text as said
 from pacesetter.experiments.report.text import format_markdown, format_summary, headline
@@ -66,6 +66,13 @@ def summary_of(rows, **options):
 
 def one_line(text):
     return re.sub(r"\s+", " ", text)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_resamples():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(Resamples.draw.__kwdefaults__, "num_resamples", 1000)
+        yield
 
 
 @pytest.fixture(scope="module")
