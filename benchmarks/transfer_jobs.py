@@ -41,7 +41,7 @@ from pacesetter.experiments.analysis.statistics import Interval, Resamples, iqm_
 STORED = Path(__file__).parent / "results" / "transfer-jobs-baselines.csv"
 LEAST_GAIN, WORSE, NEAR = 0.02, 1.15, 1.5
 RIVAL_KEY = ("job", "version", "arm", "seed")
-RIVAL_FIELDS = (*RIVAL_KEY, "setting", "passes", "untrained", "valid", "test", "seconds")
+RIVAL_FIELDS = (*RIVAL_KEY, "setting", "passes", "untrained", "valid", "test")
 KEY = ("job", "version", "policy", "start", "validation", "seed")
 FIELDS = (*KEY, "untrained", "valid", "test", "interventions", "seconds", "rates")
 Row = dict[str, str]
