@@ -118,8 +118,8 @@ def spot(seed: int) -> Setup:
         model,
         lambda b: (model(b[0]) - b[1]).pow(2).mean(),
         train,
-        draw(1500, 10**6),
-        draw(1500, 10**6 + 1),
+        draw(1500, 10**6 + 10),
+        draw(1500, 10**6 + 11),
         order=torch.arange(5400).view(1800, 3),
     )
 
