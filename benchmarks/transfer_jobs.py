@@ -33,10 +33,11 @@ from typing import Any
 
 import numpy as np
 from ordinary_jobs import JOBS, Job, version
-from ordinary_jobs.runs import policy, rival_arms, run_policy, run_rival
+from ordinary_jobs.runs import TRIALS, policy, rival_arms, run_policy, run_rival
 
 from pacesetter.envs.actions import FloatArray
 from pacesetter.experiments.analysis.statistics import Interval, Resamples, iqm_over_runs
+from pacesetter.experiments.rivals.baselines import ADAMW_LRS
 
 STORED = Path(__file__).parent / "results" / "transfer-jobs-baselines.csv"
 LEAST_GAIN, WORSE, NEAR = 0.02, 1.15, 1.5
@@ -104,7 +105,9 @@ class Losses:
     """Final losses of the rivals and of the policy, on each job above its floor.
 
     Attributes:
-        default, cosine, tuned: (num_jobs,); the policy's are in `ours`, by start and validation.
+        default, cosine, tuned: (num_jobs,), NaN where they, or some trials, were not measured; the
+            policy's are in `ours`, by start and validation.
+        grid: rates with a cosine that were measured, of each job.
         passes: through the data, (num_jobs,).
     """
 
@@ -114,6 +117,7 @@ class Losses:
         self.rates: dict[tuple[str, str, str], str] = {}
         found: dict[str, list[float]] = {"adamw": [], "cosine": [], "trial": []}
         ours: list[list[float]] = []
+        self.grid: list[int] = []
         self.passes = np.zeros(len(self.jobs))
         for at, job in enumerate(self.jobs):
             theirs = [row for row in rivals if row["job"] == job.name]
@@ -128,7 +132,10 @@ class Losses:
 
             for arm, losses in found.items():
                 values = above([row for row in theirs if row["arm"].startswith(arm)])
-                losses.append(float(values.mean() if arm == "adamw" else values.min()))
+                whole = len(values) >= (TRIALS if arm == "trial" else 1)
+                best = values.mean() if arm == "adamw" else values.min(initial=math.inf)
+                losses.append(float(best) if whole else math.nan)
+            self.grid.append(sum(row["arm"].startswith("cosine") for row in theirs))
             by_way = [[r for r in mine if (r["start"], r["validation"]) == w] for w in self.ways]
             ours.append([float(above(rows).mean()) for rows in by_way])
             for way, rows in zip(self.ways, by_way, strict=True):
@@ -202,13 +209,18 @@ def job_rows(of: Losses) -> Iterator[tuple[str, ...]]:
     for at, job in enumerate(of.jobs):
         for way in of.ways:
             ours, cosine = of.ours[way][at], of.cosine[at]
-            mark = "" if of.scored[at] else "*"
+            score = f"{of.score(way, logs=True)[at]:.2f}".replace("nan", "-")
+            few = f" (of {of.grid[at]})" if of.grid[at] < len(ADAMW_LRS) else ""
+            default, best, tuned = (
+                f"{x[at] + job.floor:.4g}".replace("nan", "-")
+                for x in (of.default, of.cosine, of.tuned)
+            )
             yield (
-                *(job.name, job.kind, job.split, f"{of.passes[at]:.2g}"),
-                *(f"{x[at] + job.floor:.4g}" for x in (of.default, of.cosine, of.tuned)),
+                *(job.name, job.kind, job.split, f"{of.passes[at]:.3g}"),
+                *(default, best + few, tuned),
                 *(*way, f"{ours + job.floor:.4g}", f"{ours / cosine:.2f}"),
                 f"{ours / of.default[at]:.2f}",
-                f"{of.score(way, logs=True)[at]:.2f}{mark}",
+                score + "*" * (not of.scored[at]),
                 of.rates[(job.name, *way)],
             )
 
@@ -243,6 +255,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     parser.add_argument("--steps", type=int, help="of a run, at most; to try the command")
     parser.add_argument("--baselines", type=Path, default=STORED, help="CSV file of the rivals")
+    parser.add_argument("--stored", action="store_true", help="measure no rival, use those stored")
     parser.add_argument("--out", type=Path, required=True, help="folder for runs.csv and table.md")
     args = parser.parse_args()
     jobs = chosen_jobs(args.jobs)
@@ -259,8 +272,12 @@ def main() -> None:
         for name, job in jobs.items()
         for seed in range(args.seeds if arm == "adamw" else 1)
     }
-    measure(rivals, tasks, workers=args.workers)
-    theirs = [rivals.rows[key] for key in tasks]
+    if not args.stored:
+        measure(rivals, tasks, workers=args.workers)
+    new = [name for name in jobs if (name, versions[name], "adamw", "0") not in rivals.rows]
+    if new:
+        raise SystemExit(f"AdamW is not stored for {', '.join(new)}: leave out --stored")
+    theirs = [rivals.rows[key] for key in tasks if key in rivals.rows]
 
     runs = Table(args.out / "runs.csv", KEY, FIELDS)
     digest = policy(args.policy).digest[:12]
@@ -280,7 +297,7 @@ def main() -> None:
     losses = Losses(jobs, theirs, [runs.rows[key] for key in mine])
     text = f"{markdown(summary(losses))}\n\n{markdown(job_rows(losses))}\n"
     if not losses.scored.all():
-        text += "\n\\* tuning gains less than 2 %: in no score of a group.\n"
+        text += "\n\\* in no score of a group: tuning gains less than 2 %, or trials are missing.\n"
     (args.out / "table.md").write_text(text, encoding="utf-8")
     print(f"\n{text}")
 

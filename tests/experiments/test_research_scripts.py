@@ -78,7 +78,8 @@ def test_ordinary_jobs_go_on_where_they_were_killed(tmp_path, transfer_jobs, mon
 def test_the_score_of_a_job_is_zero_for_the_default_and_one_for_the_best_trial(transfer_jobs):
     job = transfer_jobs.JOBS["mixture"]
     jobs = {job.name: job}
-    losses = {"adamw": -0.5, "cosine-0.01": -1.0, "trial-0": -1.5, "trial-1": float("nan")}
+    losses = {"adamw": -0.5, "cosine-0.01": -1.0, "trial-0": -1.5}
+    losses |= {f"trial-{n}": float("nan") for n in range(1, 20)}
     rivals = [
         {"job": job.name, "arm": arm, "passes": "1", "untrained": "1.0", "test": str(loss)}
         for arm, loss in losses.items()
@@ -96,6 +97,8 @@ def test_the_score_of_a_job_is_zero_for_the_default_and_one_for_the_best_trial(t
     by_log, by_loss = scores("nan")  # counts as the untrained model
     assert by_loss == pytest.approx(-1.5)
     assert by_log == pytest.approx(-np.log(3.5 / 2) / np.log(2 / 1))
+    del rivals[-1]  # a search that is not over says nothing
+    assert np.isnan(scores("-1.5")).all()
 
 
 @pytest.mark.slow
