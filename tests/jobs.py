@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, NAdam, RAdam, RMSprop
 
+from pacesetter.agent.plugin.history import Decision
 from pacesetter.agent.plugin.scheduler import LearnedScheduler
 from pacesetter.agent.policy.policy import Policy
 from pacesetter.envs.actions import ControlConfig
@@ -47,6 +48,14 @@ def reactive(seed=0, *, size=0.15, **control):
 
 def feature(decision, name):
     return decision.features[FEATURE_NAMES.index(name)]
+
+
+def decision(step, **changes):
+    """A decision made up; its numbers go with the step."""
+    known = {"loss": 1 / step, "lr": 0.1 / step, "lr_factor": 1 / step, "momentum": 0.9}
+    features = tuple(step + i / 7 for i in range(NUM_FEATURES))
+    more = {"clip_threshold": 2.0, "features": features, "action": (0.25, -0.5, 1.0)}
+    return Decision(**{"step": step, **known, **more, **changes})
 
 
 def flat(model):

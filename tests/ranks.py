@@ -21,6 +21,7 @@ from pacesetter.agent.plugin.distributed import Group
 from pacesetter.agent.plugin.scheduler import LearnedScheduler
 
 STEPS = 32
+# What FSDP2 calls: older versions of torch shard on GPUs only.
 SHARDS = hasattr(torch.cpu.Stream, "record_event")
 ALONE = ("plain", "plain-broken")
 TOGETHER = ("ddp", "ddp-valid", *(("fsdp", "fsdp-broken") if SHARDS else ()))

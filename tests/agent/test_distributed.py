@@ -4,19 +4,15 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
-import jobs
 import numpy as np
 import pytest
-import torch
+import ranks
+from ranks import SHARDS, TOGETHER
 
 from pacesetter.agent.plugin.distributed import Group
 
 pytestmark = pytest.mark.processes
-# What FSDP2 calls: older versions of torch shard on GPUs only.
-SHARDS = hasattr(torch.cpu.Stream, "record_event")
-needs_shards = pytest.mark.skipif(not SHARDS, reason="this torch has no FSDP2 on the CPU")
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +20,7 @@ def job(tmp_path_factory):
     """Runs the job in all ways; returns what every rank has written, way by way."""
     out = tmp_path_factory.mktemp("ranks")
     done = subprocess.run(
-        [sys.executable, str(Path(jobs.__file__).with_name("ranks.py")), str(out)],
+        [sys.executable, ranks.__file__, str(out)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -38,10 +34,7 @@ def job(tmp_path_factory):
     return found
 
 
-@pytest.mark.parametrize(
-    "how",
-    ["ddp", "ddp-valid", *(pytest.param(f"fsdp{x}", marks=needs_shards) for x in ("", "-broken"))],
-)
+@pytest.mark.parametrize("how", TOGETHER)
 def test_all_ranks_take_the_same_decisions(job, how):
     first, second = job[how]
     assert first["losses"] != second["losses"]
@@ -53,10 +46,9 @@ def test_all_ranks_take_the_same_decisions(job, how):
     assert (first["features"] != second["features"]) == (how == "ddp-valid")
 
 
-@pytest.mark.parametrize(
-    ("how", "tolerance"), [("ddp", 1e-6), pytest.param("fsdp", 1e-5, marks=needs_shards)]
-)
-def test_two_processes_do_what_one_does_with_the_whole_batch(job, how, tolerance):
+@pytest.mark.parametrize("how", [how for how in TOGETHER if "-" not in how])
+def test_two_processes_do_what_one_does_with_the_whole_batch(job, how):
+    tolerance = 1e-6 if how == "ddp" else 1e-5
     (whole,), (first, second) = job["plain"], job[how]
     np.testing.assert_allclose(first["weights"], whole["weights"], atol=tolerance)
     np.testing.assert_allclose(first["history"], whole["history"], rtol=tolerance)
@@ -65,7 +57,7 @@ def test_two_processes_do_what_one_does_with_the_whole_batch(job, how, tolerance
     np.testing.assert_allclose(mean, whole["losses"], atol=tolerance)
 
 
-@needs_shards
+@pytest.mark.skipif(not SHARDS, reason="this torch has no FSDP2 on the CPU")
 def test_a_shard_that_breaks_has_all_ranks_skip_the_update(job):
     (whole,), (first, second) = job["plain-broken"], job["fsdp-broken"]
     assert first["skipped"] == second["skipped"] == whole["skipped"] == 1

@@ -80,7 +80,7 @@ def test_an_address_where_no_cluster_is_is_refused_at_once():
             pass
 
 
-def test_options_of_ray_need_the_engine_and_ray_itself(tmp_path, monkeypatch, capsys):
+def test_options_of_engines(tmp_path, monkeypatch, capsys):
     out = str(tmp_path / "run")
     for command in ("train", "compare"):
         assert main([command, "--workers", "2", "--out", out]) == WRONG_INPUT
@@ -90,9 +90,6 @@ def test_options_of_ray_need_the_engine_and_ray_itself(tmp_path, monkeypatch, ca
         assert main([command, "--engine", "ray", "--out", out]) == MISSING_PACKAGE
         assert "pip install 'pacesetter[ray]'" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
-
-
-def test_groups_widen_a_rollout():
     given = ["train", "--preset", "smoke", "--out", "x"]
     usual, wide = (
         config_of(make_parser().parse_args([*given, *more]), None)

@@ -39,16 +39,15 @@ def make_model(env=Toy, policy="MlpPolicy", **policy_kwargs):
     return PPO(policy, envs, n_steps=4, batch_size=4, seed=5, policy_kwargs=policy_kwargs)
 
 
-@pytest.mark.parametrize(
-    "network",
-    [
-        {},
-        {"net_arch": [8, 8, 8], "activation_fn": nn.ReLU},
-        {"net_arch": {"pi": [16], "vf": [4, 4]}},
-        {"net_arch": []},
-    ],
-    ids=str,
+NETWORKS = (
+    {},
+    {"net_arch": [8, 8, 8], "activation_fn": nn.ReLU},
+    {"net_arch": {"pi": [16], "vf": [4, 4]}},
+    {"net_arch": []},
 )
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=str)
 def test_file_acts_like_the_model(tmp_path, network):
     model = make_model(**network)
     for p in model.policy.parameters():  # PPO starts with tiny actions: make them cover the range
@@ -63,6 +62,10 @@ def test_file_acts_like_the_model(tmp_path, network):
     assert policy.header["families"] == ["toy"]
     assert (policy.header["seed"], policy.header["decisions"]) == (5, 0)
     assert "stable-baselines3" in policy.header["versions"]
+    copied = policy_from_model(model)
+    for p in model.policy.parameters():
+        p.data.add_(1.0)
+    assert np.array_equal(copied.act(features), policy.act(features))
 
 
 def test_control_comes_from_the_environments_unless_given():
@@ -78,50 +81,30 @@ def test_control_comes_from_the_environments_unless_given():
         policy_from_model(model)
 
 
-def test_exported_policy_is_a_copy():
-    model = make_model()
-    policy = policy_from_model(model)
-    x = np.ones((1, NUM_FEATURES))
-    before, file = policy.act(x), policy.to_bytes()
-    for p in model.policy.parameters():
-        p.data.add_(1.0)
-    assert np.array_equal(policy.act(x), before)
-    assert policy.to_bytes() == file
-
-
-@pytest.mark.parametrize(
-    ("name", "space", "message"),
-    [
+def test_other_spaces_networks_and_normalisation_outside_of_the_encoder_are_refused():
+    for name, space, message in (
         ("observation_space", spaces.Box(-5, 5, (7,), np.float32), r"shape \(32,\).*\(7,\)"),
         ("action_space", spaces.Box(-1, 1, (2,), np.float32), r"Box\(-1, 1, \(3,\)\).*\(2,\)"),
         ("action_space", spaces.Box(0, 1, (3,), np.float32), r"Box\(-1, 1, \(3,\)\)"),
         ("action_space", spaces.Discrete(3), r"Box\(-1, 1, \(3,\)\).*Discrete\(3\)"),
-    ],
-)
-def test_other_spaces_are_refused(name, space, message):
-    with pytest.raises(ValueError, match=message):
-        policy_from_model(make_model(type("Other", (Toy,), {name: space})))
-
-
-def test_other_networks_and_normalisation_outside_of_the_encoder_are_refused():
-    with pytest.raises(ValueError, match=r"Tanh or ReLU.*GELU"):
-        policy_from_model(make_model(activation_fn=nn.GELU, net_arch=[4]))
-    model = make_model(net_arch=[4, 4])
-    model.policy.mlp_extractor.policy_net[1] = nn.ReLU()
-    with pytest.raises(ValueError, match=r"one kind of activation.*'relu', 'tanh'"):
-        policy_from_model(model)
-    model = make_model()
-    model.policy.action_net = nn.Linear(64, 3, bias=False)
-    with pytest.raises(ValueError, match="linear layers with biases"):
-        policy_from_model(model)
+    ):
+        with pytest.raises(ValueError, match=message):
+            policy_from_model(make_model(type("Other", (Toy,), {name: space})))
+    mixed, unbiased = make_model(net_arch=[4, 4]), make_model()
+    mixed.policy.mlp_extractor.policy_net[1] = nn.ReLU()
+    unbiased.policy.action_net = nn.Linear(64, 3, bias=False)
     squashed = {"use_sde": True, "policy_kwargs": {"squash_output": True}}
-    with pytest.raises(ValueError, match="squashes"):
-        policy_from_model(PPO("MlpPolicy", DummyVecEnv([Toy]), n_steps=4, batch_size=4, **squashed))
-    normalised = VecNormalize(DummyVecEnv([Toy]))
-    with pytest.raises(ValueError, match="VecNormalize"):
-        policy_from_model(make_model(normalised))
-    rewards_only = VecNormalize(DummyVecEnv([Toy]), norm_obs=False)
-    assert policy_from_model(make_model(rewards_only)).layers
+    toys = DummyVecEnv([Toy])
+    for model, message in (
+        (make_model(activation_fn=nn.GELU, net_arch=[4]), r"Tanh or ReLU.*GELU"),
+        (mixed, r"one kind of activation.*'relu', 'tanh'"),
+        (unbiased, "linear layers with biases"),
+        (PPO("MlpPolicy", toys, n_steps=4, batch_size=4, **squashed), "squashes"),
+        (make_model(VecNormalize(toys)), "VecNormalize"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            policy_from_model(model)
+    assert policy_from_model(make_model(VecNormalize(toys, norm_obs=False))).layers
 
 
 # -- other runtimes ---------------------------------------------------------------------------
@@ -166,14 +149,11 @@ def test_other_runtimes_compute_the_same_actions(tmp_path, activation):
 
 
 @pytest.mark.parametrize(("write", "name"), [(export_onnx, "p.onnx"), (export_program, "p.pt2")])
-def test_what_computes_other_actions_is_not_written(tmp_path, write, name):
+def test_what_computes_other_actions_or_lacks_its_ending_is_not_written(tmp_path, write, name):
     pytest.importorskip("onnxruntime")
     liar = Liar([(np.zeros((3, NUM_FEATURES)), np.zeros(3))])
     with pytest.raises(ValueError, match=r"is off by 0\.001: it was not written"):
         write(liar, tmp_path / name)
     assert not list(tmp_path.iterdir())
-
-
-def test_a_program_needs_its_ending(tmp_path):
     with pytest.raises(ValueError, match=r"must end in \.pt2, but got 'p\.pt'"):
         export_program(Policy.do_nothing(), tmp_path / "p.pt")

@@ -16,7 +16,6 @@ from pacesetter.agent.training.callbacks import CHECKPOINT, POLICY, VALIDATION
 from pacesetter.agent.training.config import (
     FINE_TUNING_LEARNING_RATE,
     FINE_TUNING_LOG_STD,
-    TrainConfig,
     fine_tuning_config,
     meter_families,
     validation_families,
@@ -32,15 +31,14 @@ from pacesetter.experiments.cli import train as cli_train
 from pacesetter.experiments.presets import PRESETS
 from pacesetter.inner_models.registry import META_TRAIN, family_names
 from pacesetter.inner_models.registry import VALIDATION as VALIDATION_FAMILIES
-from tiny import SmallFamily
+from tiny import TINY, SmallFamily
 
 
 def a_policy(*, hidden=(8,), activation="tanh", seed=0, families=("gone:Family",)):
     rng = np.random.default_rng(seed)
-    sizes = [NUM_FEATURES, *hidden, 3]
     layers = [
         (rng.normal(scale=0.2, size=(n, m)), rng.normal(scale=0.1, size=n))
-        for m, n in pairwise(sizes)
+        for m, n in pairwise([NUM_FEATURES, *hidden, 3])
     ]
     control = ControlConfig(num_intervals=5, lr_step=0.3)
     info = PolicyInfo(families=families, preset="old", seed=9, decisions=1000)
@@ -48,17 +46,14 @@ def a_policy(*, hidden=(8,), activation="tanh", seed=0, families=("gone:Family",
 
 
 def settings(policy, family="tiny:family", **changes):
-    config = TrainConfig(
-        decisions=60,
-        families=(family,),
-        validation_families=(family,),
-        env=EnvConfig(num_groups=1, tasks_per_group=2, siblings=2, spread_floor=0.1),
-        validations=2,
-        validation_tasks=2,
-        validation_seeds=1,
-        checkpoint_every=2,
-    )
+    names = {"families": (family,), "validation_families": (family,)}
+    env = EnvConfig(num_groups=1, tasks_per_group=2, siblings=2, spread_floor=0.1)
+    config = replace(TINY, decisions=60, env=env, validation_tasks=2, checkpoint_every=2, **names)
     return replace(fine_tuning_config(config, policy), **changes)
+
+
+def tuned(config, out, policy, **options):
+    return train(config, out, init=policy, progress=False, meter=False, **options)
 
 
 def rows_of(out):
@@ -96,44 +91,41 @@ def test_the_learner_acts_like_the_policy_that_it_starts_from(hidden, activation
 
 
 def test_settings_that_do_not_fit_are_refused_before_anything_is_written(tmp_path):
-    policy = a_policy()
-    out = tmp_path / "run"
-    other = settings(policy, env=EnvConfig(control=ControlConfig(num_intervals=6, lr_step=0.3)))
-    message = "num_intervals: 6 in the settings, 5 in the policy.*fine_tuning_config"
-    with pytest.raises(ValueError, match=message):
-        train(other, out, init=policy, progress=False)
-    with pytest.raises(ValueError, match=r"hidden: \(9,\) in the settings, \(8,\) in the policy"):
-        train(settings(policy, hidden=(9,)), out, init=policy, progress=False)
+    policy, out = a_policy(), tmp_path / "run"
+    other = EnvConfig(control=ControlConfig(num_intervals=6, lr_step=0.3))
+    for changes, message in (
+        ({"env": other}, "num_intervals: 6 in the settings, 5 in the.*fine_tuning_config"),
+        ({"hidden": (9,)}, r"hidden: \(9,\) in the settings, \(8,\) in the policy"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tuned(settings(policy, **changes), out, policy)
     assert not out.exists()
+    # So is a family whose losses have no logarithm; the folder stays free.
+    with pytest.raises(ValueError, match=r"'tiny:NegativeFamily/0' cannot be used.*log of a loss"):
+        tuned(settings(policy, "tiny:NegativeFamily"), out, policy)
+    tuned(settings(policy, decisions=17), out, policy)
 
 
 def test_the_start_is_validated_first_and_recorded(tmp_path):
     policy, out = a_policy(), tmp_path / "run"
     config = settings(policy)
-    found = load_policy(train(config, out, init=policy, seed=3, progress=False, preset="tiny"))
+    then = {"seed": 3, "preset": "tiny"}
+    found = load_policy(tuned(config, out, policy, **then))
     rows = rows_of(out)
     assert [row[0] for row in rows] == [0, *sorted(callbacks._validation_points(config))]
     suite = ValidationSuite(config)
     assert rows[0][1] == pytest.approx(suite.score(policy.act).mean(), rel=1e-6)
     assert suite.score(found.act).mean() == pytest.approx(min(s for _, s in rows), rel=1e-6)
-    assert found.info.provenance["init"] == {
-        "sha256": policy.digest,
-        "families": ["gone:Family"],
-        "preset": "old",
-        "seed": 9,
-        "decisions": 1000,
-    }
+    known = {"families": ["gone:Family"], "preset": "old", "seed": 9, "decisions": 1000}
+    assert found.info.provenance["init"] == {"sha256": policy.digest, **known}
     assert found.info.families == ("tiny:family", "gone:Family")
     assert found.info.decisions >= 1000
     assert found.control == policy.control
-    assert found.familiarity is not None
-    settings_then = json.loads((out / "run.json").read_text())["settings"]
-    assert settings_then["init"] == policy.digest
-    message = f"init: '{policy.digest}' then, '{a_policy(seed=1).digest}' now"
-    with pytest.raises(ValueError, match=message):
-        train(config, out, init=a_policy(seed=1), seed=3, resume=True, preset="tiny")
-    with pytest.raises(ValueError, match=f"init: '{policy.digest}' then, None now"):
-        train(config, out, seed=3, resume=True, preset="tiny")
+    assert json.loads((out / "run.json").read_text())["settings"]["init"] == policy.digest
+    other = a_policy(seed=1)
+    for now, named in ((other, f"'{other.digest}'"), (None, "None")):
+        with pytest.raises(ValueError, match=f"init: '{policy.digest}' then, {named} now"):
+            tuned(config, out, now, resume=True, **then)
 
 
 @pytest.mark.parametrize(("scores", "best"), [((0.0, 0.5, 1.0), 0), ((0.0, -0.5, 1.0), 1)])
@@ -144,7 +136,7 @@ def test_what_comes_out_is_never_worse_than_what_went_in(tmp_path, monkeypatch, 
     # PPO's rate falls to zero: of two rollouts the second one changes nothing.
     config = settings(policy, decisions=17, learning_rate=1e-2)
     assert config.rollouts == 2
-    found = load_policy(train(config, out, init=policy, progress=False, meter=False))
+    found = load_policy(tuned(config, out, policy))
     assert [score for _, score in rows_of(out)] == list(scores)
     weights = zip(chain(*found.layers), chain(*policy.layers), strict=True)
     assert all(np.array_equal(a, b) for a, b in weights) == (best == 0)
@@ -157,10 +149,9 @@ def test_what_comes_out_is_never_worse_than_what_went_in(tmp_path, monkeypatch, 
 
 
 def test_stopped_and_resumed_it_ends_in_the_same_policy(tmp_path, monkeypatch):
-    policy = a_policy()
+    policy, calls = a_policy(), []
     config = settings(policy, learning_rate=1e-2)
-    train(config, tmp_path / "whole", init=policy, progress=False, meter=False)
-    calls = []
+    tuned(config, tmp_path / "whole", policy)
 
     def safe_point():
         calls.append(None)
@@ -171,47 +162,28 @@ def test_stopped_and_resumed_it_ends_in_the_same_policy(tmp_path, monkeypatch):
         patch.setattr(callbacks, "stop_requested", lambda: len(calls) == 2)
         patch.setattr(callbacks, "safe_point", safe_point)
         with pytest.raises(Stopped):
-            train(config, tmp_path / "part", init=policy, progress=False, meter=False)
+            tuned(config, tmp_path / "part", policy)
     done = torch.load(tmp_path / "part" / CHECKPOINT, weights_only=True)["num_timesteps"]
     assert done == 3 * config.rollout < config.rollouts * config.rollout
-    train(config, tmp_path / "part", init=policy, resume=True, progress=False, meter=False)
+    tuned(config, tmp_path / "part", policy, resume=True)
     for name in (POLICY, VALIDATION):
         assert (tmp_path / "part" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_losses_that_have_no_logarithm_are_refused_and_the_folder_stays_free(tmp_path):
-    policy, out = a_policy(), tmp_path / "run"
-    with pytest.raises(ValueError, match=r"'tiny:NegativeFamily/0' cannot be used.*log of a loss"):
-        train(
-            settings(policy, "tiny:NegativeFamily"), out, init=policy, progress=False, meter=False
-        )
-    train(settings(policy), out, init=policy, progress=False, meter=False)
-
-
-def test_the_meter_knows_all_families_that_are_there():
+def test_names_of_families():
+    """Several at once; own ones judge, and the usual ones where bundled ones are mixed in."""
     config = settings(a_policy())
     policy = a_policy(families=("tiny:family", "gone:Family", "teacher-mlp", "mnist-mlp"))
-    assert meter_families(config, policy) == ("tiny:family", "teacher-mlp")
-
-
-def test_names_that_stand_for_several_families():
+    assert meter_families(config, policy) == ("tiny:family", "teacher-mlp")  # those that are there
     assert family_names("meta-train", "a:b", "teacher-mlp") == (*META_TRAIN, "a:b")
     with pytest.raises(ValueError, match="did you mean 'meta-train'"):
         family_names("meta-trian")
-
-
-@pytest.mark.parametrize(
-    ("families", "judges"),
-    [
+    for families, judges in (
         (["a:b", "c:d"], ("a:b", "c:d")),
         (["a:b", "quadratic"], ("a:b", *VALIDATION_FAMILIES)),
         (["quadratic"], VALIDATION_FAMILIES),
-    ],
-)
-def test_own_families_judge_and_the_usual_ones_where_bundled_families_are_mixed_in(
-    families, judges
-):
-    assert validation_families(families) == judges
+    ):
+        assert validation_families(families) == judges
 
 
 def parsed(*argv):
@@ -228,9 +200,8 @@ def test_settings_from_arguments():
     assert config.learning_rate == PRESETS["laptop"].learning_rate
     args = parsed("--init", "default", "--validation-families", "digits-mlp")
     config = cli_train.config_of(args, policy)
-    assert config == replace(
-        fine_tuning_config(PRESETS["fine-tune"], policy), validation_families=("digits-mlp",)
-    )
+    expected = fine_tuning_config(PRESETS["fine-tune"], policy)
+    assert config == replace(expected, validation_families=("digits-mlp",))
     (remark,) = cli_train.remarks(parsed(), replace(config, families=("digits-vit",)))
     assert "digits-vit: held out" in remark
 

@@ -17,8 +17,8 @@ from pacesetter.agent.policy.policy import Policy
 from pacesetter.envs.actions import ControlConfig
 
 CLIPS = ControlConfig(clip_ratio_start=0.7, clip_ratio_bounds=(0.5, 0.8))
-TOTAL = 40
-every_kind = pytest.mark.parametrize("name", ["AdamW", "AdamW-fused", "SGD", "SGD-fused"])
+TOTAL = 20
+every_kind = pytest.mark.parametrize("name", ["AdamW", "AdamW-fused", "SGD-fused"])
 either_way = pytest.mark.parametrize("unscale", [False, True], ids=["scaled", "unscaled"])
 
 
@@ -87,9 +87,9 @@ def test_updates_that_the_scaler_skips_are_counted_and_the_horizon_is_kept(name,
     assert job.scheduler.skipped_steps == 1
     assert not torch.equal(job.weights(), before)
     # An overflow is the scaler's affair: no answer to it, and no trace in the threshold.
-    twin = Job(name).until(TOTAL)
-    taken = [[(d.step, d.lr_factor) for d in j.scheduler.history] for j in (job, twin)]
-    assert taken[0] == taken[1]
+    history = Job(name).until(TOTAL).scheduler.history
+    assert [d.step for d in job.scheduler.history] == [d.step for d in history]
+    assert [d.lr_factor for d in job.scheduler.history] == [d.lr_factor for d in history]
     assert math.isfinite(job.scheduler.last_clip_norm)
 
 
@@ -101,9 +101,7 @@ def test_a_gradient_that_breaks_by_itself_is_skipped_with_and_without_a_scaler(n
         before = job.until(5).weights()
         job.update(poison=True)
         assert torch.equal(job.weights(), before)
-        assert job.scheduler.skipped_steps == 1
-        job.update()
-        assert not torch.equal(job.weights(), before)
+        assert not torch.equal(job.until(7).weights(), before)
         assert job.scheduler.skipped_steps == 1
 
 
@@ -111,11 +109,9 @@ def test_what_a_scaler_left_out_can_be_told_from_a_loop_in_the_wrong_order():
     weight = nn.Parameter(torch.ones(3))
     optimizer = SGD([weight], lr=0.1)
     assert not overflowed(optimizer)
-    weight.grad = torch.tensor([1.0, 2.0, 3.0])
-    assert not overflowed(optimizer)
-    for value in (math.inf, math.nan):
+    for value in (3.0, math.inf, math.nan):
         weight.grad = torch.tensor([1.0, 2.0, value])
-        assert overflowed(optimizer)
+        assert overflowed(optimizer) == (not math.isfinite(value))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -125,13 +121,12 @@ def test_parameters_of_16_bits(dtype, fused):
     weight = nn.Parameter(torch.zeros(4, dtype=dtype))
     optimizer = SGD([weight], lr=1e-4, momentum=0.9, fused=fused)
     policy = Policy.do_nothing(ControlConfig(clip_ratio_start=0.5, ramp_start=1.0))
-    scheduler = LearnedScheduler(optimizer, 40, policy=policy)
-    for step in range(40):
+    scheduler = LearnedScheduler(optimizer, 20, policy=policy)
+    for step in range(20):
         weight.grad = torch.full((4,), 1000.0, dtype=dtype)
         optimizer.step()
         assert scheduler.last_clip_norm == (1000.0 if step else math.inf)
-        if step:
-            assert weight.grad.float().norm() == pytest.approx(1000.0, rel=1e-2)
+        assert not step or weight.grad.float().norm() == pytest.approx(1000.0, rel=1e-2)
         scheduler.step(1.0)
     assert scheduler.skipped_steps == 0
     assert all(np.isfinite(d.features).all() for d in scheduler.history)
@@ -140,7 +135,7 @@ def test_parameters_of_16_bits(dtype, fused):
 @pytest.mark.parametrize("name", ["AdamW", "AdamW-fused"])
 def test_a_model_of_bfloat16_learns(name):
     job = jobs.Job(name, dtype=torch.bfloat16)
-    scheduler = LearnedScheduler(job.optimizer, 120, policy=Policy.do_nothing())
+    _, scheduler = jobs.start(120, Policy.do_nothing(), job=job)
     losses = job.run(120, scheduler).losses
     assert sum(losses[-20:]) < 0.5 * sum(losses[:20])
 

@@ -17,8 +17,6 @@ from pacesetter.inner_models.engine.data import batch_stream, build_model
 from pacesetter.inner_models.task import ModuleTask, OptimizerConfig, Splits
 
 ROWS = 96
-
-
 # Its actions differ at every decision, and its clipping bites. Its weights are moderate: a jumpy
 # policy on a jumpy task is chaos, in which rounding errors grow tenfold every few decisions.
 POLICY = reactive(clip_ratio_start=1.0)
@@ -65,21 +63,13 @@ def environment(task, dtype):
     runs = ScheduledRuns([task], control=POLICY.control, dtype=dtype)
     features, records = runs.begin(), []
     while not runs.done:
-        action = POLICY.act(features)
-        overfits = runs.core.overfitting[0]
-        seen = features[0]
+        seen, action, overfits = features[0], POLICY.act(features), runs.core.overfitting[0]
         features = runs.decide(action)
         if overfits:
             action[0, 0] = -1.0
-        records.append(
-            {
-                "features": seen,
-                "action": action[0],
-                "momentum": runs.codec.momentum[0],
-                "clipped": runs.stats.clipped_share[0],
-                "broken": runs.stats.nonfinite_share[0],
-            }
-        )
+        stats = {"clipped": runs.stats.clipped_share[0], "broken": runs.stats.nonfinite_share[0]}
+        taken = {"features": seen, "action": action[0], "momentum": runs.codec.momentum[0]}
+        records.append({**taken, **stats})
     return records, runs
 
 
@@ -117,7 +107,6 @@ def plain_job(task, dtype):
     [
         ("adamw", 0.0, torch.float64, 1e-9, ()),
         ("adamw", 0.9, torch.float32, 1e-4, ("gradient",)),
-        ("adamw", 0.9, torch.float64, 1e-9, ("gradient", "loss")),
         ("sgd", 0.9, torch.float32, 1e-4, ()),
         ("sgd", 0.9, torch.float64, 1e-9, ("gradient", "loss")),
         ("sgd", 0.0, torch.float64, 1e-9, ()),
@@ -149,7 +138,7 @@ def test_job_meets_what_the_environment_showed(optimizer, momentum, dtype, toler
     assert len(set(rates)) > 60
 
 
-@pytest.mark.parametrize("horizon", [1, 3, 79, 203])
+@pytest.mark.parametrize("horizon", [1, 79, 103])
 def test_learning_rates_of_every_step_at_odd_horizons(horizon):
     task = make_task("sgd", horizon=horizon, valid_every=1)
     runs = ScheduledRuns([task], control=POLICY.control, dtype=torch.float64)

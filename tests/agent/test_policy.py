@@ -27,9 +27,6 @@ from pacesetter.envs.actions import ControlConfig
 from pacesetter.envs.features import FEATURE_NAMES, NUM_FEATURES
 
 SEALED = re.compile(rb"sha256.{5}([0-9a-f]{64})")
-
-
-NUM_BYTES = 1_500
 GOOD_TOO = {"preset": ("str", "NoneType"), "commit": ("str", "NoneType"), "seed": ("NoneType",)}
 """Kinds of values that make another good header: such an edit breaks nothing."""
 STRANGE = (None, True, -1, 10**400, "x", "__import__('os').system('true')", [], [[]], {})
@@ -76,15 +73,10 @@ def test_file_gives_back_the_policy(tmp_path):
 
 
 def test_digest_tells_policies_apart():
-    digests = {
-        make_policy(0).digest,
-        make_policy(1).digest,
-        make_policy(0, activation="relu").digest,
-        make_policy(0, control=ControlConfig(lr_step=0.1)).digest,
-        make_policy(0, info=PolicyInfo(seed=1)).digest,
-    }
-    assert len(digests) == 5
-    assert make_policy(0).digest in digests
+    changes = ({}, {"seed": 1}, {"activation": "relu"}, {"info": PolicyInfo(seed=1)})
+    policies = [make_policy(**c) for c in (*changes, {"control": ControlConfig(lr_step=0.1)})]
+    assert len({policy.digest for policy in policies}) == 5
+    assert make_policy().digest == policies[0].digest
 
 
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
@@ -109,28 +101,23 @@ def test_actions_are_bounded_whatever_the_weights():
     assert (np.abs(actions) <= 1).all()
 
 
-def test_features_of_another_shape_are_refused():
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
+def test_features_and_networks_that_do_not_fit_are_refused():
     for shape in ((NUM_FEATURES,), (2, NUM_FEATURES + 1), (1, 2, NUM_FEATURES)):
         with pytest.raises(ValueError, match=r"features must have shape \(n, 32\), but got"):
             make_policy().act(np.zeros(shape))
-
-
-@pytest.mark.parametrize(
-    ("layers", "message"),
-    [
+    good = np.zeros((3, NUM_FEATURES))
+    for layers, message in (
         ([], "at least one layer"),
         ([(np.zeros((3, 5)), np.zeros(3))], r"weight of shape \(3, 32\)"),
         ([(np.zeros((4, NUM_FEATURES)), np.zeros(4))], r"weight of shape \(3, 32\)"),
-        ([(np.zeros((3, NUM_FEATURES)), np.zeros(4))], r"bias of shape"),
-        ([(np.zeros((3, NUM_FEATURES)), np.array(0.0))], r"bias of shape"),
-        ([(np.full((3, NUM_FEATURES), np.nan), np.zeros(3))], "not finite"),
-        ([(np.full((3, NUM_FEATURES), 1e300), np.zeros(3))], "not finite"),  # not in float32
-    ],
-)
-@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
-def test_networks_that_do_not_fit_are_refused(layers, message):
-    with pytest.raises(ValueError, match=message):
-        Policy(layers)
+        ([(good, np.zeros(4))], r"bias of shape"),
+        ([(good, np.array(0.0))], r"bias of shape"),
+        ([(good * np.nan, np.zeros(3))], "not finite"),
+        ([(good + 1e300, np.zeros(3))], "not finite"),  # not in float32
+    ):
+        with pytest.raises(ValueError, match=message):
+            Policy(layers)
 
 
 # -- files that are not to be read ------------------------------------------------------------
@@ -157,7 +144,7 @@ def test_missing_and_foreign_files_are_refused(tmp_path):
 
 def test_cut_and_lengthened_files_are_refused():
     data = make_policy().to_bytes()
-    for length in {0, 1, 7, 8, 9, 60, 130, *range(0, len(data), 97), len(data) - 1}:
+    for length in (0, 1, 7, 8, 9, 60, 130, 1000, len(data) - 1):
         with pytest.raises(PolicyFileError, match="cut short"):
             parse_policy(data[:length], source="file")
     with pytest.raises(PolicyFileError, match="was altered"):
@@ -191,7 +178,6 @@ def zeros(*shape, last=0.0):
         (edit("schema_version", to=3), r"schema version 3, .* reads 2: upgrade"),
         (edit("schema_version", to=1), "schema version 1, .* reads 2: train it anew"),
         (edit("schema_version", to="2"), "schema version '2'"),
-        (edit("schema_version", to=True), "schema version True"),
         (edit("activation", to="gelu"), "activation"),
         (edit("encoding", "smoothing", to=0.5), "order or encoding"),
         (edit("features", 0, 0, to="new"), "unknown here: new; missing there: progress"),
@@ -203,12 +189,6 @@ def zeros(*shape, last=0.0):
         (edit("control", to={"lr_step": 1}), "control must hold"),
         (edit("control", "num_intervals", to=0), "num_intervals"),
         (edit("control", "lr_step", to=10**400), "lr_step"),
-        (edit("control", "lr_step", to=-1.0), "lr_step"),
-        (edit("control", "lr_bounds", to=[2.0, 1.0]), "lr_bounds"),
-        (edit("control", "ramp_start", to=-0.1), "ramp_start"),
-        (edit("control", "final_decay", to=2.0), "final_decay"),
-        (edit("control", "clip_ratio_start", to=0.0), "clip_ratio_start"),
-        (edit("control", "one_minus_momentum_bounds", to=[0.5, 1.5]), "one_minus_momentum_bounds"),
         (edit("layers.0.bias", to=None), "lacks 'layers.0.bias'"),
         (edit("extra", to=zeros(3)), "unknown tensors"),
         (edit("layers.1.weight", to=zeros(4, 6)), "layer 1 needs"),
@@ -229,28 +209,25 @@ def resealed(data):
     place = SEALED.search(data)
     if place is None:
         return data
-    blank = data[: place.start(1)] + b"0" * 64 + data[place.end(1) :]
-    digest = hashlib.sha256(blank).hexdigest().encode()
-    return data[: place.start(1)] + digest + data[place.end(1) :]
+    first, last = place.span(1)
+    digest = hashlib.sha256(data[:first] + b"0" * 64 + data[last:]).hexdigest().encode()
+    return data[:first] + digest + data[last:]
 
 
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
+def test_no_mutation_under_a_seal_that_fits_loads():
+    good = make_policy().to_bytes()
+    assert parse_policy(resealed(good), source="file").digest == make_policy().digest
+    for old, new in (
         (rb"lr_step\"", rb"lr_step  "),  # the inner JSON breaks
         (b'"data_offsets"', b'"data_offsetz"'),
         (b'"shape":[5,32]', b'"shape":[9,32]'),
         (b'"F32"', b'"F99"'),
         (b'"F32"', b'"I32"'),
         (b":null", b": NaN"),
-    ],
-)
-def test_no_mutation_under_a_seal_that_fits_loads(old, new):
-    good = make_policy().to_bytes()
-    assert parse_policy(resealed(good), source="file").digest == make_policy().digest
-    assert old in good
-    with pytest.raises(PolicyFileError):
-        parse_policy(resealed(good.replace(old, new, 1)), source="file")
+    ):
+        assert old in good
+        with pytest.raises(PolicyFileError):
+            parse_policy(resealed(good.replace(old, new, 1)), source="file")
 
 
 def test_header_refuses_what_json_cannot_hold():
@@ -300,8 +277,8 @@ def broken_bytes(data, rng):
 
 def test_no_file_with_broken_bytes_loads(policies):
     rng = np.random.default_rng(2)
-    files = [p.to_bytes() for p in policies]
-    for tried in range(NUM_BYTES):
+    files = [policy.to_bytes() for policy in policies]
+    for tried in range(1000):
         data = files[tried % len(files)]
         broken = broken_bytes(data, rng)
         assert broken == data or loads(broken) is None

@@ -14,7 +14,7 @@ from pacesetter.envs.actions import interval_ends
 # Updates break on purpose: the guard says so.
 pytestmark = pytest.mark.filterwarnings("ignore:LearnedScheduler. ")
 
-TOTAL = 100
+TOTAL = 60
 
 
 def start(name="AdamW", *, groups=2):
@@ -31,7 +31,7 @@ def go(job, scheduler, until):
     while job.done < until:
         if job.done % 20 == 7:
             scheduler.observe_validation(1 / job.done)
-        job.update(scheduler, scale=math.nan if job.done == 50 else 1.0)
+        job.update(scheduler, scale=math.nan if job.done == 30 else 1.0)
     return job
 
 
@@ -63,7 +63,7 @@ def test_resumed_jobs_end_in_the_same_weights(name):
     expected = attach(whole)
     go(whole, expected, TOTAL)
     # Start, validation waiting, before and after the broken update, end.
-    stops = (0, 28, 50, 51, TOTAL) if name == "AdamW" else (51,)
+    stops = (0, 28, 30, 31, TOTAL) if name == "AdamW" else (31,)
     stopped = start(name)
     scheduler = attach(stopped)
     for i, stop in enumerate(stops):
@@ -81,17 +81,16 @@ def test_resumed_jobs_end_in_the_same_weights(name):
 
 
 def test_the_state_is_a_copy_without_the_weights_of_the_policy():
-    job = start()
+    job, file = start(), io.BytesIO()
     scheduler = attach(job)
-    go(job, scheduler, 40)
+    go(job, scheduler, 20)
     state = scheduler.state_dict()
     before = repr(state)
-    go(job, scheduler, 60)
+    go(job, scheduler, 30)
     attach(start()).load_state_dict(state)
     assert repr(state) == before
-    assert state["policy"] == reactive().digest
+    assert state.pop("policy") == reactive().digest
     del state["history"]
-    file = io.BytesIO()
     torch.save(state, file)
     # The numbers of one update each, and the snapshot of a small job: no network of 64 x 64.
     assert len(file.getvalue()) < 16000
@@ -102,19 +101,16 @@ def test_states_that_do_not_belong_are_refused_and_change_nothing():
     scheduler = attach(job)
     go(job, scheduler, 10)
     state = scheduler.state_dict()
-    refusals = [
+    versions = [({}, {"version": v}, f"version 3, but got {v!r}") for v in (1, 99, None, "3")]
+    for mine, changes, message in (
         ({"seed": 1}, {}, "taken with policy="),
-        ({"total": 200}, {}, "total_steps=100, but this scheduler has 200"),
+        ({"total": 200}, {}, "total_steps=60, but this scheduler has 200"),
         ({"groups": 1}, {}, r"2 param groups, .* has 1"),
-        *(
-            ({}, {"version": v}, f"version 3, but got {v!r}: load it with")
-            for v in (1, 2, 99, None, "3")
-        ),
-    ]
-    for mine, changes, message in refusals:
+        *versions,
+    ):
         other = start(groups=mine.pop("groups", 2))
         scheduler = attach(other, **mine)
-        go(other, scheduler, 20)
+        go(other, scheduler, 10)
         before = repr(scheduler.state_dict())
         with pytest.raises(ValueError, match=message):
             scheduler.load_state_dict({**state, **changes})

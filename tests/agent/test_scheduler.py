@@ -9,21 +9,22 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jobs import KINDS, Job, always, feature, reactive, start
 from torch import nn
 from torch.optim import SGD, AdamW
 
 from pacesetter.agent.plugin.scheduler import LearnedScheduler
-from pacesetter.agent.plugin.updates import UpdateMonitor, restore_found_inf, set_found_inf
+from pacesetter.agent.plugin.updates import restore_found_inf, set_found_inf
 from pacesetter.agent.policy.policy import Policy, PolicyFileError, save_policy
 from pacesetter.envs.actions import ControlConfig, interval_ends
 from pacesetter.envs.features import FEATURES
 from pacesetter.inner_models.watch.guard import LR_CUT
 
 UNKNOWN = {f.name: -f.centre / f.scale for f in FEATURES}
-every_optimizer = pytest.mark.parametrize("name", KINDS)
+# Of the kinds, those that differ from another in settings alone.
+WAYS = {"AdamW-foreach", "AdamW-amsgrad", "Adam", "Adam-fused", "SGD-nesterov", "SGD-plain"}
 # For runs that the guard is to step into, of which every time is a warning.
 GUARDED = pytest.mark.filterwarnings("ignore:LearnedScheduler. ")
 
@@ -33,64 +34,62 @@ def idle(**control):
     return Policy.do_nothing(ControlConfig(**control))
 
 
-def base_schedule(step, total, num_intervals=40, final=0.01, ramp=0.01):
+def base_schedule(step, total, num_intervals=40):
     """The schedule of a policy that does nothing, by hand."""
     first = interval_ends(total, num_intervals)[0]  # of even ones: the ramp's length
-    decay = final + (1 - final) * 0.5 * (1 + math.cos(math.pi * step / total))
-    return (ramp + (1 - ramp) * min(1.0, step / first)) * decay
+    decay = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / total))
+    return (0.01 + 0.99 * min(1.0, step / first)) * decay
 
 
-@every_optimizer
+@pytest.mark.parametrize("name", KINDS)
 def test_doing_nothing_is_a_ramp_and_a_cosine_and_nothing_else(name):
-    total, plain, job = 90, Job(name), Job(name)
-    scheduler = LearnedScheduler(job.optimizer, total, policy=idle(clip_ratio_start=20.0))
+    plain, job = Job(name), Job(name)
     groups = copy.deepcopy(plain.optimizer.param_groups[0])
-    for step in range(total):
-        factor = base_schedule(step, total)
-        assert scheduler.get_last_lr() == [pytest.approx(groups["lr"] * factor, rel=1e-12)]
+    _, scheduler = start(20, idle(clip_ratio_start=20.0, num_intervals=10), job=job)
+    for step in range(20):
+        lr = groups["lr"] * base_schedule(step, 20, 10)
+        assert scheduler.get_last_lr() == [pytest.approx(lr, rel=1e-12)]
         plain.optimizer.param_groups[0]["lr"] = job.optimizer.param_groups[0]["lr"]
         plain.update()
         job.update(scheduler)
-        torch.testing.assert_close(job.weights(), plain.weights(), rtol=0, atol=0)
+        assert torch.equal(job.weights(), plain.weights())
     for key in ("betas", "momentum"):
         assert job.optimizer.param_groups[0].get(key) == groups.get(key)
-    assert len(scheduler.history) == 39
+    assert len(scheduler.history) == 9
 
 
-@every_optimizer
+@pytest.mark.parametrize("name", [n for n in KINDS if n == "AdamW" or "-f" not in n])
 def test_a_policy_moves_learning_rate_and_momentum(name):
     job = Job(name)
     group = job.optimizer.param_groups[0]
     start_lr = group["lr"]
-    start = group["betas"][0] if "betas" in group else group["momentum"]
-    scheduler = LearnedScheduler(job.optimizer, 80, policy=always(-0.25, 1.0, -1.0))
-    for step in range(80):
+    mu = group["betas"][0] if "betas" in group else group["momentum"]
+    _, scheduler = start(20, always(-0.25, 1.0, -1.0, num_intervals=10), job=job)
+    for step in range(20):
         decisions = step // 2
-        one_minus = min((1 - start) * math.exp(0.15 * decisions), 0.7) if start else 1.0
-        lr = start_lr * base_schedule(step, 80) * math.exp(-0.0875 * decisions)
-        if name.startswith(("SGD", "RMSprop")) and start:
-            lr *= one_minus / (1 - start)
+        one_minus = min((1 - mu) * math.exp(0.15 * decisions), 0.7) if mu else 1.0
+        lr = start_lr * base_schedule(step, 20, 10) * math.exp(-0.0875 * decisions)
+        if name.startswith(("SGD", "RMSprop")) and mu:
+            lr *= one_minus / (1 - mu)
         assert group["lr"] == pytest.approx(lr, rel=1e-9)
         momentum = group["betas"][0] if "betas" in group else group["momentum"]
-        assert momentum == pytest.approx(1 - one_minus if start else 0.0, abs=1e-12)
+        assert momentum == pytest.approx(1 - one_minus if mu else 0.0, abs=1e-12)
         job.update(scheduler, scale=1e-3)
     last = scheduler.history[-1]
-    assert (last.step, last.action) == (78, (-0.25, 1.0, -1.0))
-    assert last.momentum == (pytest.approx(0.3) if start else None)
+    assert (last.step, last.action) == (18, (-0.25, 1.0, -1.0))
+    assert last.momentum == (pytest.approx(1 - one_minus) if mu else None)
     assert feature(last, "adaptive") == (-1.0 if "SGD" in name else 1.0)
     # SGD and RMSprop without momentum have no state to read directions from.
     known = feature(last, "cos_momentum") != pytest.approx(UNKNOWN["cos_momentum"])
-    assert known == bool(start)
+    assert known == bool(mu)
 
 
-@pytest.mark.parametrize("total", [1, 2, 79, 100])
+@pytest.mark.parametrize("total", [1, 2, 79])
 def test_one_fetch_per_decision_at_the_ends_of_intervals(total, monkeypatch):
-    fetches = []
-    fetch = UpdateMonitor.fetch
-    monkeypatch.setattr(
-        UpdateMonitor, "fetch", lambda self, **kwargs: fetches.append(1) or fetch(self, **kwargs)
-    )
     job, scheduler = start(total, reactive())
+    fetches, monitor = [], scheduler._run.monitor
+    fetch = monitor.fetch
+    monkeypatch.setattr(monitor, "fetch", lambda **kwargs: fetches.append(1) or fetch(**kwargs))
     job.run(total, scheduler)
     expected = list(interval_ends(total, 40, 1.5)[:-1])
     assert [d.step for d in scheduler.history] == expected
@@ -121,31 +120,27 @@ def test_clipping_by_the_running_mean_of_earlier_norms():
 
 def test_groups_keep_to_their_own_starts():
     params = [nn.Parameter(torch.ones(3)) for _ in range(4)]
-    held = torch.tensor(0.3)
+    held, starts = torch.tensor(0.3), [(0.1, 0.9), (0, 0.9), (0.3, 0.5), (0.2, 0.0)]
     groups = [
-        {"params": [params[0]], "lr": 0.1},
-        {"params": [params[1]], "lr": 0.0},
-        {"params": [params[2]], "lr": held, "momentum": 0.5},
-        {"params": [params[3]], "lr": 0.2, "momentum": 0.0},
+        {"params": [p], "lr": lr, "momentum": mu}
+        for p, (lr, mu) in zip(params, starts, strict=True)
     ]
-    optimizer = SGD(groups, lr=1.0, momentum=0.9)
-    scheduler = LearnedScheduler(optimizer, 80, policy=always(0.2, 1.0, 0.0))
-    for step in range(60):
+    groups[2]["lr"] = held
+    optimizer = SGD(groups)
+    scheduler = LearnedScheduler(optimizer, 40, policy=always(0.2, 1.0, 0.0))
+    for step in range(25):
         for p in params:
             p.grad = torch.ones(3)
         optimizer.step()
         scheduler.step(1.0)
         decisions = (step + 1) // 2
-        common = base_schedule(step + 1, 80) * math.exp(0.07 * decisions)
-        for group, lr, mu in zip(
-            optimizer.param_groups, (0.1, 0, 0.3, 0.2), (0.9, 0.9, 0.5, 0), strict=True
-        ):
+        common = base_schedule(step + 1, 40, 20) * math.exp(0.07 * decisions)
+        for group, (lr, mu) in zip(optimizer.param_groups, starts, strict=True):
             # Each from its own start, within its own bounds, and lr with its own momentum.
-            change = min(0.15 * min(decisions, 13), math.log(0.7 / (1 - mu)) if mu else 0.0)
-            if decisions < 13:
-                assert float(group["lr"]) == pytest.approx(lr * common * math.exp(change), rel=1e-5)
-                expected = 1 - (1 - mu) * math.exp(change)
-                assert group["momentum"] == pytest.approx(expected, abs=1e-9)
+            change = min(0.15 * decisions, math.log(0.7 / (1 - mu)) if mu else 0.0)
+            assert float(group["lr"]) == pytest.approx(lr * common * math.exp(change), rel=1e-5)
+            expected = 1 - (1 - mu) * math.exp(change)
+            assert group["momentum"] == pytest.approx(expected, abs=1e-9)
     assert optimizer.param_groups[2]["lr"] is held
     assert optimizer.param_groups[1]["lr"] == 0
     assert torch.equal(params[1], torch.ones(3))
@@ -157,58 +152,44 @@ def test_groups_that_join_later(shared):
     params = [nn.Parameter(torch.ones(2)) for _ in range(3)]
     rate = torch.tensor(0.5) if shared else 0.1
     optimizer = AdamW([{"params": [p]} for p in params[:2]], lr=rate, foreach=False)
-    scheduler = LearnedScheduler(optimizer, 100, policy=idle())
-    for step in range(40):
-        if step == 30:
+    scheduler = LearnedScheduler(optimizer, 40, policy=idle())
+    for step in range(20):
+        if step == 10:
             optimizer.add_param_group({"params": [params[2]], **({} if shared else {"lr": 0.5})})
         for p in params:
             p.grad = torch.ones(2)
         optimizer.step()
         scheduler.step(1.0)
-        starts = [0.5 if shared else 0.1] * 2 + [0.5] * (step >= 30)
-        wanted = [start * base_schedule(step + 1, 100) for start in starts]
+        starts = [0.5 if shared else 0.1] * 2 + [0.5] * (step >= 10)
+        wanted = [start * base_schedule(step + 1, 40, 20) for start in starts]
         assert scheduler.get_last_lr() == pytest.approx(wanted, rel=1e-6 if shared else 1e-12)
     assert not shared or all(g["lr"] is rate for g in optimizer.param_groups[:2])
 
 
 def test_parameters_without_gradients_frozen_and_of_other_kinds():
-    kinds = (torch.bfloat16, torch.float32, torch.float64, torch.complex64)
-    trained = [nn.Parameter(torch.ones(3, dtype=kind)) for kind in kinds]
+    """Gradients of 2, 3 and 6 have together a norm of 7."""
+    kinds = {torch.bfloat16: 2.0, torch.float32: 3.0, torch.float64: 6.0, torch.complex64: 0.0}
+    trained = [nn.Parameter(torch.ones(1, dtype=kind)) for kind in kinds]
     frozen, unused = nn.Parameter(torch.ones(3), requires_grad=False), nn.Parameter(torch.ones(3))
     optimizer = AdamW([*trained, frozen, unused], lr=1e-2)
-    scheduler = LearnedScheduler(optimizer, 50, policy=reactive())
-    losses = []
-    for _ in range(50):
-        loss = sum(p.abs().double().square().sum() for p in trained)
-        loss.backward()
+    scheduler = LearnedScheduler(optimizer, 20, policy=idle(clip_ratio_start=0.5))
+    for _ in range(20):
+        for p, grad in zip(trained, kinds.values(), strict=True):
+            p.grad = torch.full_like(p, grad)
         optimizer.step()
-        scheduler.step(loss)
-        optimizer.zero_grad(set_to_none=False)
-        losses.append(loss.item())
-    assert losses[-1] < losses[0]
+        scheduler.step(0.0)
+    assert scheduler.last_clip_norm == pytest.approx(3.5)
+    assert [p.grad.real.item() for p in trained] == pytest.approx([1.0, 1.5, 3.0, 0.0])
+    assert all(p.real < 1 for p in trained[:3])
     assert torch.equal(frozen, torch.ones(3))
     assert torch.equal(unused, torch.ones(3))
     assert all(np.isfinite(d.features).all() for d in scheduler.history)
 
 
-def test_norm_is_that_of_all_gradients_together():
-    kinds = (torch.bfloat16, torch.float32, torch.float64)
-    params = [nn.Parameter(torch.zeros(1, dtype=d)) for d in kinds]
-    optimizer = SGD(params, lr=1.0)
-    scheduler = LearnedScheduler(optimizer, 100, policy=idle(clip_ratio_start=0.5))
-    for _ in range(2):
-        for p, g in zip(params, (2.0, 3.0, 6.0), strict=True):
-            p.grad = torch.full_like(p, g)
-        optimizer.step()
-        scheduler.step(0.0)
-    assert scheduler.last_clip_norm == pytest.approx(3.5)
-    assert [p.grad.item() for p in params] == pytest.approx([1.0, 1.5, 3.0])
-
-
 def test_repeated_rows_of_a_sparse_gradient_are_added_before_the_norm():
     embedding = nn.Embedding(5, 4, sparse=True)
     optimizer = SGD(embedding.parameters(), lr=0.5)
-    scheduler = LearnedScheduler(optimizer, 50, policy=idle(clip_ratio_start=0.5))
+    scheduler = LearnedScheduler(optimizer, 20, policy=idle(clip_ratio_start=0.5))
     for _ in range(2):
         optimizer.zero_grad()
         embedding(torch.tensor([1, 1])).sum().backward()
@@ -218,19 +199,20 @@ def test_repeated_rows_of_a_sparse_gradient_are_added_before_the_norm():
     expected = torch.zeros(5, 4)
     expected[1] = 2 * 0.5
     torch.testing.assert_close(embedding.weight.grad.to_dense(), expected)
-    for _ in range(48):  # to the end, with statistics of directions that are unknown
+    for _ in range(18):  # to the end, with statistics of directions that are unknown
         optimizer.step()
         scheduler.step(0.0)
     assert all(np.isfinite(d.features).all() for d in scheduler.history)
 
 
 def test_maximising_the_negative_is_minimising():
-    down, one = start(80, reactive())
-    up, two = start(80, reactive(), job=Job(maximize=True))
-    for step in range(80):
+    policy = reactive(num_intervals=10)
+    down, one = start(20, policy)
+    up, two = start(20, policy, job=Job(maximize=True))
+    for step in range(20):
         down.update(one)
         up.update(two, scale=-1.0)
-        if step % 10 == 0:
+        if step % 5 == 0:
             one.observe_validation(step * 0.1)
             two.observe_validation(-step * 0.1)
     for a, b in zip(one.history, two.history, strict=True):
@@ -240,10 +222,8 @@ def test_maximising_the_negative_is_minimising():
 
 @pytest.mark.parametrize("how", ["positional", "keyword"])
 def test_closures_see_the_same_as_a_plain_loop(how):
-    plain, job = Job(), Job()
-    control = {"clip_ratio_start": 0.7, "clip_ratio_bounds": (0.5, 0.8)}
-    one = LearnedScheduler(plain.optimizer, 60, policy=reactive(**control))
-    two = LearnedScheduler(job.optimizer, 60, policy=reactive(**control))
+    control = {"clip_ratio_start": 0.7, "clip_ratio_bounds": (0.5, 0.8), "num_intervals": 10}
+    (plain, one), (job, two) = (start(20, reactive(**control)) for _ in range(2))
 
     def closure():
         loss = job.loss()
@@ -251,7 +231,7 @@ def test_closures_see_the_same_as_a_plain_loop(how):
         loss.backward()
         return loss
 
-    for _ in range(60):
+    for _ in range(20):
         plain.update(one)
         step = job.optimizer.step
         loss = step(closure) if how == "positional" else step(closure=closure)
@@ -264,10 +244,7 @@ def test_closures_see_the_same_as_a_plain_loop(how):
 
 @pytest.mark.parametrize(
     "kind",
-    [
-        *(float, np.float32, round, lambda x: torch.tensor([[x]])),
-        lambda x: nn.Parameter(torch.tensor(x, dtype=torch.bfloat16)),
-    ],
+    [float, np.float32, round, lambda x: torch.tensor([[x]]), lambda x: torch.tensor(x).bfloat16()],
 )
 def test_losses_of_any_numeric_kind(kind):
     job, scheduler = start(8, reactive())
@@ -289,7 +266,7 @@ def assert_same_state(optimizer, state):
 @GUARDED
 @pytest.mark.parametrize(
     ("name", "value"),
-    [*((n, math.nan) for n in KINDS), ("SGD", math.inf), ("Adam", -math.inf)],
+    [*((n, math.nan) for n in KINDS if n not in WAYS), ("SGD", math.inf), ("Adam", -math.inf)],
 )
 def test_broken_gradients_are_skipped_counted_and_answered(name, value):
     job, scheduler = start(100, idle(decision_power=1.0), job=Job(name))
@@ -311,7 +288,6 @@ def test_broken_gradients_are_skipped_counted_and_answered(name, value):
     (record,) = scheduler.history.interventions
     assert (record.step, record.kind) == (7, "lr_cut")
     assert "1 of 2 steps were not finite" in record.detail
-    assert scheduler.skipped_steps == 1
 
 
 @GUARDED
@@ -321,19 +297,19 @@ def test_a_broken_loss_is_answered_and_raises_nothing():
         job.update()
         scheduler.step(math.nan)
         scheduler.observe_validation(math.inf)
+    history = scheduler.history
     assert scheduler.skipped_steps == 0
-    factors = [d.lr_factor / base_schedule(d.step, 100) for d in scheduler.history]
+    factors = [d.lr_factor / base_schedule(d.step, 100) for d in history]
     assert factors == pytest.approx([0.5, 0.05])
-    assert [i.kind for i in scheduler.history.interventions] == ["lr_cut", "rollback"]
-    assert math.isnan(scheduler.history[-1].loss)
-    assert np.isfinite(scheduler.history[-1].features).all()
+    assert [i.kind for i in history.interventions] == ["lr_cut", "rollback"]
+    assert math.isnan(history[-1].loss)
+    assert np.isfinite(history[-1].features).all()
 
 
 @pytest.mark.parametrize("name", ["AdamW-fused", "SGD-fused"])
 def test_fused_kernels_leave_out_an_update_when_told_to(name):
     """The way of a GPU, where the host does not know; CPU kernels obey the same flag."""
-    job = Job(name, dtype=torch.float32)
-    job.update()
+    job = Job(name, dtype=torch.float32).run(1)
     before, state = job.weights(), copy.deepcopy(job.optimizer.state_dict()["state"])
     for own in (None, torch.tensor(0.0)):
         if own is not None:
@@ -349,8 +325,7 @@ def test_fused_kernels_leave_out_an_update_when_told_to(name):
     assert_same_state(job.optimizer, state)
     del job.optimizer.found_inf
     restore_found_inf(job.optimizer)  # nothing was set, nothing to restore
-    job.update()
-    assert not torch.equal(job.weights(), before)
+    assert not torch.equal(job.run(1).weights(), before)
 
 
 numbers = st.one_of(
@@ -359,12 +334,10 @@ numbers = st.one_of(
 
 
 @GUARDED
-@settings(
-    deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(st.lists(st.tuples(numbers, numbers, numbers), min_size=4, max_size=30))
-@pytest.mark.parametrize("name", ["AdamW", "SGD"])
-def test_no_sequence_of_losses_and_gradients_breaks_a_job(name, table):
+@settings(deadline=None, max_examples=10)
+@given(st.lists(st.tuples(numbers, numbers, numbers), min_size=4, max_size=20), st.booleans())
+def test_no_sequence_of_losses_and_gradients_breaks_a_job(table, momentum):
+    name = "SGD" if momentum else "AdamW"
     weight = nn.Parameter(torch.ones(3))
     optimizer = KINDS[name][0]([weight], lr=1e-2)
     scheduler = LearnedScheduler(optimizer, len(table), policy=reactive())
@@ -378,22 +351,17 @@ def test_no_sequence_of_losses_and_gradients_breaks_a_job(name, table):
     assert all(math.isfinite(d.lr) and d.lr > 0 for d in scheduler.history)
 
 
-def test_total_steps_and_optimizers_that_are_refused_and_taken():
-    optimizer = Job().optimizer
+def test_arguments_that_are_refused_and_taken():
+    optimizer, params = Job().optimizer, [nn.Parameter(torch.zeros(1))]
     for total in (0, -3, 2.0, "100", None, True, np.float64(5), math.nan):
         with pytest.raises(ValueError, match="Expected positive integer total_steps, but got"):
             LearnedScheduler(optimizer, total, policy=idle())
-    assert type(LearnedScheduler(optimizer, np.int64(5), policy=idle()).total_steps) is int
-    params = [nn.Parameter(torch.zeros(1))]
     for other in (torch.optim.Adagrad(params), torch.optim.LBFGS(params), nn.Linear(1, 1), None):
         with pytest.raises(TypeError, match=r"AdamW, Adam, SGD, .* RAdam and sub.* got"):
             LearnedScheduler(other, 10, policy=idle())
     subclass = type("Mine", (AdamW,), {})(params, lr=0.1)
-    assert LearnedScheduler(subclass, 10, policy=idle()).get_last_lr()
-
-
-def test_losses_that_are_no_number():
-    scheduler = LearnedScheduler(Job().optimizer, 5, policy=idle())
+    scheduler = LearnedScheduler(subclass, np.int64(5), policy=idle())
+    assert type(scheduler.total_steps) is int
     for method in (scheduler.step, scheduler.observe_validation):
         for shape in ((2, 3), (0,)):
             with pytest.raises(ValueError, match=r"loss must be one number, but got shape \("):
@@ -405,7 +373,7 @@ def test_losses_that_are_no_number():
 
 
 def test_a_second_scheduler_is_refused_until_the_first_is_off():
-    job, first = start(50, always(1.0, 1.0, 1.0))
+    job, first = start(20, always(1.0, 1.0, 1.0))
     job.run(10, first)
     with pytest.raises(ValueError, match=r"has a LearnedScheduler already.*detach"):
         LearnedScheduler(job.optimizer, 50, policy=idle())
@@ -425,15 +393,16 @@ def test_a_second_scheduler_is_refused_until_the_first_is_off():
 
 def test_policy_by_path(tmp_path):
     path = save_policy(reactive(), tmp_path / "p.safetensors")
+    job = Job()
     for source in (path, str(path)):
-        scheduler = LearnedScheduler(Job().optimizer, 9, policy=source)
+        _, scheduler = start(9, source, job=job)
         assert scheduler.policy.digest == reactive().digest
+        scheduler.detach()
     path.write_bytes(path.read_bytes()[:-1])
-    optimizer = Job().optimizer
     for broken, error in ((path, PolicyFileError), (tmp_path / "none", FileNotFoundError)):
         with pytest.raises(error):
-            LearnedScheduler(optimizer, 9, policy=broken)
-    LearnedScheduler(optimizer, 9, policy=reactive())  # the failures have left nothing behind
+            start(9, broken, job=job)
+    start(9, reactive(), job=job)  # the failures have left nothing behind
 
 
 def test_one_warning_after_the_horizon_and_the_last_values_hold():
@@ -466,16 +435,14 @@ def test_steps_without_an_update_or_without_a_gradient():
 
 
 def test_a_foreign_scheduler_is_overruled_and_named_once():
-    alone, job = Job(), Job()
-    reference = LearnedScheduler(alone.optimizer, 30, policy=reactive())
+    (alone, reference), (job, scheduler) = (start(20, reactive()) for _ in range(2))
     foreign = torch.optim.lr_scheduler.StepLR(job.optimizer, 1, gamma=0.5)
-    scheduler = LearnedScheduler(job.optimizer, 30, policy=reactive())
-    alone.run(30, reference)
+    alone.run(20, reference)
     with pytest.warns(UserWarning, match=r"StepLR changed .* param groups \[0\]") as caught:
-        job.run(30, scheduler, after=foreign.step)
+        job.run(20, scheduler, after=foreign.step)
     assert len(caught) == 1
     assert torch.equal(alone.weights(), job.weights())
-    other, scheduler = start(30, idle())
+    other, scheduler = start(20, idle())
     other.optimizer.param_groups[0]["betas"] = (0.5, 0.999)
     with pytest.warns(UserWarning, match="something else changed"):
         other.update(scheduler)
@@ -503,10 +470,9 @@ def test_no_reference_cycle_and_hooks_go_with_the_scheduler():
 @pytest.mark.gpu
 @pytest.mark.parametrize("fused", [False, True])
 def test_on_a_gpu_the_same_decisions_are_taken(fused):
-    plain = Job(dtype=torch.float32)
+    plain, one = start(80, reactive(), job=Job(dtype=torch.float32))
     job = Job(dtype=torch.float32, device="cuda", fused=fused)
-    one = LearnedScheduler(plain.optimizer, 80, policy=reactive())
-    two = LearnedScheduler(job.optimizer, 80, policy=reactive())
+    _, two = start(80, reactive(), job=job)
     for step in range(80):
         for j, s in ((plain, one), (job, two)):
             j.update(s, scale=math.nan if step == 41 else 1.0)
@@ -519,9 +485,8 @@ def test_on_a_gpu_the_same_decisions_are_taken(fused):
 
 @pytest.mark.gpu
 def test_on_a_gpu_only_decisions_wait():
-    job, scheduler = start(
-        400, reactive(), job=Job("AdamW-fused", dtype=torch.float32, device="cuda")
-    )
+    job = Job("AdamW-fused", dtype=torch.float32, device="cuda")
+    _, scheduler = start(400, reactive(), job=job)
     job.run(10, scheduler)
     loss = job.loss()
     loss.backward()

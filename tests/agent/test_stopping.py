@@ -1,13 +1,19 @@
-"""Early stopping: counts what it should, and nothing else."""
+"""What follows from validation losses: early stopping, and a lower rate where they rise."""
 
 import json
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jobs import Job, start
 
 from pacesetter.agent.plugin.decider import EarlyStopping
+from pacesetter.agent.policy.policy import load_policy
+from pacesetter.envs.actions import ActionCodec, ControlConfig
+from pacesetter.envs.features import FeatureEncoder
+from pacesetter.inner_models.watch.signals import IntervalStatistics
 
 
 def run(stopping, intervals):
@@ -64,3 +70,60 @@ def test_state_goes_on_at_any_point(intervals, cut):
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     assert second.state_dict() == first.state_dict()
     assert run(second, intervals[cut:]) == run(first, intervals[cut:])
+
+
+def observed(*losses: float | None) -> list[bool]:
+    """Whether a run overfits after each of its validation losses, one (or None) per interval."""
+    codec = ActionCodec(
+        ControlConfig(), total_steps=400, momentum_start=[0.9], momentum_scales_lr=False
+    )
+    encoder = FeatureEncoder(1, adaptive=True)
+    answers = []
+    for interval, loss in enumerate(losses, start=1):
+        if loss is not None:
+            encoder.observe_validation(np.array([loss]))
+        encoder.encode(_stats(1.0 / interval), codec, interval=interval)
+        answers.append(bool(encoder.overfitting[0]))
+    return answers
+
+
+def _stats(loss: float) -> IntervalStatistics:
+    """An interval in which all but the loss is one."""
+    names = IntervalStatistics.__dataclass_fields__.keys() - {"losses", "norms"}
+    return IntervalStatistics(
+        **{name: np.ones(1) for name in names} | {"loss_mean": np.array([loss])}
+    )
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        ((2.0, 1.0, 1.02, 1.04), [False, False, False, True]),  # 3 % of a fall of 1
+        ((2.0, 1.0, 1.04, 0.9), [False, False, True, False]),
+        ((2.0, 1.0, 1.5, None, None), [False, False, True, True, False]),  # too old to go by
+        ((None, None), [False, False]),
+        ((1.0, 1.1), [False, True]),  # it never fell
+        ((-2.0, -3.0, -2.9), [False, False, True]),
+    ],
+)
+def test_when_a_run_overfits(losses, expected):
+    assert observed(*losses) == expected
+    # An affine change of the loss changes nothing.
+    scaled = [None if loss is None else 1e3 * loss - 7 for loss in losses]
+    assert observed(*scaled) == expected
+
+
+def test_in_a_job_too_and_the_history_says_so():
+    # Without its meter: this job may look strange to it, which is not what is asked.
+    policy = load_policy("default").with_familiarity(None)
+    job, scheduler = start(80, policy, job=Job(lr=1e-3))
+    for step in range(80):
+        # Falls for a quarter of the run, and rises from then on.
+        scheduler.observe_validation(abs(step - 20) / 20)
+        job.update(scheduler)
+    actions = np.array([decision.action[0] for decision in scheduler.history])
+    steps = np.array([decision.step for decision in scheduler.history])
+    assert (actions[steps > 22] == -1).all()
+    assert (actions[steps < 20] > -1).any()
+    kinds = [intervention.kind for intervention in scheduler.history.interventions]
+    assert kinds.count("overfitting") == 1

@@ -1,12 +1,15 @@
-"""What torch lets an optimizer or a loop do besides the usual, done with `LearnedScheduler`."""
+"""What torch lets an optimizer or a loop do besides the usual; directions read from its state."""
 
 import numpy as np
 import pytest
 import torch
-from jobs import Job, always, reactive
+from jobs import Job, always, reactive, start
 from torch import nn
-from torch.optim import SGD
+from torch.optim import SGD, AdamW, NAdam, RMSprop
 
+from pacesetter.agent.plugin import directions
+from pacesetter.agent.plugin.directions import read_directions
+from pacesetter.agent.plugin.optimizer_state import Setting
 from pacesetter.agent.plugin.scheduler import LearnedScheduler
 from pacesetter.agent.policy.policy import Policy
 from pacesetter.envs.actions import ControlConfig
@@ -17,8 +20,8 @@ def unramped(**control):
 
 
 def test_updates_that_are_differentiable_leave_a_way_back():
-    start = torch.tensor(2.0, requires_grad=True)
-    weight = start.clone()
+    origin = torch.tensor(2.0, requires_grad=True)
+    weight = origin.clone()
     optimizer = SGD([nn.Parameter(torch.ones(()))], lr=0.1, differentiable=True)
     optimizer.param_groups[0]["params"] = [weight]
     scheduler = LearnedScheduler(optimizer, 40, policy=unramped())
@@ -29,7 +32,7 @@ def test_updates_that_are_differentiable_leave_a_way_back():
         optimizer.step()
         scheduler.step(1.0)
     assert float(weight.detach()) == pytest.approx(expected, rel=1e-5)
-    (way_back,) = torch.autograd.grad(weight, start)
+    (way_back,) = torch.autograd.grad(weight, origin)
     assert float(way_back) == pytest.approx(1.0)
 
 
@@ -40,8 +43,8 @@ def test_settings_in_tensors_are_filled_in_place(name):
     if name == "AdamW":
         group["betas"] = tuple(torch.tensor(b, dtype=torch.float64) for b in group["betas"])
     held = group["lr"], group.get("betas")
-    one, two = (LearnedScheduler(j.optimizer, 60, policy=always(0.1, 1, 0)) for j in (plain, job))
-    for _ in range(60):
+    (_, one), (_, two) = (start(30, always(0.1, 1, 0), job=j) for j in (plain, job))
+    for _ in range(30):
         assert float(group["lr"]) == two.get_last_lr()[0] == pytest.approx(expected["lr"], rel=1e-6)
         plain.update(one)
         job.update(two)
@@ -66,16 +69,15 @@ def test_tied_parameters_count_once():
     torch.testing.assert_close(weight.grad, torch.full((3, 3), 0.5))
 
 
-@pytest.mark.parametrize("name", ["AdamW", "SGD-plain", "RMSprop"])
+@pytest.mark.parametrize("name", ["AdamW", "SGD-plain"])
 def test_frozen_parameters_do_not_move_and_may_be_thawed(name):
-    job = Job(name)
+    job, scheduler = start(40, reactive(), job=Job(name))
     frozen = list(job.model[0].parameters())
     before = [p.detach().clone() for p in frozen]
-    scheduler = LearnedScheduler(job.optimizer, 80, policy=reactive())
     for trained in (False, True):
         for p in frozen:
             p.requires_grad_(trained)
-        job.run(40, scheduler)
+        job.run(20, scheduler)
         assert {torch.equal(a, b) for a, b in zip(before, frozen, strict=True)} == {not trained}
     assert all(np.isfinite(d.features).all() for d in scheduler.history)
 
@@ -130,10 +132,10 @@ def compiled_run(name, *, how):
     ("name", "how"),
     [
         ("AdamW", "step too"),
+        pytest.param("AdamW", "model", marks=pytest.mark.slow),
         *(
-            pytest.param(name, how, marks=pytest.mark.slow)
-            for name in ("AdamW", "Adam", "SGD", "SGD-plain", "RMSprop", "NAdam", "RAdam")
-            for how in ("model", "step too")
+            pytest.param(name, "step too", marks=pytest.mark.slow)
+            for name in ("Adam", "SGD", "SGD-plain", "RMSprop", "NAdam", "RAdam")
         ),
     ],
 )
@@ -141,3 +143,80 @@ def compiled_run(name, *, how):
 def test_nothing_is_compiled_anew_after_the_second_decision(name, how):
     expected, found = compiled_run(name, how=None), compiled_run(name, how=how)
     torch.testing.assert_close(expected, found, rtol=1e-3, atol=1e-5)
+
+
+# -- how a gradient lies to momentum and the latest update ------------------------------
+
+WAYS = {
+    "AdamW": (AdamW, {}),
+    "AdamW-amsgrad": (AdamW, {"amsgrad": True}),
+    "AdamW-maximize": (AdamW, {"maximize": True}),
+    "NAdam": (NAdam, {}),
+    "SGD": (SGD, {"momentum": 0.9}),
+    "RMSprop": (RMSprop, {"momentum": 0.9}),
+}
+
+
+def make(name, dtypes=(torch.float64, torch.float32, torch.float64)):
+    """Two groups, with parameters that have had different numbers of updates."""
+    g = torch.Generator().manual_seed(0)
+    shapes = [(3, 4), (7,), (2, 5)]
+    params = [
+        nn.Parameter(torch.randn(s, generator=g).to(d)) for s, d in zip(shapes, dtypes, strict=True)
+    ]
+    kind, options = WAYS[name]
+    groups = [{"params": params[:2], "lr": 0.1}, {"params": params[2:], "lr": 0.01}]
+    optimizer = kind(groups, lr=1.0, **options)
+    for step in range(4):
+        for i, p in enumerate(params):
+            absent = i == 1 and step < 2
+            p.grad = None if absent else torch.randn(p.shape, generator=g).to(p.dtype)
+        if step < 3:
+            optimizer.step()
+    return optimizer, [Setting(0.1, 0.9), Setting(0.01, 0.9)]
+
+
+def expected(optimizer, latest):
+    grads, momenta, updates = [], [], []
+    for group, setting in zip(optimizer.param_groups, latest, strict=True):
+        for p in group["params"]:
+            state = optimizer.state[p]
+            grads.append(-p.grad if group["maximize"] else p.grad)
+            if "exp_avg" in state:
+                momenta.append(state["exp_avg"])
+                t = float(state["step"])
+                second = state.get("max_exp_avg_sq", state["exp_avg_sq"])
+                corrected = (second / (1 - 0.999**t)).sqrt() + 1e-8
+                update = state["exp_avg"] / (1 - 0.9**t) / corrected
+            else:
+                update = state["momentum_buffer"]
+                momenta.append(update)
+            updates.append(setting.lr * update)
+    g, m, u = (torch.cat([t.double().flatten() for t in x]) for x in (grads, momenta, updates))
+    return [float(a @ b) for a, b in ((g, m), (m, m), (g, u), (u, u))]
+
+
+@pytest.mark.parametrize("at_once", [1, 5, 13, 10**6])
+@pytest.mark.parametrize("name", WAYS)
+def test_sums_are_those_of_all_parameters_however_they_are_cut(name, at_once, monkeypatch):
+    monkeypatch.setattr(directions, "_AT_ONCE", at_once)
+    optimizer, latest = make(name)
+    found = read_directions(
+        optimizer, latest, device=torch.device("cpu"), dtype=torch.float64
+    ).tolist()
+    # One parameter, and its share of the sums, is of float32.
+    assert found == pytest.approx(expected(optimizer, latest), rel=1e-4, abs=1e-6)
+
+
+def test_nothing_is_known_before_the_first_update_or_of_sparse_gradients():
+    where = {"device": torch.device("cpu"), "dtype": torch.float64}
+    embedding = nn.Embedding(4, 2, sparse=True)
+    optimizer = SGD(embedding.parameters(), lr=0.1, momentum=0.9)
+    latest = [Setting(0.1, 0.9)]
+    embedding.weight.grad = torch.ones(4, 2)
+    assert read_directions(optimizer, latest, **where) is None
+    optimizer.step()
+    assert read_directions(optimizer, latest, **where) is not None
+    embedding.weight.grad = None
+    embedding(torch.tensor([1])).sum().backward()
+    assert read_directions(optimizer, latest, **where) is None

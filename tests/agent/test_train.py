@@ -48,6 +48,7 @@ def test_train_leaves_a_policy_and_its_story(trained):
     assert (policy.info.preset, policy.info.seed) == ("tiny", 3)
     assert 0 < policy.info.decisions <= TINY.rollouts * TINY.rollout
     assert policy.control == TINY.env.control
+    assert policy.familiarity is not None
     assert policy.info.versions.keys() >= {"torch", "stable-baselines3", "gymnasium"}
     with (trained / VALIDATION).open() as file:
         rows = list(csv.DictReader(file))
@@ -93,43 +94,40 @@ def test_the_policy_is_an_average_of_weights_over_rollouts(trained, tmp_path):
     assert not torch.equal(mean["extra"]["average"][name], mean["policy"][name])
 
 
-def command(out, *more):
-    return [
-        *(sys.executable, "-m", "pacesetter.experiments.cli.main", "train"),
-        *("--preset", "smoke", "--seed", "7", "--out", str(out), *more),
-    ]
-
-
 @pytest.mark.slow
 @pytest.mark.processes
 def test_kill_9_and_resume_gives_the_same_policy_bit_for_bit(tmp_path):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(command(tmp_path / "whole"), check=True, env=environment, capture_output=True)
-    killed, quiet = (
-        tmp_path / "killed",
-        {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL},
-    )
-    process = subprocess.Popen(command(killed), env=environment, **quiet)
-    checkpoint, rollout = killed / CHECKPOINT, PRESETS["smoke"].rollout
-    while process.poll() is None and not (
-        checkpoint.exists()
-        and torch.load(checkpoint, weights_only=True)["num_timesteps"] >= 4 * rollout
-    ):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    checkpoint, smoke = killed / CHECKPOINT, PRESETS["smoke"]
+
+    def started(out, *more):
+        return subprocess.Popen(
+            [
+                *(sys.executable, "-m", "pacesetter.experiments.cli.main", "train"),
+                *("--preset", "smoke", "--seed", "7", "--out", str(out), *more),
+            ],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def done():
+        return torch.load(checkpoint, weights_only=True)["num_timesteps"] / smoke.rollout
+
+    assert started(whole).wait() == 0
+    process = started(killed)
+    while process.poll() is None and not (checkpoint.exists() and done() >= 4):
         time.sleep(0.01)
     time.sleep(0.1)  # into the middle of a rollout
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
-    done = torch.load(checkpoint, weights_only=True)["num_timesteps"]
-    assert 4 * rollout <= done < PRESETS["smoke"].rollouts * PRESETS["smoke"].rollout
-    subprocess.run(command(killed, "--resume"), check=True, env=environment, capture_output=True)
+    assert 4 <= done() < smoke.rollouts
+    assert started(killed, "--resume").wait() == 0
     for name in (POLICY, VALIDATION):
-        assert (killed / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    whole, resumed = (
-        torch.load(tmp_path / run / CHECKPOINT, weights_only=True)["policy"]
-        for run in ("whole", "killed")
-    )
-    for name, value in whole.items():  # the critic too, which no policy file has
-        assert torch.equal(value, resumed[name])
+        assert (killed / name).read_bytes() == (whole / name).read_bytes()
+    states = (torch.load(out / CHECKPOINT, weights_only=True)["policy"] for out in (whole, killed))
+    for one, other in zip(*(state.values() for state in states), strict=True):
+        assert torch.equal(one, other)  # the critic too, which no policy file has
 
 
 class Echo(gymnasium.Env):
@@ -164,13 +162,9 @@ def learner(config):
 
 @pytest.mark.slow
 def test_the_learner_learns_to_echo_a_feature_from_rewards_at_the_end():
-    config = TrainConfig(
-        decisions=30_000,
-        env=EnvConfig(control=ControlConfig(num_intervals=4)),
-        learning_rate=3e-3,
-        minibatches=2,
-        epochs=8,
-    )
+    env = EnvConfig(control=ControlConfig(num_intervals=4))
+    steps = {"learning_rate": 3e-3, "minibatches": 2, "epochs": 8}
+    config = TrainConfig(decisions=30_000, env=env, **steps)
     model = learner(config)
 
     def error():
@@ -185,19 +179,16 @@ def test_the_learner_learns_to_echo_a_feature_from_rewards_at_the_end():
 
 
 def test_rollouts_are_whole_episodes_with_undiscounted_returns():
-    config = TINY
-    model = learner(config)
-    model.learn(config.rollout)
+    model, num_envs = learner(TINY), TINY.env.num_envs
+    model.learn(TINY.rollout)
     buffer = model.rollout_buffer
     rewards = buffer.rewards
     # Once read for learning, these two are flat, one environment after another.
-    values, advantages = (
-        x.reshape(config.env.num_envs, -1).T for x in (buffer.values, buffer.advantages)
-    )
+    values, advantages = (x.reshape(num_envs, -1).T for x in (buffer.values, buffer.advantages))
     # Generalised advantage with gamma = lambda = 1 is the return to come minus the value.
     to_come = np.cumsum(rewards[::-1], axis=0)[::-1]
     assert advantages == pytest.approx(to_come - values, abs=1e-5)
-    assert rewards.shape == (4, config.env.num_envs)
+    assert rewards.shape == (4, num_envs)
     assert (rewards[:-1] == 0).all()
 
 
@@ -242,17 +233,16 @@ def test_rows_are_idle_after_the_end_of_their_run(tmp_path, monkeypatch):
             super()._on_rollout_end()
             masks.append(self.model.rollout_buffer.busy.reshape(self._config.env.num_envs, -1))
 
-    short = TeacherMLP(TeacherRanges(num_train=(64, 64), horizon=(10, 10), eval_rows=16), name="s")
-    long = replace(short, ranges=replace(short.ranges, horizon=(40, 40)))
+    def make_env(families, env, *, seed):
+        ranges = TeacherRanges(num_train=(64, 64), horizon=(10, 10), eval_rows=16)
+        longer = replace(ranges, horizon=(40, 40))
+        both = [TeacherMLP(r, name=f"{r.horizon}") for r in (ranges, longer)]
+        return ScheduleVecEnv(both, env, seed=seed)
+
     env = replace(TINY.env, num_groups=4, control=ControlConfig(num_intervals=13))
     monkeypatch.setattr(ppo, "MetaTraining", Watching)
-    train(
-        replace(TINY, decisions=1, env=env),
-        tmp_path,
-        progress=False,
-        meter=False,
-        make_env=lambda families, env, *, seed: ScheduleVecEnv([short, long], env, seed=seed),
-    )
+    config = replace(TINY, decisions=1, env=env)
+    train(config, tmp_path, progress=False, meter=False, make_env=make_env)
     counts = set(masks[0].sum(axis=1).tolist())
     assert counts == {4, 12}
     assert all((np.diff(row.astype(int)) <= 0).all() for row in masks[0])
@@ -267,35 +257,25 @@ def test_validation_compares_with_adamw_from_the_same_weights():
         for _ in range(task.horizon):
             twin.step(lr=1e-3, momentum=0.9)
         assert loss == pytest.approx(twin.evaluate("outer_valid"), rel=1e-3)
-    control = ControlConfig()
-    config = replace(
-        TINY,
-        env=EnvConfig(),
-        validation_families=("teacher-mlp",),
-        validation_tasks=1,
-        validation_starts=(1e-4, 1e-2),
-        validation_seeds=2,
-    )
-    suite = ValidationSuite(config)
+    judged = {"validation_families": ("teacher-mlp",), "validation_tasks": 1}
+    runs = {"validation_starts": (1e-4, 1e-2), "validation_seeds": 2}
+    suite = ValidationSuite(replace(TINY, env=EnvConfig(), **judged, **runs))
     score = suite.score(lambda features: np.zeros((len(features), 3)))
     assert score.shape == (1, 2, 2)
     slow = [t.with_optimizer(lr=1e-4) for t in seeded]
-    losses = run_policy(lambda f: np.zeros((len(f), 3)), slow, control=control)
+    losses = run_policy(lambda f: np.zeros((len(f), 3)), slow, control=ControlConfig())
     assert score[0, 0] == pytest.approx(np.log(losses / reference), rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
+def test_bad_settings_are_refused():
+    for settings, message in (
         ({"epochs": 0}, "epochs must be positive, but got 0"),
         ({"averaging": 1}, r"averaging must lie in \[0, 1\), but got 1"),
         ({"families": ("nothing",)}, "unknown task family"),
         ({"env": EnvConfig(control=ControlConfig(num_intervals=1))}, "at least 2 intervals"),
-    ],
-)
-def test_bad_settings_are_refused(settings, message):
-    with pytest.raises(ValueError, match=message):
-        TrainConfig(decisions=10, **settings)
+    ):
+        with pytest.raises(ValueError, match=message):
+            TrainConfig(decisions=10, **settings)
     assert get_preset("laptop") is PRESETS["laptop"]
     with pytest.raises(ValueError, match="did you mean 'laptop'"):
         get_preset("labtop")
