@@ -19,26 +19,20 @@ def idx_bytes(array):
     return head + b"".join(int(n).to_bytes(4, "big") for n in array.shape) + array.tobytes()
 
 
-def random_images(rng, labels, size):
-    """Images whose bright part is the larger the higher the label, so that they can be learned."""
-    images = rng.integers(0, 100, (len(labels), *size), dtype=np.uint8)
+def random_images(rng, rows, size):
+    """Labels and images whose bright part is the larger the higher the label: to be learned."""
+    labels = rng.permutation(np.arange(rows) % 10).astype(np.uint8)
+    images = rng.integers(0, 100, (rows, *size), dtype=np.uint8)
     for image, label in zip(images, labels, strict=True):
         image[..., : 2 * label + 2, :] += 120
-    return images
-
-
-def random_labels(rng, rows):
-    return rng.permutation(np.arange(rows) % 10).astype(np.uint8)
+    return images, labels
 
 
 def write_mnist(folder, *, train=60, test=20, seed=0, spell=lambda name: name):
     """Writes the four files; returns their arrays."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    arrays = []
-    for rows in (train, test):
-        labels = random_labels(rng, rows)
-        arrays += [random_images(rng, labels, (28, 28)), labels]
+    arrays = [*random_images(rng, train, (28, 28)), *random_images(rng, test, (28, 28))]
     for name, array in zip(IDX_NAMES, arrays, strict=True):
         spelt = spell(name)
         raw = idx_bytes(array)
@@ -51,8 +45,7 @@ def write_cifar(folder, *, rows=12, seed=0):
     folder.mkdir(parents=True, exist_ok=True)
     parts = []
     for name in CIFAR_NAMES:
-        labels = random_labels(rng, rows)
-        images = random_images(rng, labels, (3, 32, 32))
+        images, labels = random_images(rng, rows, (3, 32, 32))
         table = np.concatenate([labels[:, None], images.reshape(rows, -1)], axis=1)
         (folder / name).write_bytes(table.astype(np.uint8).tobytes())
         parts.append((images, labels))

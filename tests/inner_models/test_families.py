@@ -9,7 +9,6 @@ import pytest
 import torch
 from image_files import write_all
 
-from pacesetter.envs.runs import ScheduledRuns
 from pacesetter.inner_models import registry
 from pacesetter.inner_models.engine.data import batch_stream, build_model
 from pacesetter.inner_models.engine.plain import ReferenceRun
@@ -141,21 +140,6 @@ def test_losses_fall_and_evaluation_changes_nothing(run):
 
 
 # Quick families; the rest are slow.
-QUICK = ("teacher-mlp", "image-convnet", "ratings")
-IN_FULL = [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in FAMILIES]
-
-
-@pytest.mark.parametrize("name", IN_FULL)
-def test_siblings_at_zero_action_are_identical(name):
-    runs = ScheduledRuns(sample_group(name, 5), siblings=3)
-    features = [runs.begin(), *(runs.decide(np.zeros((6, 3))) for _ in range(2))]
-    for seen in features:
-        for task in range(2):
-            assert (seen[3 * task : 3 * task + 3] == seen[3 * task]).all()
-    weights = [runs.trainer.parameters(run) for run in range(6)]
-    assert same(weights[0], weights[1])
-    assert same(weights[0], weights[2])
-    assert not same(weights[0], weights[3])
 
 
 @pytest.mark.slow
@@ -214,18 +198,14 @@ def test_every_range_is_drawn_from_and_a_bad_one_is_refused_with_what_came(name)
         unread.discard("separation")  # compressed networks have teachers' data without clusters
     recorder, generator = Recorder(family.ranges), torch.Generator().manual_seed(0)
     for _ in range(30):
-        if unread <= recorder.read:
-            break
-        replace(family, ranges=recorder).sample(generator)
-    assert not unread - recorder.read
+        if not unread <= recorder.read:
+            replace(family, ranges=recorder).sample(generator)
+    assert unread <= recorder.read
     for field in fields(kind):
         value = field.default
         bad = (value[1] + 1, value[0]) if isinstance(value, tuple) else -1.5
         with pytest.raises(ValueError, match=f"{field.name}.*{re.escape(str(bad))}"):
             kind(**{field.name: bad})
-    for optimizer in ("adamw", "sgd", "rmsprop"):
-        low, high = family.ranges.sensible_lr(optimizer)
-        assert 3 <= high / low <= 30
 
 
 @pytest.mark.parametrize("name", registry.META_TRAIN)
@@ -241,18 +221,16 @@ def test_every_generated_family_meets_every_kind_of_job(name):
 
 
 def test_an_endless_task_never_shows_a_row_twice():
-    family = registry.make_family("teacher-mlp")
-    generator = torch.Generator().manual_seed(0)
+    family, generator = registry.make_family("teacher-mlp"), torch.Generator().manual_seed(0)
     shape = family.sample_shape(generator)
     shape = replace(shape, job=replace(shape.job, endless=True, batch_size=8, horizon=700))
-    task = family.build(shape, generator)
+    task, other = (family.build(shape, generator) for _ in range(2))
     # Asked for in any portions, the rows are the same.
-    stream, whole = batch_stream(task), batch_stream(task)
+    stream = batch_stream(task)
     inputs = torch.cat([stream.take(n)[0] for n in (1, 600, 3, 95)])
-    assert torch.equal(whole.take(699)[0], inputs)
+    assert torch.equal(batch_stream(task).take(699)[0], inputs)
     assert len(torch.unique(inputs.flatten(0, 1), dim=0)) == 699 * 8
-    other = batch_stream(family.build(shape, torch.Generator().manual_seed(9)))
-    assert not torch.equal(other.take(1)[0], inputs[:1])
+    assert not torch.equal(batch_stream(other).take(1)[0], inputs[:1])
 
 
 # -- the registry ----------------------------------------------------------------------------------
@@ -267,14 +245,13 @@ def test_the_sets_are_disjoint_and_complete_and_the_manual_has_every_name():
 
 @pytest.mark.parametrize("name", ["teacher-mlp", "digits-mlp"])
 def test_fixed_tasks_are_the_same_on_every_call(name):
-    one, other = registry.fixed_task(name, 1), registry.fixed_task(name, 0)
+    one = registry.fixed_task(name, 1)
     assert registry.fixed_task(name, 1) is one
     registry.fixed_task.cache_clear()
     two = registry.fixed_task(name, 1)
-    assert (one.name, one.seed, one.horizon) == (two.name, two.seed, two.horizon)
     assert one.splits.digest() == two.splits.digest()
     assert (one.name, one.optimizer.lr) == (f"{name}/1", 1e-3)
-    assert one.seed != other.seed
+    assert one.seed == two.seed != registry.fixed_task(name, 0).seed
 
 
 def test_unknown_families_and_tasks_are_refused():

@@ -12,20 +12,18 @@ from pacesetter.envs.actions import interval_ends
 from pacesetter.inner_models.watch.guard import HEADROOM, LR_CUT, ROLLBACK_CUT, DivergenceGuard
 
 
-def interval(losses, norms=None):
+def interval(losses, norms=1.0):
     """The part of an interval's statistics that the guard reads; one run per column."""
     losses = np.asarray(losses, dtype=np.float64)
-    losses = losses[:, None] if losses.ndim == 1 else losses
-    norms = (
-        np.ones_like(losses) if norms is None else np.asarray(norms, float).reshape(losses.shape)
-    )
+    losses = losses.reshape(len(losses), -1)
+    norms = np.broadcast_to(np.asarray(norms, dtype=np.float64).reshape(-1, 1), losses.shape)
     broken = ~(np.isfinite(losses) & np.isfinite(norms))
     return SimpleNamespace(losses=losses, norms=norms, nonfinite_share=broken.mean(axis=0))
 
 
-def verdicts(loss, *, total=1000, norm=lambda t: 1.0, guard=None):
+def verdicts(loss, *, total=1000, norm=lambda t: 1.0):
     """What the guard says over a run whose losses and norms are functions of the step."""
-    guard = guard or DivergenceGuard(1)
+    guard = DivergenceGuard(1)
     ends = (0, *interval_ends(total, 40, 1.5))
     return [
         guard.judge(interval([loss(t) for t in steps], [norm(t) for t in steps]))
@@ -35,6 +33,11 @@ def verdicts(loss, *, total=1000, norm=lambda t: 1.0, guard=None):
 
 def alarms(found):
     return [bool(v.alarm[0]) for v in found]
+
+
+def assert_same(one, other, run=0):
+    for name, value in vars(one).items():
+        assert value[run] == getattr(other, name)[0], name
 
 
 NOISE = np.random.default_rng(0).normal(size=6000)
@@ -73,42 +76,34 @@ DIVERGED = {
 @pytest.mark.parametrize("name", DIVERGED)
 def test_divergence_is_answered_by_a_cut_and_then_by_going_back(name):
     found = verdicts(DIVERGED[name])
-    first = alarms(found).index(True)
-    assert found[first].lr_cut[0] == -LR_CUT
-    assert not found[first].roll_back[0]
-    assert found[first].headroom[0] == math.inf
-    second = first + 1 + alarms(found[first + 1 :]).index(True)
-    assert second <= first + 2
-    assert found[second].roll_back[0]
-    assert found[second].lr_cut[0] == -ROLLBACK_CUT
-    assert found[second].headroom[0] == HEADROOM
-    assert not found[second].good[0]
+    when = [i for i, alarm in enumerate(alarms(found)) if alarm]
     if name != "all lost again":
-        assert first <= 25 if name.startswith("below") else first <= 3
+        assert when[0] <= (25 if name.startswith("below") else 3)
+    assert when[1] <= when[0] + 2
+    first, second = found[when[0]], found[when[1]]
+    answers = [(float(v.lr_cut[0]), v.roll_back[0], v.headroom[0]) for v in (first, second)]
+    assert answers == [(-LR_CUT, False, math.inf), (-ROLLBACK_CUT, True, HEADROOM)]
+    assert not second.good[0]
 
 
 def test_who_goes_on_diverging_is_handed_over_once_and_for_good():
     found = verdicts(DIVERGED["no number any more"])
     when = [i for i, v in enumerate(found) if v.handed_over[0]]
-    assert len(when) == 1
+    assert when == [alarms(found).index(True) + 3]
     assert [bool(v.plain[0]) for v in found] == [i >= when[0] for i in range(len(found))]
-    # The guard stays on watch.
-    assert found[-1].roll_back[0]
-    assert when[0] == alarms(found).index(True) + 3
+    assert found[-1].roll_back[0]  # the guard stays on watch
 
 
 def test_gradients_far_above_their_history_count_while_the_loss_is_no_better():
-    sane = verdicts(lambda t: 1.0 + 0.1 * NOISE[t])
-    high = verdicts(lambda t: 1.0 + 0.1 * abs(NOISE[t]), norm=lambda t: 1e3 if t > 500 else 1.0)
-    better = verdicts(lambda t: 1.0 - t / 1000, norm=lambda t: 1e3 if t > 500 else 1.0)
-    assert not any(alarms(sane))
-    assert any(alarms(high))
-    assert not any(alarms(better))
+    def norm(t):
+        return 1e3 if t > 500 else 1.0
+
+    assert any(alarms(verdicts(lambda t: 1.0 + 0.1 * abs(NOISE[t]), norm=norm)))
+    assert not any(alarms(verdicts(lambda t: 1.0 - t / 1000, norm=norm)))
 
 
-def test_old_alarms_are_forgotten_after_calm():
-    guard = DivergenceGuard(1)
-    calm = [1.0, 1.1, 0.9, 1.0] * 4
+def test_old_alarms_are_forgotten_after_calm_and_a_few_broken_steps_only_halve_the_rate():
+    guard, calm = DivergenceGuard(1), [1.0, 1.1, 0.9, 1.0] * 4
     guard.judge(interval(calm))
     for _ in range(10):
         broken = guard.judge(interval([math.nan] * 16))
@@ -116,14 +111,7 @@ def test_old_alarms_are_forgotten_after_calm():
         assert not broken.roll_back[0]
         for _ in range(5):
             assert not guard.judge(interval(calm)).alarm[0]
-
-
-def test_a_few_broken_steps_only_halve_the_rate():
-    guard = DivergenceGuard(1)
-    losses = [1.0, 1.1, 0.9, 1.0] * 4
-    guard.judge(interval(losses))
-    losses[5] = math.inf
-    verdict = guard.judge(interval(losses))
+    verdict = guard.judge(interval([*calm[:5], math.inf, *calm[6:]]))
     assert verdict.lr_cut[0] == -LR_CUT
     assert not verdict.alarm[0]
     assert not verdict.good[0]
@@ -137,20 +125,15 @@ def test_runs_are_judged_one_by_one():
     for k, (a, b) in enumerate(pairwise(ends)):
         seen = together.judge(interval([[loss(t) for loss in table] for t in range(a, b)]))
         for run in range(3):
-            for field in ("alarm", "lr_cut", "headroom", "roll_back", "plain", "good"):
-                assert getattr(seen, field)[run] == getattr(alone[run][k], field)[0]
+            assert_same(seen, alone[run][k], run)
 
 
 def test_state_round_trip_through_json():
-    one, two = DivergenceGuard(1), DivergenceGuard(1)
+    guard = DivergenceGuard(1)
     losses = [DIVERGED["all lost again"](t) for t in range(1000)]
     for start in range(0, 1000, 50):
-        two = DivergenceGuard(1)
-        two.load_state_dict(json.loads(json.dumps(one.state_dict())))
+        loaded = DivergenceGuard(1)
+        loaded.load_state_dict(json.loads(json.dumps(guard.state_dict())))
         part = interval(losses[start : start + 50])
-        first, second = one.judge(part), two.judge(part)
-        assert all(
-            np.array_equal(getattr(first, f), getattr(second, f))
-            for f in first.__dataclass_fields__
-        )
-    assert one.state_dict()["plain"] == two.state_dict()["plain"]
+        assert_same(guard.judge(part), loaded.judge(part))
+    assert guard.state_dict()["plain"] == loaded.state_dict()["plain"]

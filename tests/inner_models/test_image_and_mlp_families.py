@@ -1,8 +1,6 @@
 """Generated images, compressed and fine-tuned MLPs, hard labels: each is what its table says."""
 
-import math
 from dataclasses import replace
-from itertools import product
 
 import pytest
 import torch
@@ -18,9 +16,6 @@ from pacesetter.inner_models.networks.mlp import MLPShape, build_mlp
 
 def make_draw(seed=0):
     return Draw(torch.Generator().manual_seed(seed))
-
-
-# -- convnets ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("image", [(1, 8), (3, 7), (1, 28), (3, 32), (2, 1)])
@@ -42,15 +37,11 @@ def test_convnet_has_the_sizes_and_the_cost_that_its_shape_says(image):
 
 
 def test_costly_convnets_are_cut_down():
-    dear, cheap = [
-        [draw_convnet(d, image=(2, 10), classes=4, width=(8, 64), max_cost=cost) for _ in range(60)]
-        for d, cost in ((make_draw(), math.inf), (make_draw(), 12_000))
-    ]
-    assert max(s.cost for s in dear) > 100_000
-    assert max(s.cost for s in cheap) <= 12_000
-    assert [s.activation for s in dear] == [s.activation for s in cheap]
-    smallest = draw_convnet(make_draw(), image=(3, 32), classes=10, max_cost=1)
-    assert smallest.channels == (4,)
+    draw = make_draw()
+    for _ in range(60):
+        shape = draw_convnet(draw, image=(2, 10), classes=4, width=(8, 64), max_cost=12_000)
+        assert shape.cost <= 12_000
+    assert draw_convnet(draw, image=(3, 32), classes=10, max_cost=1).channels == (4,)
 
 
 @pytest.mark.parametrize(
@@ -65,42 +56,6 @@ def test_costly_convnets_are_cut_down():
 def test_bad_shapes_are_refused_with_what_came(make, message):
     with pytest.raises(ValueError, match=message):
         make()
-
-
-# -- generated images -------------------------------------------------------------------------
-
-SIZES = (3, 2, 9)  # classes, channels, side
-
-
-def paint(painter, label, count=60):
-    return painter(torch.full((count,), label), torch.Generator().manual_seed(1))
-
-
-def test_textures_of_a_class_span_two_dimensions_per_wave():
-    painter = images.draw_textures(make_draw(), SIZES, waves=3)
-    values = torch.linalg.svdvals(paint(painter, 0).flatten(1).double())
-    assert values[5] > 1e-2 * values[0]
-    assert values[6] < 1e-5 * values[0]
-
-
-def test_patterns_are_whole_at_every_position():
-    painter = images.draw_patterns(make_draw(), SIZES, side=4, clutter=0)
-    corners = set()
-    for image in paint(painter, 1, count=300):
-        rows, columns = image.abs().sum(0).nonzero().T
-        top, left = int(rows.min()), int(columns.min())
-        assert (int(rows.max()) - top, int(columns.max()) - left) == (3, 3)
-        corners.add((top, left))
-    assert corners == {(i, j) for i in range(6) for j in range(6)}
-
-
-def test_prototypes_are_shifted_round_the_edges():
-    first, *others = paint(images.draw_prototypes(make_draw(), SIZES, blur=1.0, shift=2), 0)
-    shifts = [(i, j) for i in range(-4, 5) for j in range(-4, 5)]
-    for other in others:
-        assert sum(torch.equal(first.roll(shift, (1, 2)), other) for shift in shifts) == 1
-    still = paint(images.draw_prototypes(make_draw(), SIZES, blur=1.0, shift=0), 0)
-    assert torch.equal(still, still[:1].expand_as(still))
 
 
 @pytest.mark.parametrize(("textures", "patterns"), [(1.0, 0.0), (0.0, 1.0), (0.0, 0.0)])
@@ -119,24 +74,19 @@ def test_images_of_each_kind_have_their_spread_and_every_class(textures, pattern
     assert torch.bincount(labels, minlength=3).min() > 250
 
 
-# -- quantised --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("bits", [2, 8])
 @pytest.mark.parametrize("per_row", [True, False])
-def test_fake_quantisation_is_that_of_torch(bits, per_row):
+def test_fake_quantisation_is_that_of_torch(per_row):
     values = torch.randn(6, 40, generator=torch.Generator().manual_seed(0))
     values[2] = 0.0
-    top = 2 ** (bits - 1) - 1
     if per_row:
-        step = values.abs().amax(1).clamp(min=1e-12) / top
+        step = values.abs().amax(1).clamp(min=1e-12) / 3
         zero = torch.zeros(6, dtype=torch.int32)
-        theirs = torch.fake_quantize_per_channel_affine(values, step, zero, 0, -top, top)
+        theirs = torch.fake_quantize_per_channel_affine(values, step, zero, 0, -3, 3)
     else:
-        step = float(values.abs().max()) / top
-        theirs = torch.fake_quantize_per_tensor_affine(values, step, 0, -top, top)
+        step = float(values.abs().max()) / 3
+        theirs = torch.fake_quantize_per_tensor_affine(values, step, 0, -3, 3)
     values.requires_grad_()
-    ours = compressed.fake_quantise(values, bits=bits, per_row=per_row)
+    ours = compressed.fake_quantise(values, bits=3, per_row=per_row)
     assert torch.allclose(ours, theirs, atol=1e-6)
     slope = torch.randn(6, 40, generator=torch.Generator().manual_seed(1))
     (grad,) = torch.autograd.grad((ours * slope).sum(), values)
@@ -161,9 +111,6 @@ def test_quantised_mlp_quantises_the_layers_that_its_shape_says():
     assert torch.allclose(layer(x[:1]), layer(x)[:1], atol=1e-6)
 
 
-# -- pruned -----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("saliency", ["random", "magnitude"])
 def test_masked_layer_is_that_of_torch_prune(saliency):
     torch.manual_seed(0)
@@ -177,36 +124,14 @@ def test_masked_layer_is_that_of_torch_prune(saliency):
     x = torch.randn(8, 40)
     assert torch.equal(ours(x), theirs(x))
     assert int(ours.mask.sum()) == round(0.3 * 1200)
-    ours(x).square().sum().backward()
-    assert (ours.weight.grad[ours.mask == 0] == 0).all()
-
-
-@torch.no_grad()
-@pytest.mark.parametrize(("rescaled", "ratio"), [(True, 1.0), (False, math.sqrt(0.1))])
-def test_rescaling_keeps_the_size_of_what_a_random_mask_lets_through(rescaled, ratio):
-    torch.manual_seed(0)
-    x = torch.randn(200, 100)
-    dense = float(nn.Linear(100, 200, bias=False)(x).std())
-    layer = compressed.MaskedLinear(100, 200, sparsity=0.9, saliency="random", rescaled=rescaled)
-    assert float((layer(x) - layer.bias).std()) / dense == pytest.approx(ratio, rel=0.1)
 
 
 def test_pruned_tasks_of_one_shape_have_masks_of_their_own():
     tasks = compressed.PrunedMLP().sample_group(8, torch.Generator().manual_seed(3))
     masks = [dict(task.build_model().named_buffers())["0.mask"] for task in tasks]
-    shares = [1 - float(mask.mean()) for mask in masks]
-    assert len(set(shares)) > 4
+    shares = {1 - float(mask.mean()) for mask in masks}
+    assert len(shares) > 4
     assert 0.2 < min(shares) < max(shares) < 0.96
-    shape = MLPShape(widths=(20, 40, 5), activation="relu")
-    for head in (True, False):
-        kept = compressed.build_pruned_mlp(
-            shape, sparsity=0.8, saliency="random", rescaled=True, head=head
-        )
-        kept_shares = [float(kept[i].mask.mean()) for i in (0, 2)]
-        assert kept_shares == pytest.approx([0.2, 0.2 if head else 1.0], abs=0.01)
-
-
-# -- fine-tuned -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("new_head", [True, False])
@@ -216,48 +141,25 @@ def test_fine_tuned_model_keeps_trained_weights_and_freezes_the_lower_layers(new
     shape = transfer.FineTuningShape(mlp=mlp, new_head=new_head, frozen=frozen)
     old = build_mlp(replace(mlp, widths=(8, 32, 32, 9)) if new_head else mlp)
     model = transfer.build_fine_tuned(shape, weights=old.state_dict())
-    kept = {n: p for n, p in model.named_parameters() if not (new_head and n.startswith("6."))}
-    trained = dict(old.named_parameters())
-    assert all(torch.equal(p, trained[n]) for n, p in kept.items())
+    parameters, trained = dict(model.named_parameters()), dict(old.named_parameters())
+    kept = [n for n in parameters if not (new_head and n.startswith("6."))]
+    assert all(torch.equal(parameters[n], trained[n]) for n in kept)
     # A linear layer and the norm that follows it, twice, then the head.
-    fixed = {n for n, p in model.named_parameters() if not p.requires_grad}
     layers = ("0", "1", "3", "4")[: 2 * frozen]
+    fixed = {n for n, p in parameters.items() if not p.requires_grad}
     assert fixed == {f"{i}.{n}" for i in layers for n in ("weight", "bias")}
-    with torch.no_grad():
-        model[0].weight.add_(1.0)
-    again = transfer.build_fine_tuned(shape, weights=old.state_dict())
-    assert torch.equal(again[0].weight, old[0].weight)
 
 
-def test_what_was_learned_before_helps_where_the_tasks_are_alike_and_less_where_they_are_not():
-    gains = {0.98: 0.0, 0.1: 0.0}
-    for similarity, seed in product(gains, range(3)):
-        ranges = transfer.FineTuningRanges(
-            frozen_share=0, new_head_share=0, similarity=(similarity, similarity)
-        )
-        family = transfer.FineTunedMLP(ranges)
-        shape = family.sample_shape(torch.Generator().manual_seed(seed))
-        problem = family.draw_problem(shape, make_draw(seed))
-        rows = problem.rows(500, torch.Generator().manual_seed(0))
-        models = problem.build_model(), build_mlp(shape.model.mlp)
-        trained, fresh = (problem.loss(model, rows).item() for model in models)
-        gains[similarity] += math.log(fresh / trained) / 3
-    assert gains[0.98] > max(0.5, gains[0.1] + 0.3)
-
-
-# -- hard labels ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("classes", [2, 3, 10])
-def test_wrong_labels_come_as_often_as_they_should_and_the_right_one_stays_the_likeliest(classes):
-    draw = make_draw()
-    uniform = hard_labels.uniform_flips(classes, share=0.5)
-    paired = [hard_labels.paired_flips(draw, classes, share=0.1) for _ in range(200)]
-    for answers in (uniform, *paired):
-        assert torch.allclose(answers.sum(1), torch.ones(classes))
-        assert (answers.argmax(1) == torch.arange(classes)).all()
-    wrong = [1 - answers.diagonal().mean().item() for answers in paired]
-    assert sum(wrong) / 200 == pytest.approx(0.1, rel=0.15)
+@pytest.mark.parametrize("seed", range(3))
+def test_what_was_learned_before_helps_where_the_tasks_are_alike(seed):
+    ranges = transfer.FineTuningRanges(frozen_share=0, new_head_share=0, similarity=(0.98, 0.98))
+    family = transfer.FineTunedMLP(ranges)
+    shape = family.sample_shape(torch.Generator().manual_seed(seed))
+    problem = family.draw_problem(shape, make_draw(seed))
+    rows = problem.rows(500, torch.Generator().manual_seed(0))
+    models = problem.build_model(), build_mlp(shape.model.mlp)
+    trained, fresh = (problem.loss(model, rows).item() for model in models)
+    assert trained < 0.8 * fresh
 
 
 @pytest.mark.parametrize("noisy", [0.0, 1.0])

@@ -1,8 +1,10 @@
 """Out of memory: how many runs would fit is found out and said."""
 
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,15 +16,11 @@ from pacesetter.inner_models.engine.trainer import InnerTrainer
 from pacesetter.inner_models.task import ModuleTask, Splits
 
 
-def make_tasks(count, build):
-    tasks = []
-    for seed in range(count):
-        generator = torch.Generator().manual_seed(seed)
-        parts = [(torch.randn(20, 4, generator=generator),) for _ in range(4)]
-        tasks.append(
-            ModuleTask(build, mean_square, Splits(*parts), horizon=20, batch_size=4, seed=seed)
-        )
-    return tasks
+def make_task(seed, build=lambda: nn.Linear(4, 2)):
+    generator = torch.Generator().manual_seed(seed)
+    parts = [(torch.randn(20, 4, generator=generator),) for _ in range(4)]
+    splits = Splits(*parts)
+    return ModuleTask(build, mean_square, splits, horizon=20, batch_size=4, seed=seed)
 
 
 def mean_square(model, batch):
@@ -30,10 +28,14 @@ def mean_square(model, batch):
 
 
 @pytest.mark.parametrize(
-    ("num_tasks", "siblings", "fits"), [(4, 4, 8), pytest.param(16, 1, 11, marks=pytest.mark.slow)]
+    ("num_tasks", "siblings", "most", "message"),
+    [
+        (4, 4, 11, "16 runs side by side; 8 would fit"),  # whole tasks of four runs
+        pytest.param(16, 1, 11, "16 runs side by side; 11 would", marks=pytest.mark.slow),
+        (2, 2, 0, "not even one would fit: lower the batch"),
+    ],
 )
-def test_the_number_of_runs_that_fit_is_named(monkeypatch, num_tasks, siblings, fits):
-    most = 11  # which is not a whole number of tasks of four runs
+def test_the_number_of_runs_that_fit_is_named(monkeypatch, num_tasks, siblings, most, message):
     real = InnerTrainer._step
 
     def small_device(self, *args):
@@ -42,19 +44,10 @@ def test_the_number_of_runs_that_fit_is_named(monkeypatch, num_tasks, siblings, 
         real(self, *args)
 
     monkeypatch.setattr(InnerTrainer, "_step", small_device)
-    trainer = InnerTrainer(make_tasks(num_tasks, lambda: nn.Linear(4, 2)), siblings=siblings)
-    with pytest.raises(torch.OutOfMemoryError, match=rf"16 runs side by side; {fits} would fit"):
-        trainer.run(np.full((2, 16), 1e-3), momentum=np.full(16, 0.9))
-
-
-def test_not_even_one_fits_is_said_too(monkeypatch):
-    def no_device(self, *args):
-        raise torch.OutOfMemoryError("CUDA out of memory.")
-
-    monkeypatch.setattr(InnerTrainer, "_step", no_device)
-    trainer = InnerTrainer(make_tasks(2, lambda: nn.Linear(4, 2)), siblings=2)
-    with pytest.raises(torch.OutOfMemoryError, match="not even one would fit: lower the batch"):
-        trainer.run(np.full((2, 4), 1e-3), momentum=np.full(4, 0.9))
+    trainer = InnerTrainer([make_task(seed) for seed in range(num_tasks)], siblings=siblings)
+    runs = num_tasks * siblings
+    with pytest.raises(torch.OutOfMemoryError, match=message):
+        trainer.run(np.full((2, runs), 1e-3), momentum=np.full(runs, 0.9))
 
 
 def test_an_error_of_another_kind_is_left_as_it_is():
@@ -71,30 +64,23 @@ def test_an_error_of_another_kind_is_left_as_it_is():
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits memory by RLIMIT_AS")
 def test_a_host_without_memory_says_how_many_runs_fit():
     code = """
-import resource, warnings, torch
+import resource, torch, numpy as np
 from torch import nn
-from pacesetter.inner_models.task import ModuleTask, Splits
-from pacesetter.inner_models.engine.trainer import InnerTrainer
-import numpy as np
+from pacesetter.inner_models import InnerTrainer
+from test_memory import make_task
 
 torch.set_num_threads(1)
-parts = [(torch.randn(20, 100, generator=torch.Generator().manual_seed(i)),) for i in range(4)]
-task = ModuleTask(
-    lambda: nn.Linear(100, 10000), lambda m, b: m(b[0]).square().mean(), Splits(*parts),
-    horizon=20, batch_size=4, seed=0,
-)
-one = InnerTrainer([task]).run(np.ones((1, 1)), momentum=np.ones(1) * 0.9)
+task = make_task(0, lambda: nn.Linear(4, 250_000))
+InnerTrainer([task]).run(np.ones((1, 1)), momentum=np.ones(1) * 0.9)
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + 10**9, used + 10**9))
-try:
-    trainer = InnerTrainer([task], siblings=400)  # 4 MB of weights each, and several times that
-    trainer.run(np.ones((1, 400)), momentum=np.ones(400) * 0.9)
-except torch.OutOfMemoryError as error:
-    print(error)
+# 5 MB of weights each, and several times that.
+InnerTrainer([task], siblings=400).run(np.ones((1, 400)), momentum=np.ones(400) * 0.9)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=200
+    here = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    failed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=here, timeout=200
     )
-    found = re.search(r"with 400 runs side by side; (\d+) would fit", done.stdout)
-    assert found, done.stdout + done.stderr
+    found = re.search(r"with 400 runs side by side; (\d+) would fit", failed.stderr)
+    assert found, failed.stderr
     assert 2 <= int(found[1]) <= 100

@@ -1,7 +1,6 @@
 """A user's own family by its name, module:attribute: everywhere a family is named, or refused."""
 
 import sys
-import textwrap
 
 import gymnasium
 import pytest
@@ -17,58 +16,35 @@ from pacesetter.inner_models import registry
 from pacesetter.inner_models.task import TaskFamily
 
 MODULE = """
-    import torch
-    from torch import nn
-    from pacesetter.inner_models import ModuleTask, Splits, TaskFamily
+import torch
+from tiny import SmallFamily, small_task
 
-    def build_model():
-        return nn.Linear(2, 1)
+class Lines(SmallFamily):
+    def __init__(self, slope=None):
+        self.slope = slope
 
-    def loss(model, batch):
-        return (model(batch[0]) - batch[1]).square().mean()
+steep = Lines(torch.tensor([[5.0], [5.0]]))
 
-    class Lines(TaskFamily):
-        name = "lines"
+def drawn():
+    return Lines(torch.randn(2, 1))
 
-        def __init__(self, slope=None):
-            self.slope = slope
+def one_task():
+    return small_task()
 
-        def sample_shape(self, generator):
-            return 20
+def needs(something):
+    return steep
 
-        def build(self, horizon, generator):
-            x = torch.randn(64, 2, generator=generator)
-            noise = torch.randn(64, 1, generator=generator)
-            slope = torch.randn(2, 1, generator=generator) if self.slope is None else self.slope
-            parts = zip(x.split(16), (x @ slope + 0.1 * noise).split(16))
-            seed = int(torch.randint(2**60, (), generator=generator))
-            splits = Splits(*parts)
-            return ModuleTask(
-                build_model, loss, splits, horizon=horizon, batch_size=8, name="lines", seed=seed
-            )
+def breaks():
+    raise KeyError("no")
 
-    steep = Lines(torch.tensor([[5.0], [5.0]]))
-
-    def drawn():
-        return Lines(torch.randn(2, 1))
-
-    def one_task():
-        return steep.sample(torch.Generator())
-
-    def needs(something):
-        return steep
-
-    def breaks():
-        raise KeyError("no")
-
-    number = 3
+number = 3
 """
 
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
     """A module in the working directory, where Python does not look by itself."""
-    (tmp_path / "own_lines.py").write_text(textwrap.dedent(MODULE))
+    (tmp_path / "own_lines.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", ["/nowhere", *sys.path])
     registry.fixed_task.cache_clear()
@@ -97,10 +73,10 @@ def test_wherever_a_family_is_named(own):
     name = f"{own}:Lines"
     env = gymnasium.make("pacesetter.envs.registration:pacesetter/Schedule-v0", task=name)
     env.reset(seed=0)
-    assert env.unwrapped.task.name == "lines"
+    assert env.unwrapped.task.name == "tiny/line"
     venv = ScheduleVecEnv([name], num_groups=1, tasks_per_group=1, siblings=2)
     venv.reset()
-    assert [task.name for task in venv.tasks] == ["lines", "lines"]
+    assert [task.name for task in venv.tasks] == ["tiny/line"] * 2
     policy = Policy.do_nothing(ControlConfig(num_intervals=5))
     assert collect_features(policy, [name], num_runs=4, seed=0).runs.max() == 3
     assert task_names([name], per_family=2) == (f"{name}/0", f"{name}/1")
