@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch._dynamo  # the first optimizer would import it, in every process
 import torch.distributed as dist
 from jobs import Job, flat, reactive
 from torch import nn

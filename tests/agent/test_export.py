@@ -148,7 +148,10 @@ def test_other_runtimes_compute_the_same_actions(tmp_path, activation):
     assert sorted(p.name for p in path.parent.iterdir()) == ["p.onnx", "p.pt2"]
 
 
-@pytest.mark.parametrize(("write", "name"), [(export_onnx, "p.onnx"), (export_program, "p.pt2")])
+@pytest.mark.parametrize(
+    ("write", "name"),
+    [(export_program, "p.pt2"), pytest.param(export_onnx, "p.onnx", marks=pytest.mark.slow)],
+)
 def test_what_computes_other_actions_or_lacks_its_ending_is_not_written(tmp_path, write, name):
     pytest.importorskip("onnxruntime")
     liar = Liar([(np.zeros((3, NUM_FEATURES)), np.zeros(3))])

@@ -24,7 +24,7 @@ FAMILIES = ("logistic", "quadratic")
 
 @pytest.fixture(scope="module")
 def seen():
-    return collect_features(POLICY, FAMILIES, num_runs=48, seed=3)
+    return collect_features(POLICY, FAMILIES, num_runs=24, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_features_are_collected_reproducibly(seen):
     assert np.array_equal(again.features, one.features)
     assert np.array_equal(again.runs, one.runs)
     assert seen.features.shape == (len(seen.runs), NUM_FEATURES)
-    assert len(np.unique(seen.runs)) == 48
+    assert len(np.unique(seen.runs)) == 24
     for run in np.unique(seen.runs):
         progress = seen.features[seen.runs == run, FEATURE_NAMES.index("progress")]
         assert (np.diff(progress) > 0).all()

@@ -48,7 +48,7 @@ def a_policy(*, hidden=(8,), activation="tanh", seed=0, families=("gone:Family",
 def settings(policy, family="tiny:family", **changes):
     names = {"families": (family,), "validation_families": (family,)}
     env = EnvConfig(num_groups=1, tasks_per_group=2, siblings=2, spread_floor=0.1)
-    config = replace(TINY, decisions=60, env=env, validation_tasks=2, checkpoint_every=2, **names)
+    config = replace(TINY, decisions=32, env=env, validation_tasks=2, checkpoint_every=2, **names)
     return replace(fine_tuning_config(config, policy), **changes)
 
 
@@ -150,7 +150,7 @@ def test_what_comes_out_is_never_worse_than_what_went_in(tmp_path, monkeypatch, 
 
 def test_stopped_and_resumed_it_ends_in_the_same_policy(tmp_path, monkeypatch):
     policy, calls = a_policy(), []
-    config = settings(policy, learning_rate=1e-2)
+    config = settings(policy, decisions=60, learning_rate=1e-2)
     tuned(config, tmp_path / "whole", policy)
 
     def safe_point():
