@@ -10,13 +10,17 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 import torch._dynamo  # the first optimizer would import it, in every process
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from jobs import Job, flat, reactive
 from torch import nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.optim import ZeroRedundancyOptimizer
 
 from pacesetter.agent.plugin.distributed import Group
 from pacesetter.agent.plugin.scheduler import LearnedScheduler
@@ -25,7 +29,7 @@ STEPS = 32
 # What FSDP2 calls: older versions of torch shard on GPUs only.
 SHARDS = hasattr(torch.cpu.Stream, "record_event")
 ALONE = ("plain", "plain-broken")
-TOGETHER = ("ddp", "ddp-valid", *(("fsdp", "fsdp-broken") if SHARDS else ()))
+TOGETHER = ("ddp", "ddp-valid", *(("fsdp", "fsdp-broken", "fsdp-saved") if SHARDS else ()))
 
 
 def prepared(name):
@@ -59,6 +63,11 @@ def train(how, out, *, rank=0, world=1):
     originals = dist.all_reduce, dist.broadcast
     dist.all_reduce, dist.broadcast = map(counted, originals)
     for step in range(STEPS):
+        if trouble == "saved" and step == 18:  # a decision was just taken
+            old = job.model, job.optimizer, scheduler
+            job.model, job.optimizer = prepared(name)
+            scheduler = LearnedScheduler(job.optimizer, STEPS, policy=policy)
+            exchange(out, old, (job.model, job.optimizer, scheduler))
         rows = torch.tensor([(7 * step + i) % 64 for i in range(8)]).chunk(world)[rank]
         loss = (job.model(job.inputs[rows]) - job.targets[rows]).square().mean()
         job.optimizer.zero_grad()
@@ -88,6 +97,28 @@ def train(how, out, *, rank=0, world=1):
     (out / f"{how}-{rank}.json").write_text(json.dumps(result))
 
 
+def exchange(out, old, new):
+    """Saves one job and loads it into another, in the manner of torch.distributed.checkpoint."""
+    for job, act in ((old, dcp.save), (new, dcp.load)):
+        model, optimizer = get_state_dict(*job[:2])
+        act({"model": model, "optim": optimizer, "scheduler": job[2]}, checkpoint_id=out / "dcp")
+    set_state_dict(*new[:2], model_state_dict=model, optim_state_dict=optimizer)
+
+
+def refuse_plain_shards():
+    net = nn.Linear(4, 2)
+    zero = ZeroRedundancyOptimizer(net.parameters(), torch.optim.AdamW, lr=1e-2)
+    refused = [(zero, "Zero"), (zero.optim, "Zero")]
+    for kept in (False, True):
+        net = FullyShardedDataParallel(
+            nn.Linear(4, 2), use_orig_params=kept, device_id=torch.device("cpu")
+        )
+        refused.append((torch.optim.AdamW(net.parameters()), "FSDP1"))
+    for optimizer, words in refused:
+        with pytest.raises(TypeError, match=words):
+            LearnedScheduler(optimizer, STEPS)
+
+
 def use_groups(rank):
     """A group averages and hands around."""
     table = np.arange(6.0).reshape(2, 3)
@@ -107,6 +138,8 @@ def use_groups(rank):
 def train_together(rank, out):
     dist.init_process_group("gloo", init_method=f"file://{out}/store", rank=rank, world_size=2)
     use_groups(rank)
+    if SHARDS:
+        refuse_plain_shards()
     for how in TOGETHER:
         train(how, out, rank=rank, world=2)
     dist.barrier()

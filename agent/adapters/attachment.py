@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +27,65 @@ def unwrapped(optimizer: Any) -> Any:
     while isinstance(getattr(optimizer, "optimizer", None), Optimizer):
         optimizer = optimizer.optimizer
     return optimizer
+
+
+_MORE_IS_BETTER = re.compile(
+    r"accuracy|f1|auc|auroc|precision|recall|bleu|rouge|ndcg|psnr|ssim|exact_?match|top_?\d"
+    r"|(?<![a-z])(acc|r2|m?iou|map|mcc|dice|em|reward)(?![a-z])"
+)
+_OF_SEVERAL = re.compile(r"eval_.+_loss|val_loss/dataloader_idx_\d+")
+
+
+class Monitor:
+    """Finds the validation loss, or what stands for it, among the metrics of a trainer.
+
+    Args:
+        name: of the metric. The usual name stands for the first of several validation sets, too.
+        mode: ``"min"`` or ``"max"``; None: as the name has it.
+        required: whether it has to be there; one of an unusual name has to in any case.
+
+    Raises:
+        ValueError: the mode is another.
+    """
+
+    def __init__(self, name: str, mode: str | None, *, required: bool) -> None:
+        if mode not in (None, "min", "max"):
+            raise ValueError(f"mode must be 'min' or 'max', but got {mode!r}")
+        self.mode = mode or "min"
+        low = name.lower()
+        if mode is None and _MORE_IS_BETTER.search(low) and not re.search("loss|err", low):
+            self.mode = "max"
+            warnings.warn(
+                f"of monitor={name!r}, more is taken to be better: give mode='max' to be rid of "
+                "this note, or mode='min' if less is",
+                stacklevel=3,
+            )
+        self._asked, self._usual = name, name in ("eval_loss", "val_loss")
+        self._required = required or not self._usual
+        self.begin()
+
+    def begin(self) -> None:
+        """Forgets an earlier training."""
+        self.name, self._found = self._asked, False
+        self._others: set[str] = set()
+
+    def observe(self, metrics: Mapping[str, Any], scheduler: LearnedScheduler) -> None:
+        """Hands the metric over, if it is there."""
+        if self.name not in metrics and self._usual and not self._found:
+            self.name = next(filter(_OF_SEVERAL.fullmatch, metrics), self.name)
+        if self.name in metrics:
+            self._found = True
+            scheduler.observe_validation(metrics[self.name], mode=self.mode)
+        self._others.update(metrics)
+
+    def check(self) -> None:
+        """Raises a ValueError where there were validations, but none had what is required."""
+        if self._others and self._required and not self._found:
+            found = [n for n in self._others if not n.endswith(("runtime", "_second", "epoch"))]
+            raise ValueError(
+                f"expected the validation loss {self.name!r}, but validation gave "
+                f"{sorted(found)}: have it measured, or name another with monitor="
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

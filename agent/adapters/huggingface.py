@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from pacesetter.agent.adapters.attachment import Attachment, attach, controls, unwrapped
+from pacesetter.agent.adapters.attachment import Attachment, Monitor, attach, controls, unwrapped
 from pacesetter.agent.plugin.scheduler import LearnedScheduler
 from pacesetter.inner_models.lookup import require
 
@@ -32,18 +35,21 @@ class LearnedSchedulerCallback(transformers.TrainerCallback):  # type: ignore[mi
     - Trainer's own learning-rate scheduler (``lr_scheduler_type``, with its warm-up) goes on
       counting but no longer sets anything; ``learning_rate`` in the logs is the one in force. The
       optimizer's learning rate before any warm-up (``learning_rate``) is the start.
-    - ``max_grad_norm``, 1.0 by default, is set to 0: the scheduler clips. It is put back at the
-      end of training.
+    - ``max_grad_norm``, 1.0 by default, is set to 0: the scheduler clips.
     - The loss is the one that the model returns, averaged as Trainer averages it over the
       micro-batches of one update. Where the model returns none, because Trainer computes it
       (``compute_loss_func``, label smoothing, a ``compute_loss`` of a subclass), or where it
       returns another than is trained on, call `read_loss_from` once.
-    - ``eval_loss`` of every evaluation goes to the scheduler.
+    - ``eval_loss`` of every evaluation goes to the scheduler; of several evaluation sets, that of
+      the first, or of the one that `monitor` names.
     - Momentum and clip threshold join the entries of ``state.log_history``, and the logs of the
       callbacks that come after this one.
     - The scheduler's state is in ``optimizer.pt`` of every checkpoint, so that
-      ``resume_from_checkpoint`` goes on exactly, from whatever folder. Under FSDP it is not
+      ``resume_from_checkpoint`` goes on exactly, from whatever folder. Under FSDP2 it is not
       saved: there a resumed run begins a new schedule over the updates that remain.
+
+    Whatever ends ``train()``, or takes the callback away, ends all of this: Trainer's scheduler and
+    ``max_grad_norm`` are put back, and learning rate and momentum are what they are without us.
 
     What is not controlled (`control`, `dry_run`) stays with Trainer. With ``warmup_steps=n`` its
     scheduler and its clipping work through the first n updates.
@@ -51,7 +57,9 @@ class LearnedSchedulerCallback(transformers.TrainerCallback):  # type: ignore[mi
     Args:
         early_stopping: whether to end training when the scheduler's `should_stop` says so; needs
             an ``eval_strategy``.
-        monitor: name of the validation loss among the metrics of an evaluation.
+        monitor: name of the validation loss among the metrics of an evaluation; ``eval_`` may be
+            left out, as in ``metric_for_best_model``.
+        mode: ``"max"`` where more of it is better; None: as the name has it, such as an accuracy.
         **options: keyword arguments of `LearnedScheduler`.
 
     Attributes:
@@ -59,10 +67,16 @@ class LearnedSchedulerCallback(transformers.TrainerCallback):  # type: ignore[mi
     """
 
     def __init__(
-        self, *, early_stopping: bool = False, monitor: str = "eval_loss", **options: Any
+        self,
+        *,
+        early_stopping: bool = False,
+        monitor: str = "eval_loss",
+        mode: str | None = None,
+        **options: Any,
     ) -> None:
         self.early_stopping = early_stopping
-        self.monitor = monitor
+        name = monitor if monitor.startswith("eval_") else f"eval_{monitor}"
+        self.monitor = Monitor(name, mode, required=early_stopping)
         self.options = options
         self.scheduler: LearnedScheduler | None = None
         self._attachment: Attachment | None = None
@@ -97,7 +111,8 @@ class LearnedSchedulerCallback(transformers.TrainerCallback):  # type: ignore[mi
                 "early_stopping=True needs validation losses, but eval_strategy is 'no': set "
                 "eval_strategy and an eval_dataset"
             )
-        self._release()  # Trainer begins anew where it looks for a batch size that fits
+        # Trainer begins anew where it looks for a batch size that fits.
+        self._release(kwargs["lr_scheduler"])
         model: nn.Module = kwargs["model"]
         optimizer = unwrapped(kwargs["optimizer"])
         saved = optimizer.param_groups[0].pop(STATE_KEY, None)
@@ -111,6 +126,7 @@ class LearnedSchedulerCallback(transformers.TrainerCallback):  # type: ignore[mi
             saved=saved,
         )
         self.scheduler = self._attachment.scheduler
+        self.monitor.begin()
         averages = getattr(args, "average_tokens_across_devices", False)
         self._share_factor = args.world_size if averages else 1
         if not self._trainer_tells_loss:
@@ -122,6 +138,7 @@ class LearnedSchedulerCallback(transformers.TrainerCallback):  # type: ignore[mi
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Drops losses of an update that was never done; ends the user's own warm-up."""
+        self.monitor.check()
         self._may_be_saved = False
         self._losses.clear()
         self._take_over(args, kwargs["lr_scheduler"])
@@ -140,8 +157,8 @@ class LearnedSchedulerCallback(transformers.TrainerCallback):  # type: ignore[mi
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any
     ) -> None:
-        if self._attachment is not None and self.monitor in metrics:
-            self._attachment.scheduler.observe_validation(metrics[self.monitor])
+        if self._attachment is not None:
+            self.monitor.observe(metrics, self._attachment.scheduler)
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any
@@ -157,6 +174,7 @@ class LearnedSchedulerCallback(transformers.TrainerCallback):  # type: ignore[mi
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._release()
+        self.monitor.check()
 
     def _take_over(self, args: Any, lr_scheduler: Any) -> None:
         """Stops Trainer's scheduler and its clipping, once the user's own warm-up is over."""
@@ -173,13 +191,15 @@ class LearnedSchedulerCallback(transformers.TrainerCallback):  # type: ignore[mi
                 logger.info("max_grad_norm=%s gives way to LearnedScheduler", args.max_grad_norm)
             args.max_grad_norm = 0.0
 
-    def _release(self) -> None:
+    def _release(self, successor: Any = None) -> None:
+        """Puts everything back; `successor` is the scheduler that Trainer has made since."""
         for hook in self._hooks:
             hook.remove()
         if self._attachment is not None:
             self._attachment.scheduler.detach()
         if self._overruled is not None:
             self._overruled[0].__class__ = self._overruled[1]
+            _catch_up(successor or self._overruled[0])
         if self._max_grad_norm is not None:
             self._max_grad_norm[0].max_grad_norm = self._max_grad_norm[1]
         self._hooks, self._losses = [], []
@@ -231,3 +251,33 @@ def _counting_only(kind: type) -> type:
 
     CountingOnly.__name__ = kind.__name__
     return CountingOnly
+
+
+def _catch_up(scheduler: Any) -> None:
+    """Sets the learning rates that a scheduler which has only counted would have set by now."""
+    if isinstance(scheduler, LRScheduler) and not isinstance(scheduler, ReduceLROnPlateau):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the argument
+            scheduler.step(scheduler.last_epoch)
+
+
+def _releasing(method: Callable[..., Any], *, at_its_end: bool) -> Callable[..., Any]:
+    """A method of Trainer that ends or removes callbacks: no event tells of errors and removal."""
+
+    @functools.wraps(method)
+    def wrapped(trainer: Any, *args: Any, **kwargs: Any) -> Any:
+        callbacks = trainer.callback_handler.callbacks
+        ours = [c for c in callbacks if isinstance(c, LearnedSchedulerCallback)]
+        try:
+            return method(trainer, *args, **kwargs)
+        finally:
+            for callback in ours:
+                if at_its_end or callback not in callbacks:
+                    callback._release()
+
+    return wrapped
+
+
+for _name in ("train", "pop_callback", "remove_callback"):
+    _method = _releasing(getattr(transformers.Trainer, _name), at_its_end=_name == "train")
+    setattr(transformers.Trainer, _name, _method)

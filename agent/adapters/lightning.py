@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pacesetter.agent.adapters.attachment import Attachment, attach, controls
+from pacesetter.agent.adapters.attachment import Attachment, Monitor, attach, controls
 from pacesetter.agent.plugin.scheduler import LearnedScheduler
 from pacesetter.inner_models.lookup import require
 
@@ -38,10 +38,10 @@ class LearnedSchedulerCallback(*_callback_classes()):  # type: ignore[misc]
     and under ``pytorch_lightning``. While it trains:
 
     - the loss is the one that ``training_step`` returns, averaged over the micro-batches of one
-      update; a step that returned none counts for nothing;
+      update; an update without any, because ``training_step`` returned None, counts as skipped;
     - learning-rate schedulers from ``configure_optimizers`` are taken away, with one warning;
     - the validation loss is read from ``trainer.callback_metrics`` after every validation: log it
-      there, ``self.log("val_loss", loss)``;
+      there, ``self.log("val_loss", loss)``; of several loaders, that of the first;
     - learning rate, momentum and clip threshold go to the Trainer's loggers at every decision;
     - the scheduler's state is in every checkpoint, so that ``fit(ckpt_path=...)`` goes on exactly.
 
@@ -50,6 +50,7 @@ class LearnedSchedulerCallback(*_callback_classes()):  # type: ignore[misc]
 
     Args:
         monitor: name of the validation loss in ``trainer.callback_metrics``.
+        mode: ``"max"`` where more of it is better; None: as the name has it, such as an accuracy.
         early_stopping: whether to end training when the scheduler's `should_stop` says so.
         total_steps: updates of the whole run; None: what Lightning works out from the data.
         **options: further keyword arguments of `LearnedScheduler`.
@@ -62,12 +63,13 @@ class LearnedSchedulerCallback(*_callback_classes()):  # type: ignore[misc]
         self,
         *,
         monitor: str = "val_loss",
+        mode: str | None = None,
         early_stopping: bool = False,
         total_steps: int | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
-        self.monitor = monitor
+        self.monitor = Monitor(monitor, mode, required=early_stopping)
         self.early_stopping = early_stopping
         self.total_steps = total_steps
         self.options = options
@@ -76,6 +78,8 @@ class LearnedSchedulerCallback(*_callback_classes()):  # type: ignore[misc]
         self._saved: dict[str, Any] | None = None
         self._active = False
         self._losses: list[Tensor] = []
+        self._loss: Tensor | float | None = None  # of the latest update that had one
+        self._waiting = 0  # updates that the scheduler has not been told of
         self._step = 0
         self._decisions = 0
 
@@ -108,8 +112,9 @@ class LearnedSchedulerCallback(*_callback_classes()):  # type: ignore[misc]
             step=self._step,
             saved=self._saved,
         )
-        self._saved = None
+        self._saved, self._loss, self._waiting = None, None, 0
         self._active = True
+        self.monitor.begin()
         self.scheduler = self._attachment.scheduler
         self._decisions = len(self.scheduler.history)
 
@@ -123,9 +128,17 @@ class LearnedSchedulerCallback(*_callback_classes()):  # type: ignore[misc]
             return
         if not self.options.get("warmup_steps", 0):
             names = ", ".join(type(config.scheduler).__name__ for config in found)
+            where, instead = "configure_optimizers", "return the optimizer alone"
+            if names == "SWALR":
+                where = "StochasticWeightAveraging"
+                instead = (
+                    "average with WeightAveraging, or keep it with control=('momentum', 'clip')"
+                )
+            elif self._loss is not None:
+                where, instead = "another callback", "take that callback away"
             warnings.warn(
-                f"LearnedScheduler sets the learning rate: {names} from configure_optimizers is "
-                "not used. Return the optimizer alone to be rid of this warning",
+                f"LearnedScheduler sets the learning rate: {names} from {where} is not used. To be "
+                f"rid of this warning, {instead}",
                 stacklevel=2,
             )
         trainer.strategy.lr_scheduler_configs = []
@@ -143,9 +156,14 @@ class LearnedSchedulerCallback(*_callback_classes()):  # type: ignore[misc]
         if trainer.global_step == self._step:
             return
         self._step = trainer.global_step
+        self._waiting += 1
         if self._losses:
-            attachment.scheduler.step(sum(self._losses) / len(self._losses))
+            self._loss = sum(self._losses) / len(self._losses)
             self._losses.clear()
+        while self._loss is not None and self._waiting:
+            # One without a loss repeats the latest, which changes no statistics.
+            attachment.scheduler.step(self._loss)
+            self._waiting -= 1
         if len(attachment.scheduler.history) > self._decisions:
             self._decisions = len(attachment.scheduler.history)
             for logger in trainer.loggers:
@@ -157,18 +175,12 @@ class LearnedSchedulerCallback(*_callback_classes()):  # type: ignore[misc]
         """Hands over the validation loss.
 
         Raises:
-            ValueError: early stopping waits for a loss that the module does not log.
+            ValueError: the loss that was named, or that early stopping waits for, is not logged.
         """
         if self._attachment is None or not self._active or trainer.sanity_checking:
             return
-        if self.monitor in trainer.callback_metrics:
-            value = trainer.callback_metrics[self.monitor]
-            self._attachment.scheduler.observe_validation(value)
-        elif self.early_stopping:
-            raise ValueError(
-                f"early_stopping=True needs the validation loss {self.monitor!r}, but the module "
-                f"logs {sorted(trainer.callback_metrics)}: log it, or name another with monitor="
-            )
+        self.monitor.observe(trainer.callback_metrics, self._attachment.scheduler)
+        self.monitor.check()
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         self._release()

@@ -82,7 +82,7 @@ class Decider:
         if self._sets_lr and self.core.overfitting[0] and not (strange or self._overfits):
             what = (
                 "the validation loss has risen above its best: the learning rate falls as fast as "
-                "it may while that is so"
+                "it may while that is so (of a measure of which more is better, give mode='max')"
             )
             notes.append(("overfitting", what))
         return notes

@@ -2,12 +2,14 @@
 
 With data parallelism every process sees other losses, and all have to take the same decisions:
 `Group` averages the statistics and broadcasts the decision. Sharded parameters (FSDP2, tensor
-parallelism) are DTensors: `Layout` tells how, and `across_shards` adds up. Where torch.distributed
-is not in use, nothing here costs anything.
+parallelism) are DTensors: `Layout` tells how, and `across_shards` adds up. Shards that are plain
+tensors (FSDP1, ZeroRedundancyOptimizer) cannot be told from whole ones: they are refused. Where
+torch.distributed is not in use, nothing here costs anything.
 """
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Iterable
 from typing import Any, TypeAlias
@@ -73,6 +75,44 @@ class Group:
     def _to_host(table: Tensor) -> FloatArray:
         array: FloatArray = table.cpu().numpy()
         return array
+
+
+def refuse_plain_shards(optimizer: Any) -> None:
+    """Refuses, with a TypeError, optimizers of which each process has a part and cannot tell."""
+    if Group().size == 1:
+        return
+    params = [p for g in getattr(optimizer, "param_groups", ()) for p in g["params"]]
+    module = sys.modules.get("torch.distributed.optim.zero_redundancy_optimizer")
+    kind = () if module is None else module.ZeroRedundancyOptimizer
+    zeros = [found for found in gc.get_objects() if issubclass(type(found), kind)]
+    sharding = ""
+    if any(getattr(p, "_fsdp_flattened", False) for p in params):
+        sharding = "FullyShardedDataParallel (FSDP1)"
+    elif any(optimizer in (zero, zero.__dict__.get("optim")) for zero in zeros):
+        sharding = "ZeroRedundancyOptimizer"
+    if sharding:
+        raise TypeError(
+            f"LearnedScheduler does not work with {sharding}: each rank would clip and skip "
+            "updates by its own shard. Shard with FSDP2, torch.distributed.fsdp.fully_shard (in "
+            "Accelerate fsdp_version=2, in Lightning ModelParallelStrategy), or use plain DDP"
+        )
+
+
+def sealed(part: Any) -> Any:
+    """A state with the same entries at every step: torch.distributed.checkpoint loads in place.
+
+    What may change its shape is put into a tuple of one, which that takes as one thing.
+    """
+    if isinstance(part, dict):
+        return {n: (p,) if n == "snapshot" else sealed(p) for n, p in part.items()}
+    return part if isinstance(part, bool | int | float | str) else (part,)
+
+
+def opened(state: Any) -> Any:
+    """What was given to `sealed`; anything else as it is."""
+    if isinstance(state, dict):
+        return {name: opened(part) for name, part in state.items()}
+    return state[0] if isinstance(state, tuple) and len(state) == 1 else state
 
 
 def layout_of(tensor: Tensor) -> Layout:

@@ -17,6 +17,8 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from pacesetter.agent.plugin.updates import only_makes_state
+
 RECIPE = (
     "step() needs the loss of the update just done: step(loss). SequentialLR, ChainedScheduler and "
     "the like cannot drive a LearnedScheduler. For a warm-up of your own before it, step your "
@@ -59,7 +61,7 @@ def attach(optimizer: Optimizer, listener: Listener) -> Callable[[], Any]:
 
     def before(opt: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         found = mine()
-        return None if found is None else _begin(found, args, kwargs)
+        return None if found is None or only_makes_state(opt) else _begin(found, args, kwargs)
 
     def after(opt: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         found = mine()

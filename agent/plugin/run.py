@@ -205,9 +205,10 @@ class ControlledRun:
             self._recorded.append(self._factor(lrs), momentum=None)
         self.warmup_lrs = []
 
-    def observe_validation(self, valid_loss: float) -> None:
-        self.decider.core.observe_validation(np.array([self._sign * valid_loss]))
-        self.stopping.observe(self._sign * valid_loss)
+    def observe_validation(self, valid_loss: float, *, mode: str) -> None:
+        value = (-1.0 if mode == "max" else self._sign) * valid_loss
+        self.decider.core.observe_validation(np.array([value]))
+        self.stopping.observe(value)
         self.valid_loss = valid_loss
 
     def _decide(self) -> Decision:

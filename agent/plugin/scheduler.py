@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from pacesetter.agent.plugin.callbacks import ScheduleCallback
 from pacesetter.agent.plugin.directions import check_supported
+from pacesetter.agent.plugin.distributed import opened, refuse_plain_shards, sealed
 from pacesetter.agent.plugin.history import History, Intervention, RecordedSchedule
 from pacesetter.agent.plugin.hooks import RECIPE, attach, warn_of_others
 from pacesetter.agent.plugin.options import Options, one_number, positive_integer
@@ -95,6 +96,7 @@ class LearnedScheduler:
         callbacks: Sequence[ScheduleCallback] = (),
         process_group: Any = None,
     ) -> None:
+        refuse_plain_shards(optimizer)
         check_supported(optimizer)
         options = Options(
             total_steps=total_steps,
@@ -169,18 +171,21 @@ class LearnedScheduler:
             self.history.interventions_at_end += at_the_end
             self._tell(at_the_end)
 
-    def observe_validation(self, valid_loss: Tensor | float) -> None:
+    def observe_validation(self, valid_loss: Tensor | float, *, mode: str = "min") -> None:
         """Takes in a validation loss, for the next decision and `should_stop`.
 
         Args:
             valid_loss: one number, on the scale of the training loss; one that is not finite is
                 ignored. A tensor on another device is fetched at once.
+            mode: ``"max"`` for a measure of which more is better, such as accuracy.
 
         Raises:
             TypeError: it is neither a tensor nor a number.
-            ValueError: it is a tensor of more than one element.
+            ValueError: it is a tensor of more than one element, or the mode is another.
         """
-        self._run.observe_validation(float(one_number(valid_loss, "valid_loss")))
+        if mode not in ("min", "max"):
+            raise ValueError(f"mode must be 'min' or 'max', but got {mode!r}")
+        self._run.observe_validation(float(one_number(valid_loss, "valid_loss")), mode=mode)
 
     @property
     def should_stop(self) -> bool:
@@ -264,8 +269,8 @@ class LearnedScheduler:
             "version": STATE_VERSION,
             "policy": self.policy.digest,
             "planned_steps": self._options.total_steps,
-            "run": self._run.state_dict(),
-            "history": self.history.state_dict(),
+            "run": sealed(self._run.state_dict()),
+            "history": sealed(self.history.state_dict()),
         }
 
     def load_state_dict(
@@ -281,6 +286,7 @@ class LearnedScheduler:
             ValueError: the state is of another policy, another `total_steps`, another version of
                 pacesetter, or an optimizer with more param groups.
         """
+        state_dict = opened(state_dict)
         version, digest = state_dict.get("version"), self.policy.digest
         if version != STATE_VERSION:
             raise ValueError(

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer, RMSprop
 
+from pacesetter.agent.plugin.distributed import layout_of
+
 KEPT_BY_DEFAULT = 256 * 2**20
 """Bytes up to which snapshots are taken unless the user says otherwise."""
 
@@ -114,8 +116,8 @@ class _Copy:
         return {} if self._model is None else dict(self._model.named_buffers())
 
     def state_dict(self) -> dict[str, Any] | None:
-        if not self.taken:
-            return None
+        if not self.taken or any(layout_of(p) for p in _params(self._optimizer)):
+            return None  # others may hold what this process has a shard of
         return {
             "weights": [t.clone() for t in self._weights],
             "buffers": {n: t.clone() for n, t in self._buffers.items()},

@@ -82,10 +82,10 @@ class UpdateMonitor:
         Returns:
             Whether there are any gradients.
         """
-        self._updated = True
         params = with_gradients(optimizer, coalesce=not self._dry_run)
         if not params:
             return False
+        self._updated = True
         grads = gradients_of(params)
         if grads[0].device != self._device:
             self._move_to(grads[0].device)
@@ -182,7 +182,7 @@ class UpdateMonitor:
     def record_loss(self, loss: Tensor) -> None:
         """Takes in the loss of the update just done, shape (1,), and closes the step.
 
-        A step without an update is one that a `GradScaler` has left out: it counts as skipped.
+        A step without an update, for lack of gradients or by a `GradScaler`, is skipped.
         """
         if not self._updated:
             self._skipped += 1
@@ -264,6 +264,17 @@ def overflowed(optimizer: Optimizer) -> bool:
         return False
     norm = total_norm(grads, device=grads[0].device, dtype=torch.float32)
     return not bool(torch.isfinite(norm))
+
+
+@torch.no_grad()
+def only_makes_state(optimizer: Optimizer) -> bool:
+    """Whether torch.distributed.checkpoint has state made to load into, at rates of zero."""
+    for group in optimizer.param_groups:
+        lr = group["lr"]
+        if optimizer.state or (isinstance(lr, Tensor) and lr.device.type != "cpu") or lr:
+            return False
+    grads = gradients_of(with_gradients(optimizer, coalesce=False))
+    return not grads or not total_norm(grads, device=grads[0].device, dtype=torch.float32)
 
 
 def total_norm(tensors: Iterable[Tensor], *, device: torch.device, dtype: torch.dtype) -> Tensor:

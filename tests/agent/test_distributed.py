@@ -58,6 +58,13 @@ def test_two_processes_do_what_one_does_with_the_whole_batch(job, how):
 
 
 @pytest.mark.skipif(not SHARDS, reason="this torch has no FSDP2 on the CPU")
+def test_a_distributed_checkpoint_loads_in_place(job):
+    for through, resumed in zip(job["fsdp"], job["fsdp-saved"], strict=True):
+        for what in ("losses", "history", "features"):
+            assert resumed[what] == through[what]
+
+
+@pytest.mark.skipif(not SHARDS, reason="this torch has no FSDP2 on the CPU")
 def test_a_shard_that_breaks_has_all_ranks_skip_the_update(job):
     (whole,), (first, second) = job["plain-broken"], job["fsdp-broken"]
     assert first["skipped"] == second["skipped"] == whole["skipped"] == 1
