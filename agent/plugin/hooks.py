@@ -61,7 +61,7 @@ def attach(optimizer: Optimizer, listener: Listener) -> Callable[[], Any]:
 
     def before(opt: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         found = mine()
-        return None if found is None or only_makes_state(opt) else _begin(found, args, kwargs)
+        return None if found is None else _begin(found, args, kwargs)
 
     def after(opt: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         found = mine()
@@ -91,8 +91,10 @@ def attach(optimizer: Optimizer, listener: Listener) -> Callable[[], Any]:
 
 def _begin(listener: Listener, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Calls the listener now or, where a closure makes the gradients, as soon as it has."""
-    listener.before_update()
     closure = args[1] if len(args) > 1 else kwargs.get("closure")
+    if closure is None and only_makes_state(args[0]):
+        return None
+    listener.before_update()
     if closure is None:
         listener.on_gradients()
         return None

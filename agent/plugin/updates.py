@@ -274,7 +274,7 @@ def only_makes_state(optimizer: Optimizer) -> bool:
         if optimizer.state or (isinstance(lr, Tensor) and lr.device.type != "cpu") or lr:
             return False
     grads = gradients_of(with_gradients(optimizer, coalesce=False))
-    return not grads or not total_norm(grads, device=grads[0].device, dtype=torch.float32)
+    return bool(grads) and not total_norm(grads, device=grads[0].device, dtype=torch.float32)
 
 
 def total_norm(tensors: Iterable[Tensor], *, device: torch.device, dtype: torch.dtype) -> Tensor:
