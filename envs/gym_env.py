@@ -83,9 +83,11 @@ class ScheduleEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         device: where the inner run lives.
         control: bounds and step sizes of the control.
         dtype: of the inner run's parameters and data.
+        render_mode: None, the only one.
 
     Raises:
-        ValueError: the family is unknown, or the horizon too short for a decision (under 4 steps).
+        ValueError: the family is unknown, the horizon too short for a decision (under 4 steps), or
+            a render mode is given.
         TypeError: `task` is none of the three.
 
     ## Version History
@@ -101,7 +103,12 @@ class ScheduleEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         device: torch.device | str = "cpu",
         control: ControlConfig | None = None,
         dtype: torch.dtype = torch.float32,
+        render_mode: None = None,
     ) -> None:
+        if render_mode is not None:
+            raise ValueError(
+                f"ScheduleEnv draws nothing: render_mode must be None, but got {render_mode!r}"
+            )
         if isinstance(task, str):
             task = make_family(task)
         if not isinstance(task, Task | TaskFamily):
@@ -150,13 +157,14 @@ class ScheduleEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         super().reset(seed=seed, options=options)
         task = self._next_task()
         _check_horizon(task)
+        self._runs = None  # what fails below leaves no episode behind
         # Row 0 is the agent's run; row 1 is its sibling with zero actions, the reference.
-        self._runs = ScheduledRuns(
+        runs = ScheduledRuns(
             [task], siblings=2, control=self.control, device=self._device, dtype=self._dtype
         )
-        self._start_loss = float(self._runs.final_losses()[0, 0])
-        self._over = False
-        features = self._runs.begin()
+        self._start_loss = float(runs.final_losses()[0, 0])
+        features = runs.begin()
+        self._runs, self._over = runs, False
         return features[0].astype(np.float32), self._info()
 
     def step(
@@ -166,12 +174,21 @@ class ScheduleEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
 
         Returns:
             Observation, reward, terminated, truncated (always False) and info.
+
+        Raises:
+            gymnasium.error.ResetNeeded: there is no episode, or it is over.
+            ValueError: the action has another shape, or is not finite.
         """
         runs = self._episode
         if self._over:
-            raise gymnasium.error.ResetNeeded("the episode is over: call reset()")
-        own = np.asarray(action, dtype=np.float64).reshape(1, -1)
-        features = runs.decide(np.concatenate((own, np.zeros((1, NUM_ACTIONS)))))
+            raise gymnasium.error.ResetNeeded("the episode is over (terminated): call reset()")
+        own = np.asarray(action)
+        if own.shape != (NUM_ACTIONS,) or own.dtype.kind not in "fiu" or not np.isfinite(own).all():
+            raise ValueError(
+                f"an action must be in action_space, {self.action_space}, but got "
+                f"{' '.join(repr(action).split()):.80}, of shape {own.shape}"
+            )
+        features = runs.decide(np.stack((own.astype(np.float64), np.zeros(NUM_ACTIONS))))
         info, reward = self._info(), 0.0
         assert runs.stats is not None
         diverged = bool(runs.stats.nonfinite_share[0] >= 1.0)
@@ -184,6 +201,20 @@ class ScheduleEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
             reward = improvement(float(loss), reference=float(reference), start=self._start_loss)
             info |= {"outer_valid_loss": float(loss), "reference_loss": float(reference)}
         return features[0].astype(np.float32), reward, self._over, False, info
+
+    def render(self) -> None:
+        """Draws nothing, and says so."""
+        gymnasium.logger.warn(
+            "ScheduleEnv has no render mode: the info of step() tells what can be plotted"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self._runs is not None and not self._over:
+            raise TypeError(
+                "ScheduleEnv cannot be pickled or copied in mid-episode, as its training run stays "
+                "behind: do so before reset() or after the end, and call reset() on the copy"
+            )
+        return {**self.__dict__, "_runs": None}
 
     def _info(self) -> dict[str, Any]:
         runs = self._episode

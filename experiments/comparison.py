@@ -33,7 +33,7 @@ from pacesetter.experiments.rivals.baselines import (
 )
 from pacesetter.experiments.runs.execution import check_device, describe_environment, opened
 from pacesetter.experiments.runs.matrix import Plan, slug
-from pacesetter.experiments.runs.records import RunRecord, write_csv
+from pacesetter.experiments.runs.records import RunRecord, mark_exploded, write_csv
 from pacesetter.experiments.runs.stages import Clock, Stages
 from pacesetter.experiments.tuning import Searches
 from pacesetter.inner_models.engine.host import prepare_process
@@ -146,6 +146,7 @@ def compare(
     if config.quick:
         notes.append("A quick look: few tasks, arms, seeds and trials. Hints, and no findings.")
     notes.append(f"It took {clock.seconds / 3600:.2f} hours.")
+    records = mark_exploded(records)
     write_csv(out / "results.csv", records)
     _check_reference(records)
     summary = summarise(
@@ -161,7 +162,7 @@ def compare(
         summary=summary,
         records=tuple(records),
         arms=[arm for arm in all_arms(baselines) if arm.name in plan.arms],
-        notes=notes,
+        notes=[*summary.doubts, *notes],
         environment=describe_environment(config.device),
         command=command or f"pacesetter.experiments.comparison.compare({config!r}, {str(out)!r})",
     )

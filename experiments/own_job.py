@@ -39,13 +39,14 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from pacesetter.inner_models.engine.data import build_model
-from pacesetter.inner_models.lookup import call_failed, import_attribute, short
+from pacesetter.inner_models.lookup import call_failed, import_attribute, short, split_spec
 from pacesetter.inner_models.losses import ACCURACY
 from pacesetter.inner_models.task import SPLITS, Batch, LossFn, ModuleTask, SplitName, Splits, Task
 
@@ -78,7 +79,15 @@ def own_task(spec: str, *, seed: int = 0, steps: int | None = None) -> Task:
         ValueError: there is no such function, or what it makes cannot be compared on; the message
             says what came and how to fix it.
     """
-    make = _find(spec)
+    try:
+        return _checked(_find(spec), spec, seed=seed, steps=steps)
+    except ValueError:
+        raise
+    except Exception as error:
+        raise call_failed(f"trying {spec}", error) from error
+
+
+def _checked(make: Callable[..., Any], spec: str, *, seed: int, steps: int | None) -> Task:
     first, second = (_made(make, spec, seed) for _ in range(2))
     name = first.name
     if name == ModuleTask.name:
@@ -95,11 +104,9 @@ def own_task(spec: str, *, seed: int = 0, steps: int | None = None) -> Task:
 
 
 def _find(spec: str) -> Callable[..., Any]:
-    module_name, _, function = spec.partition(":")
-    if not module_name or not function or ":" in function or module_name.endswith(".py"):
-        raise ValueError(
-            f"--task must be module:function, such as my_module:make_task, but got {spec!r}"
-        )
+    module_name, function = split_spec(
+        spec, "--task must be module:function, such as my_module:make_task"
+    )
     make: Callable[..., Any] = import_attribute(module_name, function, kind="function")
     if not callable(make):
         raise ValueError(f"{spec} must be a function, but is a {type(make).__name__}")
@@ -132,6 +139,8 @@ def plain_task(
     options: Mapping[str, Any] | None = None,
 ) -> Task:
     """A task from the parts of a training script; ValueError where one is missing or wrong."""
+    if not isinstance(options or {}, Mapping):
+        raise ValueError(f"options must be a dict, but got {_what(options)}")
     options = dict(options or {})
     sources = _named(loaders)
     data = {name: _rows(source, name) for name, source in sources.items()}
@@ -212,13 +221,14 @@ def _rows(source: Any, split: str) -> Batch:
         )
     if isinstance(data, TensorDataset) and isinstance(source, Dataset):
         return tuple(data.tensors)
-    size = loader.batch_size or 256
-    in_order = DataLoader(data, batch_size=size, collate_fn=loader.collate_fn)
+    in_order = DataLoader(data, batch_size=loader.batch_size or 256, collate_fn=loader.collate_fn)
     try:
-        batches = [_as_batch(batch, split) for batch in in_order]
-        again = _as_batch(next(iter(in_order)), split)
-    except StopIteration:
-        raise ValueError(f"{split} has no rows") from None
+        read = [*in_order, next(iter(in_order), None)]
+    except Exception as error:
+        raise _unreadable(data, loader.collate_fn, split, error) from error
+    if len(read) < 2:
+        raise ValueError(f"{split} has no rows")
+    *batches, again = [_as_batch(batch, split) for batch in read]
     if not all(map(_same, batches[0], again)):
         raise ValueError(
             f"the rows of {split} change from one reading to the next (augmentation?). They are "
@@ -227,10 +237,31 @@ def _rows(source: Any, split: str) -> Batch:
     try:
         return tuple(torch.cat(column) for column in zip(*batches, strict=True))
     except (RuntimeError, ValueError) as error:
-        raise ValueError(
-            f"all rows of {split} must have one shape, so that they can be kept as one tensor, but "
-            f"got an error: {short(error)}"
-        ) from error
+        raise _unreadable(data, loader.collate_fn, split, error) from error
+
+
+def _unreadable(
+    data: Any, collate: Callable[[Any], Any], split: str, error: Exception
+) -> ValueError:
+    """The error to raise where rows cannot be read, or laid together; it names the first one."""
+    first = None
+    for i in range(len(data) if hasattr(data, "__len__") else 0):
+        try:
+            shapes = [tuple(t.shape) for t in _as_batch(collate([data[i]]), split)]
+        except Exception as reason:
+            return ValueError(
+                f"row {i} of {split} cannot be read: {type(reason).__name__}: {short(reason)}. "
+                "Mend it, or leave it out, such as with torch.utils.data.Subset"
+            )
+        first = shapes if first is None else first
+        if shapes != first:
+            was, now = ([shape[1:] for shape in row] for row in (first, shapes))
+            return ValueError(
+                f"all rows of {split} must have one shape, so that they can be kept as one tensor, "
+                f"but row 0 has {was} and row {i} has {now}: pad or cut them to one length, in the "
+                "data set or in a collate_fn of its loader"
+            )
+    return call_failed(f"reading the rows of {split}", error)
 
 
 def _as_batch(batch: Any, split: str) -> Batch:
@@ -279,7 +310,11 @@ def _output_loss(loss: Callable[[Any, Tensor], Tensor], model: nn.Module, batch:
 
 def _what(value: Any) -> str:
     kind = f"a {type(value).__name__}"
-    return f"{kind} of {len(value)}" if isinstance(value, tuple | list) else kind
+    parts = value if isinstance(value, tuple | list) else (value,)
+    if parts is value:
+        kind = f"{kind} of {len(value)} ({', '.join({type(v).__name__: 0 for v in value})})"
+    numpy = any(isinstance(part, np.ndarray) for part in parts)
+    return kind + " (torch.from_numpy makes a tensor of an array)" * numpy
 
 
 def check_task(task: Task) -> None:
@@ -308,28 +343,43 @@ def check_task(task: Task) -> None:
             "for it: draw from that, and from no generator of your own, of NumPy's or of Python's"
         )
     for split in SPLITS:
-        rows: Batch = getattr(task.splits, split)
-        numbers = [t for t in rows if t.is_floating_point()]
-        if not all(bool(torch.isfinite(t).all()) for t in numbers):
-            raise ValueError(f"the rows of {split} of {task.name!r} have NaN or infinity in them")
+        _check_rows(task, split)
     model.eval()
     # Of test too, where nothing but an error is read off: better now than after all tuning.
     for split in SPLITS:
-        value = _probe_loss(task, model, _probe_rows(task, split), split)
-        if not bool(torch.isfinite(value)):
-            raise ValueError(
-                f"the loss of {task.name!r} must be finite at the start, but on {split} it is "
-                f"{value.item()}. Look for NaN in the data, for targets out of range, and for "
-                "weights that start too large"
+        for start in range(0, task.splits.num_rows(split), PROBE_ROWS):
+            batch = _probe_rows(task, split, start, PROBE_ROWS)
+            value = _probe_loss(task, model, batch, split, start)
+            if not bool(torch.isfinite(value)):
+                where = _at_fault(task, model, batch, split, start)
+                raise ValueError(
+                    f"the loss of {task.name!r} must be finite at the start, but on {split} it is "
+                    f"{value.item()}{where}. Look for targets out of range, for a division by "
+                    "zero, and for weights that start too large"
+                )
+            if start == 0 and not _same(value, _probe_loss(task, model, batch, split)):
+                raise ValueError(
+                    f"the loss of {task.name!r} on the same rows of {split} and the same weights "
+                    "came out differently the second time, in evaluation mode. Randomness belongs "
+                    "into modules that are off in evaluation, such as nn.Dropout"
+                )
+    batch = _probe_rows(task, "train", 0, task.batch_size)
+    once, thrice = (
+        float(
+            _probe_loss(
+                task, model, tuple(t.repeat(n, *(1,) * (t.ndim - 1)) for t in batch), "train"
             )
-        if not _same(value, _probe_loss(task, model, _probe_rows(task, split), split)):
-            raise ValueError(
-                f"the loss of {task.name!r} on the same rows of {split} and the same weights came "
-                "out differently the second time, in evaluation mode. Randomness belongs into "
-                "modules that are off in evaluation, such as nn.Dropout"
-            )
+        )
+        for n in (1, 3)
+    )
+    if once and math.isclose(thrice, 3 * once, rel_tol=1e-3):
+        raise ValueError(
+            f"the loss of {task.name!r} must be the mean over the rows of a batch, but it adds up: "
+            f"{len(batch[0])} rows of train have {once:.4g}, the same rows three times over have "
+            f"{thrice:.4g}. Use reduction='mean', or divide by the number of rows"
+        )
     model.train()
-    loss = _probe_loss(task, model, _probe_rows(task, "train"), "train")
+    loss = _probe_loss(task, model, batch, "train")
     if not loss.requires_grad:
         raise ValueError(
             f"the loss of {task.name!r} does not depend on the model's parameters: look for "
@@ -339,12 +389,29 @@ def check_task(task: Task) -> None:
         lambda: torch.autograd.grad(loss, trained, allow_unused=True),
         f"the gradient of the loss of {task.name!r} cannot be taken",
     )
-    known = [g for g in grads if g is not None]
+    known = [g.to_dense() for g in grads if g is not None]
     if not known or not all(bool(torch.isfinite(g).all()) for g in known):
         raise ValueError(
             f"the gradient of {task.name!r} must be finite at the start, but it is not: look for "
             "a square root or a logarithm of zero in the loss"
         )
+    if not any(bool(g.any()) for g in known):
+        raise ValueError(
+            f"the gradient of {task.name!r} is zero at the start, so that nothing would be "
+            "learned: look for rounding or argmax in the loss, and for weights that are all zero"
+        )
+
+
+def _check_rows(task: Task, split: SplitName) -> None:
+    rows: Batch = getattr(task.splits, split)
+    for tensor in rows:
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            broken = ~torch.isfinite(tensor).reshape(len(tensor), -1).all(1)
+            first = _row(split, int(broken.int().argmax()))
+            raise ValueError(
+                f"the rows of {split} of {task.name!r} have NaN or infinity in them, "
+                f"{int(broken.sum())} rows in all, first {first}: leave them out, or fill the gaps"
+            )
 
 
 def _build(task: Task) -> nn.Module:
@@ -357,24 +424,57 @@ def _build(task: Task) -> nn.Module:
             f"the model factory of {task.name!r} must return an nn.Module, but got "
             f"{type(model).__name__}"
         )
-    return model
+    return model.float()  # as the runs have it
 
 
-def _probe_rows(task: Task, split: SplitName) -> Batch:
-    """The first batch of the train split, as one would train on it; more rows of the others."""
+def _probe_rows(task: Task, split: SplitName, start: int, count: int) -> Batch:
     batch: Batch = getattr(task.splits, split)
-    return tuple(t[: task.batch_size if split == "train" else PROBE_ROWS] for t in batch)
+    part = (t[start : start + count] for t in batch)
+    return tuple(t.float() if t.is_floating_point() else t for t in part)
 
 
-def _probe_loss(task: Task, model: nn.Module, batch: Batch, split: SplitName) -> Tensor:
-    with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(split == "train"):
-        value: object = _or_else(
-            lambda: task.loss(model, batch),
-            f"the loss of {task.name!r} failed on {split}",
+def _row(split: SplitName, row: int) -> str:
+    """A row, also by its number in ``valid``, of which the rows go in turn to two splits."""
+    halves = {"inner_valid": 2 * row, "outer_valid": 2 * row + 1}
+    return f"row {row}" + (f" (of valid: row {halves[split]})" if split in halves else "")
+
+
+def _at_fault(task: Task, model: nn.Module, batch: Batch, split: SplitName, start: int) -> str:
+    """Names the first row on which the loss fails by itself; empty where all do, or none."""
+
+    def sound(row: Batch) -> bool:
+        try:
+            return bool(torch.isfinite(task.loss(model, row)).all())
+        except Exception:
+            return False
+
+    with torch.no_grad():
+        alone = [sound(tuple(t[i : i + 1] for t in batch)) for i in range(len(batch[0]))]
+    if all(alone) or not any(alone):
+        return ""
+    return f", by {_row(split, start + alone.index(False))}"
+
+
+def _probe_loss(
+    task: Task, model: nn.Module, batch: Batch, split: SplitName, start: int = 0
+) -> Tensor:
+    training = model.training
+    with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(training):
+        try:
+            value: object = task.loss(model, batch)
+        except Exception as error:
+            where = "" if training else _at_fault(task, model, batch, split, start)
             # The usual mistake: a loss of the other form.
-            "a loss is called as loss(output, target), or as loss(model, batch) where its first "
-            "parameter is called model",
-        )
+            hint = (
+                "mend that row, or leave it out"
+                if where
+                else "a loss is called as loss(output, target), or as loss(model, batch) where its "
+                "first parameter is called model"
+            )
+            what = f"the loss of {task.name!r} failed on {split}{where}"
+            raise ValueError(
+                f"{what} with {type(error).__name__}: {short(error)} ({hint})"
+            ) from error
     if not isinstance(value, Tensor) or value.numel() != 1:
         came = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(
@@ -384,15 +484,12 @@ def _probe_loss(task: Task, model: nn.Module, batch: Batch, split: SplitName) ->
     return value
 
 
-def _or_else(call: Callable[[], Result], what: str, hint: str = "") -> Result:
+def _or_else(call: Callable[[], Result], what: str) -> Result:
     """What a user's code returns; whatever it raises becomes an error of the user's."""
     try:
         return call()
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [""])[0][:300]
-        raise ValueError(
-            f"{what} with {type(error).__name__}: {reason}" + (f" ({hint})" if hint else "")
-        ) from error
+        raise ValueError(f"{what} with {type(error).__name__}: {short(error)}") from error
 
 
 def _same(one: object, other: object) -> bool:

@@ -15,6 +15,7 @@ report, and `test` is not touched.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -143,16 +144,24 @@ def _open_storage(path: Path) -> Iterator[Any]:
     path.parent.mkdir(parents=True, exist_ok=True)
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = optuna.storages.RDBStorage(f"sqlite:///{path.resolve()}")
-    # What is lost when the machine dies (and not the process) is a few trials; waiting for the
-    # disk after every word of a trial would cost more than small trials do.
-    event = require("sqlalchemy.event", extra="compare")
-    event.listen(storage.engine, "connect", _do_not_wait)
-    storage.engine.dispose()
+    errors = require("sqlalchemy.exc", extra="compare")
+    storage = None
     try:
-        yield storage
-    finally:
+        storage = optuna.storages.RDBStorage(f"sqlite:///{path.resolve()}")
+        # What is lost when the machine dies (and not the process) is a few trials; waiting for the
+        # disk after every word of a trial would cost more than small trials do.
+        event = require("sqlalchemy.event", extra="compare")
+        event.listen(storage.engine, "connect", _do_not_wait)
         storage.engine.dispose()
+        yield storage
+    except (errors.DBAPIError, optuna.exceptions.StorageInternalError) as error:
+        orig = getattr(
+            error if isinstance(error, errors.DBAPIError) else error.__cause__, "orig", error
+        )
+        raise OSError(errno.EIO, str(orig), str(path)) from error
+    finally:
+        if storage is not None:
+            storage.engine.dispose()
         optuna.logging.set_verbosity(verbosity)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -95,6 +96,30 @@ def import_attribute(
             raise ValueError(f"{module_name} has no {kind} {attribute!r}, nor any other")
         check_name(attribute, public, kind=f"{kind} of {module_name}")
     return getattr(module, attribute)
+
+
+def split_spec(spec: str, form: str) -> tuple[str, str]:
+    """Module and attribute of ``module:attribute``; `form` says what is wanted, for the message.
+
+    Raises:
+        ValueError: it is something else; where it is a path, the message has the module's name.
+
+    >>> split_spec("./jobs.py:tiny", "a job is named module:function")
+    Traceback (most recent call last):
+    ...
+    ValueError: a job is named module:function, but got './jobs.py:tiny': give jobs:tiny
+    """
+    module, _, attribute = spec.rpartition(":")
+    is_path = re.search(r"[/\\]|\.py$|^\.", module or spec) is not None
+    if module and attribute and ":" not in module and not is_path:
+        return module, attribute
+    hint = ""
+    if is_path:
+        path = (module or spec).removesuffix(".py")
+        folder, name = re.fullmatch(r"(?:\.[/\\])*(.*?)[/\\]?([^/\\]*)", path).groups()  # type: ignore[union-attr]
+        where = f"go to the folder {folder} and " if folder else ""
+        hint = f": {where}give {name.lstrip('.')}:{attribute if module and attribute else 'NAME'}"
+    raise ValueError(f"{form}, but got {spec!r}{hint}")
 
 
 def call_failed(call: str, error: Exception) -> ValueError:

@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pacesetter.inner_models.lookup import call_failed, check_name, import_attribute
+from pacesetter.inner_models.lookup import call_failed, check_name, import_attribute, split_spec
 
 if TYPE_CHECKING:
     from pacesetter.inner_models.task import Task, TaskFamily
@@ -179,12 +179,11 @@ def _own_family(spec: str) -> TaskFamily:
             return issubclass(value, TaskFamily) and not inspect.isabstract(value)
         return isinstance(value, TaskFamily) or hasattr(value, "__code__")
 
-    module_name, _, attribute = spec.partition(":")
-    if not module_name or not attribute or ":" in attribute or module_name.endswith(".py"):
-        raise ValueError(
-            "a family of your own is named module:attribute, such as my_module:my_family for "
-            f"my_family in my_module.py, but got {spec!r}"
-        )
+    module_name, attribute = split_spec(
+        spec,
+        "a family of your own is named module:attribute, such as my_module:my_family for "
+        "my_family in my_module.py",
+    )
     found = import_attribute(module_name, attribute, kind="task family", fits=gives_a_family)
     if callable(found) and not isinstance(found, TaskFamily):
         found = _called(found, spec)

@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from itertools import combinations
+from numbers import Integral, Real
 from typing import Any, Literal
 
 import torch
@@ -195,6 +196,11 @@ class ModuleTask:
     metric: Metric | None = None
 
     def __post_init__(self) -> None:
+        for name, (kind, what) in _FIELDS.items():
+            value = getattr(self, name)
+            if not isinstance(value, kind):
+                came = value if isinstance(value, str | int | float) else type(value).__name__
+                raise ValueError(f"{name} must be {what}, but got {came!r}")
         rows = self.splits.num_rows("train")
         if self.horizon < 1:
             raise ValueError(f"horizon must be a positive number of steps, but got {self.horizon}")
@@ -214,6 +220,23 @@ class ModuleTask:
         """The same task with some settings of its base optimizer replaced."""
         return replace(self, optimizer=replace(self.optimizer, **changes))
 
+
+_FIELDS: dict[str, tuple[Any, str]] = {
+    "build_model": (Callable, "a function that makes an nn.Module"),
+    "loss": (Callable, "a function"),
+    "splits": (Splits, "Splits"),
+    **dict.fromkeys(("horizon", "batch_size", "valid_every"), (Integral, "a whole number")),
+    "optimizer": (
+        OptimizerConfig,
+        "an OptimizerConfig, such as OptimizerConfig(name='sgd', lr=0.1)",
+    ),
+    "name": (str, "a text"),
+    "seed": (Integral | None, "a whole number, or None"),
+    "fresh_rows": (Callable | None, "a function, or None"),
+    "optimum": (Real | None, "a number, or None"),
+    "metric": (Metric | None, "a Metric, or None"),
+}
+"""Kinds of a task's settings."""
 
 Task = ModuleTask
 """Every task is a module task: signatures say `Task`, who brings a task says `ModuleTask`."""

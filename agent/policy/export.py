@@ -89,6 +89,12 @@ def policy_from_model(
 
     Arguments and errors are those of `export_policy`; `info` says where it came from.
     """
+    if not hasattr(getattr(model, "policy", None), "mlp_extractor"):
+        raise ValueError(
+            "expected a stable_baselines3.PPO with 'MlpPolicy' (A2C's is the same), but got "
+            f"{type(model).__name__}, whose policy has no such network: train with PPO on "
+            "ScheduleEnv or ScheduleVecEnv, or use pacesetter.agent.train"
+        )
     _check_spaces(model)
     _check_inputs(model)
     layers, activation = _read_network(model.policy)

@@ -6,9 +6,11 @@ unless it continues the first. Files are written to a temporary name and then re
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +18,24 @@ RUN_FILE = "run.json"
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all: to a temporary name on the same disk, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Writes a file whole or not at all: to a temporary name on the same disk, then renamed.
+
+    Raises:
+        OSError: it cannot be written; `filename` is the path, also where the disk is full.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        raise OSError(error.errno or errno.EIO, error.strerror or str(error), str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a read-only disk refuses this too
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -196,7 +196,7 @@ class TaskSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """Runs of an arm that crashed on a task, with the message of the first of them.
+    """Runs of an arm that crashed or exploded on a task, with the reason of the first of them.
 
     One that failed everywhere is left out of all other tables.
     """
@@ -227,6 +227,7 @@ class Summary:
         profile_of: the quantity of their thresholds.
         ranks: of the field; None where fewer than two tasks or three arms were run.
         sensitivity: of arms that were run from several starts.
+        doubts: about tasks whose losses say little, a sentence each.
         tuned_budget: of the arms that define a normalised score of one; None: nothing was tuned.
     """
 
@@ -243,6 +244,7 @@ class Summary:
     ranks: Ranks | None
     sensitivity: tuple[Sensitivity, ...]
     failures: tuple[Failure, ...]
+    doubts: tuple[str, ...] = ()
     tuned_budget: int | None
 
     @property

@@ -63,8 +63,8 @@ class Grid:
         )
 
     def losses(self, split: SplitName) -> FloatArray:
-        """Final losses, (num_entries, num_tasks, num_seeds); NaN where a run crashed."""
-        return self.array(lambda r: r.losses[split] if r.failed is None else math.nan)
+        """Final losses, (num_entries, num_tasks, num_seeds); NaN: a run crashed or exploded."""
+        return self.array(lambda r: math.nan if r.failed or r.exploded else r.losses[split])
 
     def horizon(self, task: str) -> int:
         """Inner steps of a run of a task; crashed runs, which have none, do not count."""

@@ -37,10 +37,14 @@ from pacesetter.experiments.analysis.statistics import (
     share_interval,
 )
 from pacesetter.experiments.rivals.baselines import POLICY, REFERENCE
-from pacesetter.experiments.runs.records import Entry, RunRecord
+from pacesetter.experiments.runs.records import EXPLODED, Entry, RunRecord
 
 NUM_THRESHOLDS = 101
 """Points of a performance profile."""
+LEAST_LEARNED = 0.01
+"""Share of the untrained loss by which some run has to end lower for a task to say anything."""
+ROUNDING = 1e-10
+"""Losses below this share of the untrained one are zero but for rounding."""
 NORMALISED_RANGE = (-1.0, 2.0)
 """Thresholds of profiles of normalised scores."""
 
@@ -95,6 +99,7 @@ def summarise(
         ranks=_ranks(scores, field),
         sensitivity=_sensitivity(scores, labels or {}),
         failures=_failures(records, names, alive),
+        doubts=_doubts(scores),
         tuned_budget=None if tuned is None else tuned.entries[0].budget,
     )
 
@@ -228,19 +233,46 @@ def _failures(
 ) -> tuple[Failure, ...]:
     found: dict[tuple[Entry, str], Failure] = {}
     for r in records:
-        if r.failed is None:
+        reason = r.failed or r.exploded
+        if reason is None:
             continue
         first = Failure(
             entry=r.entry,
             label=names[r.entry],
             task=r.task,
             runs=0,
-            reason=r.failed,
+            reason=reason,
             left_out=r.entry not in alive,
         )
         old = found.get((r.entry, r.task), first)
         found[r.entry, r.task] = replace(old, runs=old.runs + 1)
     return tuple(found.values())
+
+
+def _doubts(scores: Scores) -> tuple[str, ...]:
+    """Tasks whose losses say little or nothing about schedules, a sentence each."""
+    found = []
+    for t, task in enumerate(scores.grid.tasks):
+        test, valid = (scores.losses[split][:, t] for split in ("test", "outer_valid"))
+        start, known = scores.grid.untrained[t], test[np.isfinite(test)]
+        least = known.min() if known.size else np.nan
+        if not known.size:
+            found.append(f"{task} cannot be judged: all runs of all arms diverged.")
+        elif not (valid < start - LEAST_LEARNED * abs(start)).any():
+            found.append(
+                f"{task} cannot be judged: no run ended with an outer-valid loss clearly below the "
+                f"untrained model's, {start:.4g}. Nothing is learned there, or not in so few steps."
+            )
+        elif not np.isfinite(test[scores.base]).any():
+            found.append(f"{task} is hard to judge: all runs of the reference diverged.")
+        elif 0 <= least < ROUNDING * start:
+            found.append(
+                f"{task} is hard to judge: test losses as low as {least:.2g} are zero but for "
+                "rounding, and their ratios mean little."
+            )
+        elif least < -EXPLODED * max(abs(start), 1.0):
+            found.append(f"{task} cannot be judged: its loss fell to {least:.2g}, without a bound.")
+    return tuple(found)
 
 
 def _reference_lr(scores: Scores) -> float:

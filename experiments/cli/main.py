@@ -8,6 +8,7 @@ error.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import shlex
 import signal
@@ -45,6 +46,13 @@ _USERS_FAULTS = (
     *(IsADirectoryError, NotADirectoryError, PermissionError),
 )
 """Types that name a mistake of the user's; anything else is one of ours, or of the machine."""
+
+_ROOM, _PLACE = "make room there", "change its permissions or give another place"
+_DISK = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO), _ROOM),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG), _PLACE),
+}
+"""Errors of a disk, and what to do about them."""
 
 _PAGE = """\
 An RL agent that sets learning rate, momentum and gradient clipping while a
@@ -147,9 +155,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     with heeding_signals(), elsewhere:
         code, answer = _run(args, line)
     if args.json:
-        _print(to_json({"command": args.command, "exit_code": code, **answer.data}))
+        code = _print(to_json({"command": args.command, "exit_code": code, **answer.data})) or code
     elif answer.text:
-        _print(answer.text)
+        code = _print(answer.text) or code
     return code
 
 
@@ -160,15 +168,21 @@ def _run(args: argparse.Namespace, line: str) -> tuple[int, Answer]:
     except KeyboardInterrupt as stop:
         return _stopped(args, line, stop)
     except Exception as error:
+        what, data = str(error) or type(error).__name__, {}
         if isinstance(error, ImportError):
             code = MISSING_PACKAGE
+        elif isinstance(error, OSError) and error.errno in _DISK:
+            code, (how, following) = WRONG_INPUT, _going_on(args, line)
+            where = error.filename or getattr(args, "out", None) or "the disk"
+            again = how[2:] if "with:" in how else "try again"
+            what = f"{error.strerror}: {where}; {_DISK[error.errno]}, then {again}"
+            data = {"resume": following}
         else:
             code = WRONG_INPUT if isinstance(error, _USERS_FAULTS) else FAILED
         if args.debug or code == FAILED:
             traceback.print_exc()
-        what = str(error) or type(error).__name__
         print(f"pacesetter: error: {what}", file=sys.stderr)
-        return code, Answer("", {"error": what})
+        return code, Answer("", {"error": what, **data})
 
 
 def _stopped(args: argparse.Namespace, line: str, stop: KeyboardInterrupt) -> tuple[int, Answer]:
@@ -182,7 +196,7 @@ def _stopped(args: argparse.Namespace, line: str, stop: KeyboardInterrupt) -> tu
 def _going_on(args: argparse.Namespace, line: str) -> tuple[str, str | None]:
     """What to say after a stop, and the command that goes on, if there is one."""
     out = getattr(args, "out", None)
-    if out is None or not (out / "run.json").is_file():
+    if out is None or not os.path.isfile(out / "run.json"):
         return "; nothing had begun", None
     if args.command == "demo":
         again = line + ("" if args.force else " --force")
@@ -191,14 +205,18 @@ def _going_on(args: argparse.Namespace, line: str) -> tuple[str, str | None]:
     return f"; go on with: {again}", again
 
 
-def _print(text: str) -> None:
-    """Prints a result; whoever reads it may have seen enough already."""
+def _print(text: str) -> int:
+    """Prints a result; whoever reads it may have seen enough already. Returns an exit code."""
     try:
         print(text)
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as error:
         # Python would flush once more at its end, and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            print(f"pacesetter: error: {error.strerror}: standard output", file=sys.stderr)
+            return WRONG_INPUT
+    return DONE
 
 
 def _completion(args: argparse.Namespace, line: str) -> Answer:

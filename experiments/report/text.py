@@ -302,12 +302,12 @@ def sensitivity_cells(summary: Summary) -> list[list[str]]:
 
 
 def failure_lines(summary: Summary) -> list[str]:
-    """What crashed, a line per arm and task."""
+    """What crashed or exploded, a line per arm and task; then doubts about tasks."""
     return [
         f"{f.label} failed on {f.task} ({f.runs} run{'s' * (f.runs > 1)}"
         f"{', left out' if f.left_out else ', counted as diverged'}): {f.reason}"
         for f in summary.failures
-    ]
+    ] + list(summary.doubts)
 
 
 def footnote(summary: Summary) -> str:

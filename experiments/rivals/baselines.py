@@ -404,5 +404,6 @@ def check_arms(names: Sequence[str], baselines: Sequence[Baseline] = BASELINES) 
     known = arm_names(baselines)
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or list(known)
-            raise ValueError(f"unknown arm {name!r}; nearest: {', '.join(near)}")
+            near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+            which = f"nearest: {', '.join(near)}" if near else f"there are: {', '.join(known)}"
+            raise ValueError(f"unknown arm {name!r}; {which}; compare --list tells of all")

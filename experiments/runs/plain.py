@@ -73,6 +73,9 @@ class PlainRun:
         loss = self.task.loss(self.model, self._data.next_batch())
         self.optimizer.zero_grad()
         loss.backward()
+        for param in self._params:
+            if param.grad is not None and param.grad.is_sparse:  # hardly an optimizer takes one
+                param.grad = param.grad.to_dense()
         grads = [p.grad for p in self._params if p.grad is not None]
         if bool(nn.utils.get_total_norm(grads).isfinite()):
             self.optimizer.step()

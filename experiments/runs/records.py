@@ -7,7 +7,7 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,8 @@ REPORTED_SPLITS: tuple[SplitName, ...] = ("train", "outer_valid", "test")
 """Splits on which the final loss is kept; `test` is read only here."""
 VALID_POINTS = 10
 """Points of a validation curve, where a run has so many intervals."""
+EXPLODED = 1000
+"""A final loss of so many times that of the untrained model counts as diverged."""
 CSV_COLUMNS = (
     *("task", "arm", "seed", "start_lr", "budget", "setting", "lr", "trials", "inner_steps"),
     *("wall_seconds", "untrained", *REPORTED_SPLITS, "best_outer_valid", "metric_name"),
@@ -72,6 +74,7 @@ class RunRecord:
         valid_curve: the loss on outer_valid then.
         wall_seconds: time of the run's training alone; siblings share theirs equally.
         failed: why the run crashed; None: it did not.
+        exploded: why the run counts as diverged although its losses are finite; None: it does not.
     """
 
     task: str
@@ -98,10 +101,11 @@ class RunRecord:
     valid_curve: list[float] = field(default_factory=list)
     wall_seconds: float = math.nan
     failed: str | None = None
+    exploded: str | None = None
 
     @property
     def diverged(self) -> bool:
-        return not all(math.isfinite(loss) for loss in self.losses.values())
+        return self.exploded is not None or not all(math.isfinite(loss) for loss in self.losses.values())
 
     @property
     def entry(self) -> Entry:
@@ -138,6 +142,36 @@ def crashed(
         wall_seconds=0.0,
         failed=reason,
     )
+
+
+def mark_exploded(records: Sequence[RunRecord]) -> list[RunRecord]:
+    """Marks the runs that count as diverged although their losses are finite.
+
+    Those are the ones with a final loss above `EXPLODED` times that of the untrained model, or of
+    the task's best run where that is greater. Their curves end where they exceed it.
+    """
+    scale: dict[tuple[str, str], float] = {}
+    for task in dict.fromkeys(r.task for r in records):
+        runs = [r for r in records if r.task == task]
+        untrained = max((abs(r.untrained) for r in runs if math.isfinite(r.untrained)), default=0.0)
+        for split in {split for r in runs for split in r.losses}:
+            best = least([r.losses.get(split, math.nan) for r in runs])
+            scale[task, split] = EXPLODED * max(untrained, abs(best))
+
+    def marked(r: RunRecord) -> RunRecord:
+        worst = max(
+            (loss for s, loss in r.losses.items() if math.inf > loss > scale[r.task, s] > 0),
+            default=None,
+        )
+        if worst is None or r.failed is not None:
+            return r
+        def cut(curve: list[float]) -> list[float]:
+            return [v if v <= scale[r.task, "outer_valid"] else math.nan for v in curve]
+
+        reason = f"its loss ended at {worst:.2g}, over {EXPLODED:,} times that before training"
+        return replace(r, curve=cut(r.curve), valid_curve=cut(r.valid_curve), exploded=reason)
+
+    return [marked(r) for r in records]
 
 
 def least(losses: Sequence[float]) -> float:

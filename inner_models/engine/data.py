@@ -7,6 +7,7 @@ rows in the same order.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -83,10 +84,33 @@ def batch_stream(task: Task) -> BatchStream | FreshStream:
 
 
 def build_model(task: Task) -> nn.Module:
-    """The task's model with its own initial weights; torch's global generator is left as it was."""
+    """The task's model with its own initial weights; torch's global generator is left as it was.
+
+    Lazy modules get their shapes from one forward pass over the first training rows.
+
+    Raises:
+        ValueError: a lazy module takes no part in the loss.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(task_seeds(task)[0])
-        return task.build_model()
+        model: Any = task.build_model()
+        if isinstance(model, nn.Module) and _lazy(model):
+            rows = (t[: task.batch_size] for t in task.splits.train)
+            batch = tuple(_moved(t, torch.device("cpu"), torch.get_default_dtype()) for t in rows)
+            with torch.no_grad():
+                task.loss(model.eval(), batch)  # training would move the means of BatchNorm
+            model.train()
+            if _lazy(model):
+                raise ValueError(
+                    f"the loss of task {task.name!r} must use every lazy module, so that it gets "
+                    f"its shape, but it does not use {', '.join(_lazy(model))}"
+                )
+        return model  # type: ignore[no-any-return]
+
+
+def _lazy(model: nn.Module) -> list[str]:
+    named = (*model.named_parameters(), *model.named_buffers())
+    return [name for name, tensor in named if nn.parameter.is_lazy(tensor)]
 
 
 class BatchSource:
