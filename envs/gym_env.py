@@ -185,7 +185,7 @@ class ScheduleEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         own = np.asarray(action)
         if own.shape != (NUM_ACTIONS,) or own.dtype.kind not in "fiu" or not np.isfinite(own).all():
             raise ValueError(
-                f"an action must be in action_space, {self.action_space}, but got "
+                f"an action must be finite and of the shape of {self.action_space}, but got "
                 f"{' '.join(repr(action).split()):.80}, of shape {own.shape}"
             )
         features = runs.decide(np.stack((own.astype(np.float64), np.zeros(NUM_ACTIONS))))

@@ -39,7 +39,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -59,7 +58,7 @@ MODEL_NAMES = ("model", "module", "net", "network")
 PROBE_SEED = 0
 """Of the models that a task is tried with; the first seed of every report."""
 PROBE_ROWS = 1024
-"""Rows of a split, training aside, on which the loss is tried."""
+"""Rows on which the loss is tried at a time."""
 
 Result = TypeVar("Result")
 
@@ -79,46 +78,33 @@ def own_task(spec: str, *, seed: int = 0, steps: int | None = None) -> Task:
         ValueError: there is no such function, or what it makes cannot be compared on; the message
             says what came and how to fix it.
     """
+    make = import_attribute(
+        *split_spec(spec, "--task must be module:function, such as my_module:make_task"),
+        kind="function",
+    )
     try:
-        return _checked(_find(spec), spec, seed=seed, steps=steps)
+        if not callable(make):
+            raise ValueError(f"{spec} must be a function, but is a {type(make).__name__}")
+        first, second = (_made(make, spec, seed) for _ in range(2))
+        if first.splits.digest() != second.splits.digest():
+            raise ValueError(
+                f"{spec} must make the same data every time, but two calls made different ones. "
+                "Draw and split them with a generator that has a seed of its own, such as "
+                "torch.Generator().manual_seed(0) or random_state=0"
+            )
+        name = spec.replace(":", "/") if first.name == ModuleTask.name else first.name
+        task = replace(first, name=name, horizon=steps or first.horizon)
+        check_task(task)
     except ValueError:
         raise
     except Exception as error:
         raise call_failed(f"trying {spec}", error) from error
-
-
-def _checked(make: Callable[..., Any], spec: str, *, seed: int, steps: int | None) -> Task:
-    first, second = (_made(make, spec, seed) for _ in range(2))
-    name = first.name
-    if name == ModuleTask.name:
-        name = spec.replace(":", "/")
-    if first.splits.digest() != second.splits.digest():
-        raise ValueError(
-            f"{spec} must make the same data every time, but two calls made different ones. Draw "
-            "and split them with a generator that has a seed of its own, such as "
-            "torch.Generator().manual_seed(0) or random_state=0"
-        )
-    task = replace(first, name=name, horizon=steps or first.horizon)
-    check_task(task)
     return task
-
-
-def _find(spec: str) -> Callable[..., Any]:
-    module_name, function = split_spec(
-        spec, "--task must be module:function, such as my_module:make_task"
-    )
-    make: Callable[..., Any] = import_attribute(module_name, function, kind="function")
-    if not callable(make):
-        raise ValueError(f"{spec} must be a function, but is a {type(make).__name__}")
-    return make
 
 
 def _made(make: Callable[..., Any], spec: str, seed: int) -> Task:
     """What the function makes, as a task; torch's global generator is left as it was."""
-    try:
-        takes_seed = "seed" in inspect.signature(make).parameters
-    except (TypeError, ValueError):  # a builtin has no signature
-        takes_seed = False
+    takes_seed = "seed" in _parameters(make)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
@@ -139,8 +125,6 @@ def plain_task(
     options: Mapping[str, Any] | None = None,
 ) -> Task:
     """A task from the parts of a training script; ValueError where one is missing or wrong."""
-    if not isinstance(options or {}, Mapping):
-        raise ValueError(f"options must be a dict, but got {_what(options)}")
     options = dict(options or {})
     sources = _named(loaders)
     data = {name: _rows(source, name) for name, source in sources.items()}
@@ -150,13 +134,7 @@ def plain_task(
             raise ValueError(f"the valid split needs two rows or more, but got {len(valid[0])}")
         data["inner_valid"] = tuple(t[0::2].clone() for t in valid)
         data["outer_valid"] = tuple(t[1::2].clone() for t in valid)
-    splits = Splits(
-        data["train"],
-        data["inner_valid"],
-        data["outer_valid"],
-        data["test"],
-        allow_overlap=bool(options.pop("allow_overlap", False)),
-    )
+    splits = Splits(**data, allow_overlap=bool(options.pop("allow_overlap", False)))
     rows = splits.num_rows("train")
     size = getattr(sources["train"], "batch_size", None)
     options.setdefault("batch_size", min(size or BATCH_SIZE, rows))
@@ -164,13 +142,16 @@ def plain_task(
     if _classifies(loss, splits.train):
         options.setdefault("metric", ACCURACY)
     try:
-        return ModuleTask(_factory(model), _loss(loss), splits, **options)
+        task = ModuleTask(_factory(model), _loss(loss), splits, **options)
     except TypeError as error:
         known = list(inspect.signature(ModuleTask).parameters)[3:]
         raise ValueError(
             f"options must be arguments of ModuleTask ({', '.join(known)}) or allow_overlap, but "
             f"got {sorted(options)}: {error}"
         ) from error
+    if isinstance(model, nn.Module):  # a lazy one can be copied only when it has its shapes
+        build_model(replace(task, build_model=lambda: model, seed=PROBE_SEED))
+    return task
 
 
 def _named(loaders: Any) -> dict[str, Any]:
@@ -205,9 +186,7 @@ def _rows(source: Any, split: str) -> Batch:
         return (source,)
     if isinstance(source, tuple | list) and source and all(isinstance(t, Tensor) for t in source):
         return tuple(source)
-    loader = source
-    if isinstance(source, Dataset):
-        loader = DataLoader(source, batch_size=256)
+    loader = DataLoader(source, batch_size=256) if isinstance(source, Dataset) else source
     if not isinstance(loader, DataLoader):
         raise ValueError(
             f"{split} must be a DataLoader, a Dataset or a tuple of tensors such as "
@@ -289,13 +268,15 @@ def _factory(model: Any) -> Callable[[], nn.Module]:
 def _loss(loss: Any) -> LossFn:
     if not callable(loss):
         raise ValueError(f"loss must be a function, but got {_what(loss)}")
-    first = ""
-    if not isinstance(loss, nn.Module):
-        try:
-            first = next(iter(inspect.signature(loss).parameters), "")
-        except (TypeError, ValueError):  # a builtin has no signature
-            first = ""
+    first = "" if isinstance(loss, nn.Module) else next(iter(_parameters(loss)), "")
     return loss if first in MODEL_NAMES else partial(_output_loss, loss)
+
+
+def _parameters(function: Callable[..., Any]) -> list[str]:
+    try:
+        return list(inspect.signature(function).parameters)
+    except (TypeError, ValueError):  # a builtin has no signature
+        return []
 
 
 def _classifies(loss: Any, batch: Batch) -> bool:
@@ -310,21 +291,19 @@ def _output_loss(loss: Callable[[Any, Tensor], Tensor], model: nn.Module, batch:
 
 def _what(value: Any) -> str:
     kind = f"a {type(value).__name__}"
-    parts = value if isinstance(value, tuple | list) else (value,)
-    if parts is value:
-        kind = f"{kind} of {len(value)} ({', '.join({type(v).__name__: 0 for v in value})})"
-    numpy = any(isinstance(part, np.ndarray) for part in parts)
-    return kind + " (torch.from_numpy makes a tensor of an array)" * numpy
+    if isinstance(value, tuple | list):
+        kind += f" of {len(value)} ({', '.join({type(v).__name__: 0 for v in value})})"
+    return kind + " (torch.from_numpy makes a tensor of an array)" * ("ndarray" in kind)
 
 
 def check_task(task: Task) -> None:
-    """Builds the task's model, takes its loss on every split and one gradient.
+    """Builds the task's model, takes its loss on all rows of every split and one gradient.
 
     Raises:
         ValueError: the factory makes no module, nothing in it can be trained, or its weights differ
-            between two calls under one seed; the loss is not one number, is not finite at the
-            start, changes between two readings of the same rows, or does not depend on the
-            weights. The message says what came and how to fix it.
+            between two calls under one seed; the loss fails, is not one number, is not finite at
+            the start, changes between two readings of the same rows, adds up over rows, or does
+            not depend on the weights. The message says what came and how to fix it.
     """
     model, again = (_build(task) for _ in range(2))
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -339,39 +318,23 @@ def check_task(task: Task) -> None:
     if changed:
         raise ValueError(
             f"the model factory of {task.name!r} must make the same weights under the same seed, "
-            f"but {_some(changed)} differed between two calls. torch's global generator is seeded "
-            "for it: draw from that, and from no generator of your own, of NumPy's or of Python's"
+            f"but {', '.join(changed[:3])} differed between two calls. torch's global generator is "
+            "seeded for it: draw from that, and from no generator of your own, of NumPy's or Python's"
         )
-    for split in SPLITS:
-        _check_rows(task, split)
     model.eval()
     # Of test too, where nothing but an error is read off: better now than after all tuning.
     for split in SPLITS:
-        for start in range(0, task.splits.num_rows(split), PROBE_ROWS):
-            batch = _probe_rows(task, split, start, PROBE_ROWS)
-            value = _probe_loss(task, model, batch, split, start)
-            if not bool(torch.isfinite(value)):
-                where = _at_fault(task, model, batch, split, start)
-                raise ValueError(
-                    f"the loss of {task.name!r} must be finite at the start, but on {split} it is "
-                    f"{value.item()}{where}. Look for targets out of range, for a division by "
-                    "zero, and for weights that start too large"
-                )
-            if start == 0 and not _same(value, _probe_loss(task, model, batch, split)):
-                raise ValueError(
-                    f"the loss of {task.name!r} on the same rows of {split} and the same weights "
-                    "came out differently the second time, in evaluation mode. Randomness belongs "
-                    "into modules that are off in evaluation, such as nn.Dropout"
-                )
-    batch = _probe_rows(task, "train", 0, task.batch_size)
-    once, thrice = (
-        float(
-            _probe_loss(
-                task, model, tuple(t.repeat(n, *(1,) * (t.ndim - 1)) for t in batch), "train"
+        starts = range(0, task.splits.num_rows(split), PROBE_ROWS)
+        values = [_loss_from(task, model, split, start) for start in (*starts, 0)]
+        if not _same(values[0], values[-1]):
+            raise ValueError(
+                f"the loss of {task.name!r} on the same rows of {split} and the same weights came "
+                "out differently the second time, in evaluation mode. Randomness belongs into "
+                "modules that are off in evaluation, such as nn.Dropout"
             )
-        )
-        for n in (1, 3)
-    )
+    batch = _probe_rows(task, "train", 0, task.batch_size)
+    once = float(_probe_loss(task, model, batch, "train"))
+    thrice = float(_probe_loss(task, model, tuple(torch.cat([t] * 3) for t in batch), "train"))
     if once and math.isclose(thrice, 3 * once, rel_tol=1e-3):
         raise ValueError(
             f"the loss of {task.name!r} must be the mean over the rows of a batch, but it adds up: "
@@ -402,18 +365,6 @@ def check_task(task: Task) -> None:
         )
 
 
-def _check_rows(task: Task, split: SplitName) -> None:
-    rows: Batch = getattr(task.splits, split)
-    for tensor in rows:
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            broken = ~torch.isfinite(tensor).reshape(len(tensor), -1).all(1)
-            first = _row(split, int(broken.int().argmax()))
-            raise ValueError(
-                f"the rows of {split} of {task.name!r} have NaN or infinity in them, "
-                f"{int(broken.sum())} rows in all, first {first}: leave them out, or fill the gaps"
-            )
-
-
 def _build(task: Task) -> nn.Module:
     model: object = _or_else(
         lambda: build_model(task.with_seed(PROBE_SEED)),
@@ -433,63 +384,60 @@ def _probe_rows(task: Task, split: SplitName, start: int, count: int) -> Batch:
     return tuple(t.float() if t.is_floating_point() else t for t in part)
 
 
-def _row(split: SplitName, row: int) -> str:
-    """A row, also by its number in ``valid``, of which the rows go in turn to two splits."""
-    halves = {"inner_valid": 2 * row, "outer_valid": 2 * row + 1}
-    return f"row {row}" + (f" (of valid: row {halves[split]})" if split in halves else "")
+def _loss_from(task: Task, model: nn.Module, split: SplitName, start: int) -> Tensor:
+    """The loss on rows from `start` on; an error names the first row that is at fault by itself."""
+    batch, failed = _probe_rows(task, split, start, PROBE_ROWS), []
+    try:
+        return _probe_loss(task, model, batch, split)
+    except ValueError:
+        for i in range(len(batch[0])):
+            row = start + i
+            # The rows of valid go in turn to two splits.
+            given = {"inner_valid": 2 * row, "outer_valid": 2 * row + 1}.get(split)
+            where = f"row {row} of {split}" + (f" (row {given} of valid)" if given else "")
+            try:
+                _probe_loss(task, model, tuple(t[i : i + 1] for t in batch), where)
+            except ValueError as error:
+                failed.append(error)
+        if 0 < len(failed) < len(batch[0]):
+            raise failed[0] from None
+        raise
 
 
-def _at_fault(task: Task, model: nn.Module, batch: Batch, split: SplitName, start: int) -> str:
-    """Names the first row on which the loss fails by itself; empty where all do, or none."""
-
-    def sound(row: Batch) -> bool:
-        try:
-            return bool(torch.isfinite(task.loss(model, row)).all())
-        except Exception:
-            return False
-
-    with torch.no_grad():
-        alone = [sound(tuple(t[i : i + 1] for t in batch)) for i in range(len(batch[0]))]
-    if all(alone) or not any(alone):
-        return ""
-    return f", by {_row(split, start + alone.index(False))}"
-
-
-def _probe_loss(
-    task: Task, model: nn.Module, batch: Batch, split: SplitName, start: int = 0
-) -> Tensor:
-    training = model.training
-    with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(training):
-        try:
-            value: object = task.loss(model, batch)
-        except Exception as error:
-            where = "" if training else _at_fault(task, model, batch, split, start)
-            # The usual mistake: a loss of the other form.
-            hint = (
-                "mend that row, or leave it out"
-                if where
-                else "a loss is called as loss(output, target), or as loss(model, batch) where its "
-                "first parameter is called model"
-            )
-            what = f"the loss of {task.name!r} failed on {split}{where}"
-            raise ValueError(
-                f"{what} with {type(error).__name__}: {short(error)} ({hint})"
-            ) from error
+def _probe_loss(task: Task, model: nn.Module, batch: Batch, where: str) -> Tensor:
+    if not all(bool(t.isfinite().all()) for t in batch if t.is_floating_point()):
+        raise ValueError(
+            f"{where} of {task.name!r} has NaN or infinity in it: fill the gaps, or leave rows out"
+        )
+    with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(model.training):
+        value: object = _or_else(
+            lambda: task.loss(model, batch),
+            f"the loss of {task.name!r} failed on {where}",
+            "look at the row, or at the loss: it is called as loss(output, target), or as "
+            "loss(model, batch) where its first parameter is called model",
+        )
     if not isinstance(value, Tensor) or value.numel() != 1:
         came = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise ValueError(
             f"the loss of {task.name!r} must be a tensor with one number, the mean over the rows "
-            f"of a batch, but on {split} it is {came}: use reduction='mean', or .mean()"
+            f"of a batch, but on {where} it is {came}: use reduction='mean', or .mean()"
+        )
+    if not bool(value.isfinite()):
+        raise ValueError(
+            f"the loss of {task.name!r} must be finite at the start, but on {where} it is "
+            f"{value.item()}. Look for targets out of range, for logarithms of zero, and for "
+            "weights that start too large"
         )
     return value
 
 
-def _or_else(call: Callable[[], Result], what: str) -> Result:
+def _or_else(call: Callable[[], Result], what: str, hint: str = "") -> Result:
     """What a user's code returns; whatever it raises becomes an error of the user's."""
     try:
         return call()
     except Exception as error:
-        raise ValueError(f"{what} with {type(error).__name__}: {short(error)}") from error
+        reason = f"{what} with {type(error).__name__}: {short(error)}"
+        raise ValueError(reason + (f" ({hint})" if hint else "")) from error
 
 
 def _same(one: object, other: object) -> bool:
@@ -499,8 +447,3 @@ def _same(one: object, other: object) -> bool:
         return False
     # NaN is not equal to itself; what is not finite is refused elsewhere.
     return torch.equal(one.detach().nan_to_num(), other.detach().nan_to_num())
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more

@@ -104,22 +104,21 @@ def split_spec(spec: str, form: str) -> tuple[str, str]:
     Raises:
         ValueError: it is something else; where it is a path, the message has the module's name.
 
-    >>> split_spec("./jobs.py:tiny", "a job is named module:function")
+    >>> split_spec("./jobs:f", "a job is module:function")
     Traceback (most recent call last):
     ...
-    ValueError: a job is named module:function, but got './jobs.py:tiny': give jobs:tiny
+    ValueError: a job is module:function, but got './jobs:f'; in the folder of jobs.py give jobs:f
     """
     module, _, attribute = spec.rpartition(":")
-    is_path = re.search(r"[/\\]|\.py$|^\.", module or spec) is not None
-    if module and attribute and ":" not in module and not is_path:
-        return module, attribute
-    hint = ""
-    if is_path:
-        path = (module or spec).removesuffix(".py")
-        folder, name = re.fullmatch(r"(?:\.[/\\])*(.*?)[/\\]?([^/\\]*)", path).groups()  # type: ignore[union-attr]
-        where = f"go to the folder {folder} and " if folder else ""
-        hint = f": {where}give {name.lstrip('.')}:{attribute if module and attribute else 'NAME'}"
-    raise ValueError(f"{form}, but got {spec!r}{hint}")
+    *folders, name = re.split(r"[/\\]", (module or spec).removesuffix(".py"))
+    if folders or (module or spec).endswith(".py") or name.startswith("."):
+        name = name.lstrip(".")
+        attribute = attribute if module and attribute else "NAME"
+        form = f"{form}, but got {spec!r}; in the folder of {name}.py give {name}:{attribute}"
+        raise ValueError(form)
+    if not module or not attribute or ":" in module:
+        raise ValueError(f"{form}, but got {spec!r}")
+    return module, attribute
 
 
 def call_failed(call: str, error: Exception) -> ValueError:

@@ -254,24 +254,22 @@ def _doubts(scores: Scores) -> tuple[str, ...]:
     found = []
     for t, task in enumerate(scores.grid.tasks):
         test, valid = (scores.losses[split][:, t] for split in ("test", "outer_valid"))
-        start, known = scores.grid.untrained[t], test[np.isfinite(test)]
-        least = known.min() if known.size else np.nan
-        if not known.size:
-            found.append(f"{task} cannot be judged: all runs of all arms diverged.")
-        elif not (valid < start - LEAST_LEARNED * abs(start)).any():
-            found.append(
-                f"{task} cannot be judged: no run ended with an outer-valid loss clearly below the "
-                f"untrained model's, {start:.4g}. Nothing is learned there, or not in so few steps."
-            )
-        elif not np.isfinite(test[scores.base]).any():
-            found.append(f"{task} is hard to judge: all runs of the reference diverged.")
-        elif 0 <= least < ROUNDING * start:
-            found.append(
-                f"{task} is hard to judge: test losses as low as {least:.2g} are zero but for "
-                "rounding, and their ratios mean little."
-            )
-        elif least < -EXPLODED * max(abs(start), 1.0):
-            found.append(f"{task} cannot be judged: its loss fell to {least:.2g}, without a bound.")
+        start, least = scores.grid.untrained[t], min(test[np.isfinite(test)], default=np.nan)
+        doubts = {
+            "all runs of all arms diverged": np.isnan(least),
+            f"no run ended with an outer-valid loss clearly below the untrained one, {start:.4g}, "
+            "so that nothing is learned there, or not in so few steps": not (
+                valid < start - LEAST_LEARNED * abs(start)
+            ).any(),
+            "all runs of the reference diverged": np.isnan(test[scores.base]).all(),
+            f"test losses as low as {least:.2g} are zero but for rounding": (
+                0 <= least < ROUNDING * start
+            ),
+            f"its loss has no bound below, and fell to {least:.2g}": (
+                least < -EXPLODED * max(abs(start), 1.0)
+            ),
+        }
+        found += [f"{task} cannot be judged: {why}." for why, holds in doubts.items() if holds][:1]
     return tuple(found)
 
 

@@ -147,29 +147,23 @@ def crashed(
 def mark_exploded(records: Sequence[RunRecord]) -> list[RunRecord]:
     """Marks the runs that count as diverged although their losses are finite.
 
-    Those are the ones with a final loss above `EXPLODED` times that of the untrained model, or of
-    the task's best run where that is greater. Their curves end where they exceed it.
+    Those with a final loss above `EXPLODED` times that of the untrained model, or, on a negative
+    scale, times the depth of the best run. Their curves end where they exceed it.
     """
-    scale: dict[tuple[str, str], float] = {}
-    for task in dict.fromkeys(r.task for r in records):
-        runs = [r for r in records if r.task == task]
-        untrained = max((abs(r.untrained) for r in runs if math.isfinite(r.untrained)), default=0.0)
-        for split in {split for r in runs for split in r.losses}:
-            best = least([r.losses.get(split, math.nan) for r in runs])
-            scale[task, split] = EXPLODED * max(untrained, abs(best))
+    scales: dict[str, list[float]] = {}
+    for r in records:
+        known = [abs(r.untrained), *(-loss for loss in r.losses.values())]
+        scales.setdefault(r.task, []).extend(v for v in known if 0 < v < math.inf)
+    limits = {task: EXPLODED * max(scale, default=math.inf) for task, scale in scales.items()}
 
     def marked(r: RunRecord) -> RunRecord:
-        worst = max(
-            (loss for s, loss in r.losses.items() if math.inf > loss > scale[r.task, s] > 0),
-            default=None,
-        )
+        limit = limits[r.task]
+        worst = max((v for v in r.losses.values() if limit < v < math.inf), default=None)
         if worst is None or r.failed is not None:
             return r
-        def cut(curve: list[float]) -> list[float]:
-            return [v if v <= scale[r.task, "outer_valid"] else math.nan for v in curve]
-
+        curves = [[v if v <= limit else math.nan for v in c] for c in (r.curve, r.valid_curve)]
         reason = f"its loss ended at {worst:.2g}, over {EXPLODED:,} times that before training"
-        return replace(r, curve=cut(r.curve), valid_curve=cut(r.valid_curve), exploded=reason)
+        return replace(r, curve=curves[0], valid_curve=curves[1], exploded=reason)
 
     return [marked(r) for r in records]
 

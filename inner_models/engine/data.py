@@ -86,7 +86,8 @@ def batch_stream(task: Task) -> BatchStream | FreshStream:
 def build_model(task: Task) -> nn.Module:
     """The task's model with its own initial weights; torch's global generator is left as it was.
 
-    Lazy modules get their shapes from one forward pass over the first training rows.
+    Lazy modules get their shapes from one forward pass over the first training rows. Gradients of
+    embeddings are dense, whatever the model says: they are numbers of one table for all runs.
 
     Raises:
         ValueError: a lazy module takes no part in the loss.
@@ -94,18 +95,27 @@ def build_model(task: Task) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(task_seeds(task)[0])
         model: Any = task.build_model()
-        if isinstance(model, nn.Module) and _lazy(model):
-            rows = (t[: task.batch_size] for t in task.splits.train)
-            batch = tuple(_moved(t, torch.device("cpu"), torch.get_default_dtype()) for t in rows)
-            with torch.no_grad():
-                task.loss(model.eval(), batch)  # training would move the means of BatchNorm
-            model.train()
-            if _lazy(model):
-                raise ValueError(
-                    f"the loss of task {task.name!r} must use every lazy module, so that it gets "
-                    f"its shape, but it does not use {', '.join(_lazy(model))}"
-                )
+        if isinstance(model, nn.Module):  # else whoever takes it from a user refuses it
+            _settle(model, task)
         return model  # type: ignore[no-any-return]
+
+
+def _settle(model: nn.Module, task: Task) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+            module.sparse = False
+    if not _lazy(model):
+        return
+    rows = (t[: task.batch_size] for t in task.splits.train)
+    batch = tuple(_moved(t, torch.device("cpu"), torch.get_default_dtype()) for t in rows)
+    with torch.no_grad():
+        task.loss(model.eval(), batch)  # training would move the means of BatchNorm
+    model.train()
+    if _lazy(model):
+        raise ValueError(
+            f"the loss of task {task.name!r} must use every lazy module, so that it gets its "
+            f"shape, but it does not use {', '.join(_lazy(model))}"
+        )
 
 
 def _lazy(model: nn.Module) -> list[str]:

@@ -196,9 +196,6 @@ class LossProgram:
                 # Siblings draw the same masks.
                 _random_state(device, state)
                 params = {name: leaf[t, s] for name, leaf in self._stack.leaves.items()}
-                for part in params.values():
-                    if part.requires_grad:  # a gradient can be sparse, as of nn.EmbeddingBag
-                        part.register_hook(Tensor.to_dense)
                 fixed = {name: value[t, s] for name, value in self._stack.fixed.items()}
                 rows.append(self._one_loss(self._plain, params, fixed, own))
         return torch.stack(rows).view(self._grid)
