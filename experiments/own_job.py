@@ -319,7 +319,7 @@ def check_task(task: Task) -> None:
         raise ValueError(
             f"the model factory of {task.name!r} must make the same weights under the same seed, "
             f"but {', '.join(changed[:3])} differed between two calls. torch's global generator is "
-            "seeded for it: draw from that, and from no generator of your own, of NumPy's or Python's"
+            "seeded for it: draw from that alone, not from NumPy's, Python's or one of your own"
         )
     model.eval()
     # Of test too, where nothing but an error is read off: better now than after all tuning.
