@@ -161,9 +161,17 @@ def mark_exploded(records: Sequence[RunRecord]) -> list[RunRecord]:
         worst = max((v for v in r.losses.values() if limit < v < math.inf), default=None)
         if worst is None or r.failed is not None:
             return r
-        curves = [[v if v <= limit else math.nan for v in c] for c in (r.curve, r.valid_curve)]
-        reason = f"its loss ended at {worst:.2g}, over {EXPLODED:,} times that before training"
-        return replace(r, curve=curves[0], valid_curve=curves[1], exploded=reason)
+
+        def cut(values: Sequence[float]) -> list[float]:
+            return [v if v <= limit else math.nan for v in values]
+
+        return replace(
+            r,
+            curve=cut(r.curve),
+            valid_curve=cut(r.valid_curve),
+            best=dict(zip(r.best, cut([*r.best.values()]), strict=True)),
+            exploded=f"its loss ended at {worst:.2g}, over {EXPLODED:,} times that before training",
+        )
 
     return [marked(r) for r in records]
 
