@@ -151,22 +151,17 @@ def _open_storage(path: Path) -> Iterator[Any]:
         # What is lost when the machine dies (and not the process) is a few trials; waiting for the
         # disk after every word of a trial would cost more than small trials do.
         event = require("sqlalchemy.event", extra="compare")
-        event.listen(storage.engine, "connect", _do_not_wait)
+        off = "PRAGMA synchronous=OFF"
+        event.listen(storage.engine, "connect", lambda connection, _: connection.execute(off))
         storage.engine.dispose()
         yield storage
     except (errors.DBAPIError, optuna.exceptions.StorageInternalError) as error:
-        orig = getattr(
-            error if isinstance(error, errors.DBAPIError) else error.__cause__, "orig", error
-        )
+        orig = getattr(error, "orig", None) or getattr(error.__cause__, "orig", error)
         raise OSError(errno.EIO, str(orig), str(path)) from error
     finally:
         if storage is not None:
             storage.engine.dispose()
         optuna.logging.set_verbosity(verbosity)
-
-
-def _do_not_wait(connection: Any, _: Any) -> None:
-    connection.execute("PRAGMA synchronous=OFF")
 
 
 class Study:
