@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pacesetter.experiments.rivals.baselines import default_arms
-from pacesetter.inner_models.registry import FROM_FILES, SETS, VALIDATION, fixed_task
+from pacesetter.inner_models.lookup import split_spec
+from pacesetter.inner_models.registry import FROM_FILES, SETS, VALIDATION, fixed_task, is_own
 
 if TYPE_CHECKING:
     from pacesetter.inner_models.task import Task
@@ -152,6 +153,8 @@ def named_task(name: str, data: str | Path | None = None) -> Task:
     ValueError: a task is named family/number, such as digits-mlp/0, but got 'digits-mlp/x'
     """
     family, _, index = name.rpartition("/")
+    if is_own(name) and not index.isdecimal():
+        split_spec(name, "a family of your own is named module:attribute")  # refuses a path
     if not family or not index.isdecimal():
         raise ValueError(
             f"a task is named family/number, such as {VALIDATION[0]}/0, but got {name!r}"

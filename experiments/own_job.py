@@ -137,8 +137,9 @@ def plain_task(
     splits = Splits(**data, allow_overlap=bool(options.pop("allow_overlap", False)))
     rows = splits.num_rows("train")
     size = getattr(sources["train"], "batch_size", None)
-    options.setdefault("batch_size", min(size or BATCH_SIZE, rows))
-    options.setdefault("horizon", EPOCHS * math.ceil(rows / options["batch_size"]))
+    size = options.setdefault("batch_size", min(size or BATCH_SIZE, rows))
+    sound = isinstance(size, int) and size > 0  # else the task refuses it
+    options.setdefault("horizon", EPOCHS * math.ceil(rows / size) if sound else 1)
     if _classifies(loss, splits.train):
         options.setdefault("metric", ACCURACY)
     try:
@@ -230,7 +231,7 @@ def _unreadable(
         except Exception as reason:
             return ValueError(
                 f"row {i} of {split} cannot be read: {type(reason).__name__}: {short(reason)}. "
-                "Mend it, or leave it out, such as with torch.utils.data.Subset"
+                "Fix it or leave it out, such as with torch.utils.data.Subset"
             )
         first = shapes if first is None else first
         if shapes != first:

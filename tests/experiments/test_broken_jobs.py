@@ -58,7 +58,7 @@ UNREADABLE = {
         "valid",
         Rows(lambda i: (X[i], Y[i] if i != 3 else fails(KeyError("b.png")))),
     ),
-    "row 0 of test cannot be read: ValueError: a. Mend": (
+    "row 0 of test cannot be read: ValueError: a. Fix": (
         "test",
         Rows(lambda i: fails(ValueError("a\nb"))),
     ),
@@ -121,6 +121,7 @@ SETTINGS = {
     "optimizer must be an OptimizerConfig, such as .*name='sgd'": {"optimizer": torch.optim.Adam},
     "must be an OptimizerConfig.*but got 'sgd'": {"optimizer": "sgd"},
     "horizon must be a whole number, but got '60'": {"horizon": "60"},
+    "batch_size must be a whole number, but got '8'": {"batch_size": "8"},
     "metric must be a Metric, or None, but got 'function'": {"metric": F.mse_loss},
     "seed must be a whole number, or None": {"seed": "x"},
 }
