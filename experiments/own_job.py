@@ -164,14 +164,11 @@ def _named(loaders: Any) -> dict[str, Any]:
             f"{_what(loaders)}. The validation split is what settings are chosen by: without one, "
             "cut it from the training data, such as with torch.utils.data.random_split"
         )
-    wanted: tuple[str, ...] = ("train", "inner_valid", "outer_valid", "test")
-    if "valid" in loaders:
-        wanted = ("train", "valid", "test")
+    wanted: tuple[str, ...] = ("train", "valid", "test")
+    if "valid" not in loaders and {"inner_valid", "outer_valid"} & set(loaders):
+        wanted = ("train", "inner_valid", "outer_valid", "test")
     missing = [name for name in wanted if loaders.get(name) is None]
-    if "valid" not in loaders and {"inner_valid", "outer_valid"} <= set(missing):
-        missing = ["valid", *(name for name in missing if "valid" not in name)]
-    unknown = sorted(str(name) for name in set(loaders) - set(wanted))
-    if missing or unknown:
+    if missing or set(loaders) - set(wanted):
         raise ValueError(
             f"loaders must have train, valid and test, but {', '.join(missing) or 'none'} is "
             f"missing; got {', '.join(map(str, loaders))}. Settings are chosen on valid and "
