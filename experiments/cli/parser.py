@@ -24,7 +24,7 @@ EXIT_CODES = """\
 exit codes:
   0    done
   1    failed: a fault of ours or of the machine, with a traceback
-  2    wrong arguments or input: the message says how to fix it
+  2    wrong arguments or input, or a full disk: the message says how to fix it
   3    a package is missing: the message has the line that installs it
   130  stopped by Ctrl-C; 143 by SIGTERM
 """
