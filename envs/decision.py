@@ -36,6 +36,7 @@ class DecisionCore:
         codec: of runs that have just begun.
         adaptive: whether the optimizer divides by its second moment.
         control: those of CONTROLS that are set; the actions of the others have no effect.
+        guard: of these runs; None: that of the environments.
 
     Attributes:
         codec: where the hyperparameters stand.
@@ -43,12 +44,17 @@ class DecisionCore:
     """
 
     def __init__(
-        self, codec: ActionCodec, *, adaptive: bool, control: Collection[str] = CONTROLS
+        self,
+        codec: ActionCodec,
+        *,
+        adaptive: bool,
+        control: Collection[str] = CONTROLS,
+        guard: DivergenceGuard | None = None,
     ) -> None:
         self.codec = codec
         self.encoder = FeatureEncoder(codec.num_runs, adaptive=adaptive)
         self._verdict: Verdict | None = None
-        self._guard = DivergenceGuard(codec.num_runs)
+        self._guard = guard or DivergenceGuard(codec.num_runs)
         self._mask = np.array([float(name in control) for name in CONTROLS])
 
     @property
@@ -84,7 +90,8 @@ class DecisionCore:
         """
         verdict = self._guard.judge(stats)
         if self.interval >= len(self.codec.ends):
-            verdict = replace(verdict, roll_back=verdict.alarm)
+            may = verdict.alarm & self._guard.may_roll_back
+            verdict = replace(verdict, roll_back=verdict.roll_back | may)
         self._verdict = verdict
         return verdict
 

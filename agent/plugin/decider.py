@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from pacesetter.agent.plugin.history import Intervention
+from pacesetter.agent.plugin.snapshot import JobSnapshot
 from pacesetter.agent.policy.familiarity import FamiliarityMeter
 from pacesetter.agent.policy.policy import Policy
 from pacesetter.envs.actions import FloatArray
@@ -16,15 +17,20 @@ from pacesetter.inner_models.watch.signals import IntervalStatistics
 class Decider:
     """Policy and familiarity meter on top of the decision core of one run.
 
-    Where there are no snapshots to roll back to, the learning rate is cut instead.
+    Where there is no snapshot to roll back to, the learning rate is cut instead.
+
+    Attributes:
+        core: the decision core.
+        snapshot: the job's; None where none is kept.
     """
 
     def __init__(
-        self, policy: Policy, core: DecisionCore, *, sets_lr: bool, can_roll_back: bool
+        self, policy: Policy, core: DecisionCore, *, sets_lr: bool, snapshot: JobSnapshot | None
     ) -> None:
         self.core = core
+        self.snapshot = snapshot
         self._policy = policy
-        self._sets_lr, self._can_roll_back = sets_lr, can_roll_back
+        self._sets_lr, self._told_of_changes = sets_lr, False
         self._meter = FamiliarityMeter(policy.familiarity, num_runs=1)
         self._strange = self._overfits = False
 
@@ -52,10 +58,24 @@ class Decider:
     ) -> list[Intervention]:
         """Judges the last interval, after which nothing is decided: nothing, or one rollback."""
         roll_back = broadcast(self.core.judge(stats).roll_back.astype(float))
-        if not (roll_back[0] and self._can_roll_back):
+        if not (roll_back[0] and self.can_roll_back):
             return []
         detail = "the loss diverged in the last interval: back to the last good weights"
+        detail += self._changes()
         return [Intervention(step=step, kind="rollback", detail=detail)]
+
+    @property
+    def can_roll_back(self) -> bool:
+        """Whether there are weights to go back to: in a model that grows, all may be new."""
+        return self.snapshot is not None and self.snapshot.coverage()[0] > 0
+
+    def _changes(self) -> str:
+        """What a rollback leaves alone; said once."""
+        left = 0 if self.snapshot is None else self.snapshot.coverage()[1]
+        if not left or self._told_of_changes:
+            return ""
+        self._told_of_changes = True
+        return f"; what is new or has changed its shape since stays as it is (tensors: {left})"
 
     def _notes(self, stats: IntervalStatistics, *, strange: bool) -> list[tuple[str, str]]:
         """Kinds and details of interventions; of what lasts, only the beginning."""
@@ -67,7 +87,9 @@ class Decider:
         smaller = "the learning rate stays, as it is not under control"
         if self._sets_lr:
             smaller = f"the learning rate is divided by {math.exp(-verdict.lr_cut[0]):.3g}"
-        if verdict.roll_back[0] and self._can_roll_back:
+        if verdict.roll_back[0]:
+            smaller += self._changes()
+        if verdict.roll_back[0] and self.can_roll_back:
             notes.append(("rollback", f"{cause}: back to the last good weights, and {smaller}"))
         elif verdict.lr_cut[0] < 0:
             notes.append(("lr_cut", f"{cause}: {smaller}"))

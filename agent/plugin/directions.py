@@ -59,14 +59,19 @@ class _Part(NamedTuple):
 
 
 def read_directions(
-    optimizer: Optimizer, latest: Sequence[Setting], *, device: torch.device, dtype: torch.dtype
+    optimizer: Optimizer,
+    latest: Sequence[Setting],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    carried: Tensor | None = None,
 ) -> Tensor | None:
     """How the gradient, not yet clipped, lies to momentum and to the previous update.
 
     The previous update, before weight decay, is ``-lr u`` with each group's own lr, as `latest` has
     it. For NAdam and RAdam, u is taken as Adam's, and for Nesterov momentum as its buffer: close,
     and with the same sign. Where the count of updates is kept on a device, that of a group's first
-    parameter stands for all of the group.
+    parameter stands for all of the group. Gradients are divided by `carried`, where there is one.
 
     Returns:
         None while nothing is known (no update yet, no momentum, a sparse gradient); else (4,):
@@ -87,7 +92,7 @@ def read_directions(
                 kind = layout_of(grad), part.grad.device, part.grad.dtype, step
                 alike.setdefault(kind, []).append(part)
         for kind, parts in alike.items():
-            row = _add_up(parts, group, setting).to(device, dtype)
+            row = _add_up(parts, group, setting, carried).to(device, dtype)
             sums.setdefault(kind[0], []).append(row)
     if not sums:
         return None
@@ -115,7 +120,9 @@ def _read(optimizer: Optimizer, grad: Tensor, state: dict[str, Any]) -> _Part | 
     return _Part(local_part(grad), local_part(state["exp_avg"]), local_part(second), step)
 
 
-def _add_up(parts: Sequence[_Part], group: dict[str, Any], setting: Setting) -> Tensor:
+def _add_up(
+    parts: Sequence[_Part], group: dict[str, Any], setting: Setting, carried: Tensor | None
+) -> Tensor:
     """The four sums over parameters of one group, of one device and dtype."""
     rate: float | Tensor = setting.lr
     floor: float | Tensor = 0.0
@@ -127,6 +134,8 @@ def _add_up(parts: Sequence[_Part], group: dict[str, Any], setting: Setting) -> 
         floor = group["eps"] * correction
     dots: list[Tensor] = []
     for grad, momentum, second in _chunks(parts):
+        if carried is not None:
+            grad = grad / carried.to(grad.device)
         dots += (torch.dot(grad, momentum), torch.dot(momentum, momentum))
         if second is None:
             dots += dots[-2:]

@@ -7,9 +7,11 @@ goes, its hooks go.
 from __future__ import annotations
 
 import gc
+import sys
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
@@ -40,6 +42,8 @@ class Listener(Protocol):
         """The update is done."""
 
 
+# Of all functions that torch puts in the place of an optimizer's ``step``.
+_HOOKED_STEP = Optimizer.profile_hook_step(lambda: None).__code__
 _LISTENERS: WeakKeyDictionary[Optimizer, weakref.ref[Listener]] = WeakKeyDictionary()
 
 
@@ -55,15 +59,28 @@ def attach(optimizer: Optimizer, listener: Listener) -> Callable[[], Any]:
     held = _LISTENERS.get(optimizer)
     if held is not None and held() is not None:
         raise ValueError(
-            "this optimizer has a LearnedScheduler already: take it off with its detach() first"
+            "this optimizer has a LearnedScheduler already: take it off with its "
+            "detach(restore=True) first, or make the optimizer anew"
         )
     mine = weakref.ref(listener)
+    # A subclass that calls ``super().step()`` may come by twice in one update. An update that ends
+    # in an exception has no end here: whether one is under way, only the stack can tell.
+    under_way = nested = False
 
     def before(opt: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        nonlocal under_way, nested
         found = mine()
-        return None if found is None else _begin(found, args, kwargs)
+        nested = under_way and _depth(opt) > 1
+        if found is None or nested:
+            return None
+        under_way = True
+        return _begin(found, args, kwargs)
 
     def after(opt: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal under_way, nested
+        if nested and _depth(opt) > 1:
+            return
+        under_way = nested = False
         found = mine()
         if found is not None:
             found.after_update()
@@ -87,6 +104,17 @@ def attach(optimizer: Optimizer, listener: Listener) -> Callable[[], Any]:
     finalizer = weakref.finalize(listener, take_off)
     finalizer.atexit = False
     return finalizer
+
+
+def _depth(optimizer: Optimizer) -> int:
+    """How many calls of the optimizer's ``step`` are under way, one within the other."""
+    frame: FrameType | None = sys._getframe(1)
+    depth = 0
+    while frame is not None:
+        if frame.f_code is _HOOKED_STEP:
+            depth += frame.f_locals.get("self") is optimizer
+        frame = frame.f_back
+    return depth
 
 
 def _begin(listener: Listener, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -2,12 +2,14 @@
 
 Every group is moved from its own start: its learning rate by a common factor, its momentum by a
 common change of log(1 - momentum). Groups are looked up anew at every access, because
-`load_state_dict` of an optimizer replaces them.
+`load_state_dict` of an optimizer replaces them; the list of its parameters then tells which is
+which.
 """
 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
@@ -55,7 +57,9 @@ class GroupHyperparameters:
         self._sets_lr, self._sets_momentum = "lr" in control, "momentum" in control
         self._bounds = tuple(math.log(b) for b in one_minus_momentum_bounds)
         self._scales_lr = momentum_scales_lr(optimizer)
+        self._groups: list[dict[str, Any]] = []
         self._starts: list[Setting] = []
+        self._betas: list[Any] = []
         self.written: list[Setting] = []
         self._asked = (math.nan, math.nan)
         self.latest: list[Setting] = []
@@ -82,7 +86,7 @@ class GroupHyperparameters:
         return [_held(group, setting) for group, setting in pairs]
 
     def write(self, lr_factor: float, momentum_change: float) -> list[int]:
-        """Sets all groups; a group that has joined since starts from its own values.
+        """Sets all groups; the learning rate of one that has joined since is in force now.
 
         Args:
             lr_factor: learning rate over its start, scaling by momentum included.
@@ -93,6 +97,7 @@ class GroupHyperparameters:
             Numbers of the groups that somebody else had written to since the last call.
         """
         groups = self._optimizer.param_groups
+        self._adopt(lr_factor, momentum_change)
         # Looked at before anything is written: groups may share one tensor for their lr.
         pairs = enumerate(zip(groups, self.written, strict=False))
         foreign = [i for i, (group, written) in pairs if self._is_foreign(group, written)]
@@ -106,13 +111,11 @@ class GroupHyperparameters:
     def proposed(self, lr_factor: float, momentum_change: float) -> list[Setting]:
         """What `write` would set, group by group; what is not controlled is as it is."""
         groups = self._optimizer.param_groups
-        self._adopt()
+        self._adopt(lr_factor, momentum_change)
         settings = []
         for group, start in zip(groups, self._starts, strict=True):
             own = self._bounded(start, momentum_change)
-            lr = start.lr * lr_factor
-            if self._scales_lr and own != momentum_change:
-                lr *= math.exp(own - momentum_change)
+            lr = start.lr * self._own_factor(own, lr_factor, momentum_change)
             if self.lr_bounds is not None and start.lr:
                 lr = min(max(lr, self.lr_bounds[0]), self.lr_bounds[1])
             momentum = start.momentum
@@ -126,17 +129,50 @@ class GroupHyperparameters:
     def mark_update(self) -> None:
         self.latest = self.held()
 
-    def _adopt(self) -> None:
-        groups = self._optimizer.param_groups
-        for i in range(len(self._starts), len(groups)):
-            start, lr = _read(groups[i]), groups[i]["lr"]
-            if isinstance(lr, Tensor):
-                # torch gives one default tensor to all groups: by now it holds what we wrote.
-                for group, earlier in zip(groups[:i], self._starts, strict=True):
-                    if group["lr"] is lr:
-                        start = Setting(earlier.lr, start.momentum)
+    def restore_starts(self) -> None:
+        """Puts back what the groups started from."""
+        self._adopt()
+        for group, start, betas in zip(
+            self._optimizer.param_groups, self._starts, self._betas, strict=True
+        ):
+            self._set(group, start)
+            if betas is not None and not isinstance(betas[0], Tensor) and start.momentum:
+                group["betas"] = (start.momentum, *betas[1:])
+
+    def _own_factor(self, own: float, lr_factor: float, momentum_change: float) -> float:
+        """Learning rate of a group over its start; `own` is the change of its momentum."""
+        if self._scales_lr and own != momentum_change:
+            return lr_factor * math.exp(own - momentum_change)
+        return lr_factor
+
+    def _adopt(self, lr_factor: float = 1.0, momentum_change: float = 0.0) -> None:
+        """Finds out which groups there are, and what those that are new start from."""
+        groups, known = self._optimizer.param_groups, self._groups
+        if len(groups) == len(known) and all(map(operator.is_, groups, known)):
+            return
+        lists = {id(group["params"]): i for i, group in enumerate(known)}
+        places = [lists.get(id(group["params"])) for group in groups]
+        starts: list[Setting] = []
+        for i, (group, place) in enumerate(zip(groups, places, strict=True)):
+            if place is not None:
+                starts.append(self._starts[place])
+                continue
+            start = _read(group)
             self._check_bounds(start.lr, i)
-            self._starts.append(start)
+            own = self._bounded(start, momentum_change)
+            lr = start.lr / (self._own_factor(own, lr_factor, momentum_change))
+            if isinstance(group["lr"], Tensor):
+                # torch gives one default tensor to all groups: by now it holds what we wrote.
+                pairs = zip(groups, starts, strict=False)
+                lr = next((s.lr for g, s in pairs if g["lr"] is group["lr"]), lr)
+            starts.append(Setting(lr if self._sets_lr else start.lr, start.momentum))
+        if places[: len(known)] != list(range(len(known))):
+            self.written, self.latest = [], []
+        self._betas = [
+            group.get("betas") if place is None else self._betas[place]
+            for group, place in zip(groups, places, strict=True)
+        ]
+        self._groups, self._starts = list(groups), starts
 
     def _check_bounds(self, lr: float, group: int) -> None:
         if self.lr_bounds is None or not lr or not self._sets_lr:
@@ -175,7 +211,7 @@ class GroupHyperparameters:
     def _beta_dtype(self, group: dict[str, Any]) -> torch.dtype:
         # These two, in older versions of torch, want the dtype of the parameters.
         wants_same = isinstance(self._optimizer, torch.optim.NAdam | torch.optim.RAdam)
-        single = group["params"][0].dtype == torch.float32
+        single = all(p.dtype == torch.float32 for p in group["params"][:1])
         return torch.float32 if wants_same and single else torch.float64
 
     def _bounded(self, start: Setting, change: float) -> float:
@@ -203,7 +239,8 @@ class GroupHyperparameters:
                 f"the state is that of an optimizer with {len(starts)} param groups, "
                 f"but this one has {have}"
             )
-        self._starts = starts
+        self._adopt()
+        self._starts, self._groups = starts, self._groups[: len(starts)]
         self.written = []
         self.latest = [Setting(*row) for row in state["latest"]]
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
 
 from pacesetter.agent.plugin.callbacks import ScheduleCallback
+from pacesetter.agent.plugin.directions import SUPPORTED
 from pacesetter.envs.decision import CONTROLS
 
 
@@ -29,6 +33,7 @@ class Options:
     warmup_steps: int = 0
     control: Collection[str] = CONTROLS
     lr_bounds: tuple[float, float] | None = None
+    guard: bool = True
     rollback: bool | None = None
     dry_run: bool = False
     patience: int | None = 10
@@ -60,6 +65,10 @@ class Options:
         object.__setattr__(self, "control", names)
         if self.lr_bounds is not None:
             object.__setattr__(self, "lr_bounds", _bounds(self.lr_bounds))
+        if self.rollback and not self.guard:
+            raise ValueError(
+                "rollback=True needs the guard, which says when to go back: leave guard=False out"
+            )
         if self.patience is not None:
             positive_integer(self.patience, "patience")
         for callback in self.callbacks:
@@ -81,6 +90,19 @@ def _bounds(value: Any) -> tuple[float, float]:
             f"but got {value!r}"
         )
     return low, high
+
+
+def refuse_inference_mode(what: str) -> None:
+    """Refuses to make tensors that nothing could be written into afterwards.
+
+    Raises:
+        RuntimeError: torch is in inference mode.
+    """
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            f"{what} under torch.inference_mode(), whose tensors cannot be trained: "
+            "expected a call outside of it"
+        )
 
 
 def integer(value: Any) -> int | None:
@@ -121,3 +143,59 @@ def one_number(value: Any, name: str) -> Tensor:
         except (TypeError, ValueError):
             pass
     raise TypeError(f"{name} must be a tensor or a number, but got {type(value).__name__}")
+
+
+def describe(optimizer: Optimizer) -> dict[str, Any]:
+    """Kind of an optimizer and shapes of its parameters, one text per group, for `check_state`."""
+    kind = next(kind.__name__ for kind in SUPPORTED if isinstance(optimizer, kind))
+    groups = [
+        "; ".join("lazy" if is_lazy(p) else str(tuple(p.shape)) for p in group["params"])
+        for group in optimizer.param_groups
+    ]
+    return {"kind": kind, "groups": groups}
+
+
+def check_state(state: Any, like: Iterable[str], *, whole: str = "the state") -> None:
+    """Sees to it that a state has these entries, which one of the same scheduler would have.
+
+    Raises:
+        TypeError: it, or a part of it, is no dict.
+        ValueError: entries are missing.
+    """
+    source = "one from LearnedScheduler.state_dict()"
+    if not isinstance(state, Mapping):
+        raise TypeError(f"expected {whole} to be {source}, a dict, but got {type(state).__name__}")
+    missing = [name for name in like if name not in state]
+    if missing:
+        found = ", ".join(map(str, list(state)[:8])) or "nothing"
+        raise ValueError(
+            f"expected {whole} to be {source}, with {', '.join(missing)}, but it has {found}: it "
+            "is damaged, or that of something else"
+        )
+
+
+def check_same_job(told: Mapping[str, Any], optimizer: Optimizer) -> None:
+    """Sees to it that a state is that of such an optimizer, on such parameters.
+
+    Raises:
+        ValueError: with the first difference.
+    """
+    ours = describe(optimizer)
+    if told["kind"] != ours["kind"]:
+        raise ValueError(
+            f"the state was taken with {told['kind']}, but this optimizer is of the kind "
+            f"{ours['kind']}: resume with the optimizer that it was taken with"
+        )
+    if len(told["groups"]) > len(ours["groups"]):
+        raise ValueError(
+            f"the state is that of an optimizer with {len(told['groups'])} param groups, "
+            f"but this one has {len(ours['groups'])}"
+        )
+    for i, (then, now) in enumerate(zip(told["groups"], ours["groups"], strict=False)):
+        pairs = list(zip_longest(then.split("; "), now.split("; "), fillvalue="none"))
+        for k, (was, is_now) in enumerate(pairs):
+            if was != is_now and "lazy" not in (was, is_now):
+                raise ValueError(
+                    f"the state is that of another model: in param group {i}, the shape of "
+                    f"parameter {k} was {was}, but is {is_now} here"
+                )

@@ -26,6 +26,7 @@ from pacesetter.agent.plugin.updates import UpdateMonitor
 from pacesetter.agent.policy.policy import Policy
 from pacesetter.envs.actions import ActionCodec, FloatArray
 from pacesetter.envs.decision import DecisionCore
+from pacesetter.inner_models.watch.guard import DivergenceGuard
 from pacesetter.inner_models.watch.signals import window_length
 
 _AHEAD = 1024  # learning rates are worked out for so many steps at once
@@ -41,7 +42,6 @@ class ControlledRun:
         groups: hyperparameters of the param groups.
         decider: policy and decision core.
         monitor: statistics, clipping and skipping.
-        snapshot: the last good state; None where none is kept.
         should_stop: what early stopping said at the latest decision, on all ranks alike.
 
     Raises:
@@ -65,16 +65,30 @@ class ControlledRun:
         self._unrecorded: list[tuple[float, float | None]] = []
         self.valid_loss: float | None = None
         self._foreign: set[int] = set()
-        size = snapshot_bytes(optimizer, options.model)
-        wanted = size < KEPT_BY_DEFAULT if options.rollback is None else options.rollback
-        wanted = wanted and not options.dry_run
-        self.rollback_bytes = size if wanted else 0
-        self.snapshot = JobSnapshot(optimizer, options.model) if wanted else None
         self._read_groups()
         codec = self._codec()
-        core = DecisionCore(codec, adaptive=is_adaptive(optimizer), control=options.control)
-        self.decider = Decider(policy, core, sets_lr="lr" in options.control, can_roll_back=wanted)
+        guard = DivergenceGuard(1, mode="job" if options.guard else "off")
+        core = DecisionCore(
+            codec, adaptive=is_adaptive(optimizer), control=options.control, guard=guard
+        )
+        wanted = options.guard and options.rollback is not False and not options.dry_run
+        snapshot = JobSnapshot(optimizer, options.model) if wanted else None
+        self.decider = Decider(policy, core, sets_lr="lr" in options.control, snapshot=snapshot)
+        self._forgo_large_snapshot()
         self._start(codec)
+
+    @property
+    def snapshot(self) -> JobSnapshot | None:
+        """The last good state; None where none is kept."""
+        return self.decider.snapshot
+
+    @property
+    def rollback_bytes(self) -> int:
+        return snapshot_bytes(self._optimizer, self._options.model) if self.snapshot else 0
+
+    def _forgo_large_snapshot(self) -> None:
+        if self._options.rollback is None and self.rollback_bytes >= KEPT_BY_DEFAULT:
+            self.decider.snapshot = None
 
     def _read_groups(self) -> None:
         self.groups = GroupHyperparameters(
@@ -135,6 +149,8 @@ class ControlledRun:
 
     def before_update(self) -> None:
         """Sees to it that the update is done with our hyperparameters, and can be undone."""
+        if self.snapshot is not None and not self.snapshot.taken:
+            self._forgo_large_snapshot()  # lazy parameters have a size by now
         if self.snapshot is not None and not self.snapshot.taken:
             self.snapshot.keep()
         if self.warming and not self.warmup_left:
@@ -220,7 +236,8 @@ class ControlledRun:
         verdict = self.decider.core.verdict
         if self.snapshot is not None:
             if verdict.roll_back[0]:
-                self.snapshot.restore()
+                if self.decider.can_roll_back:
+                    self.snapshot.restore()
             elif verdict.good[0]:
                 self.snapshot.keep()
             elif verdict.alarm[0]:
@@ -257,6 +274,11 @@ class ControlledRun:
             self.snapshot.restore()
         return notes
 
+    def restore_starts(self) -> None:
+        """Puts learning rates and momenta back to where they started."""
+        if not self.warming and not self._options.dry_run:
+            self.groups.restore_starts()
+
     def extend(self, total_steps: int) -> None:
         """Moves the horizon to `total_steps`, which lies beyond `steps`."""
         self.total_steps = total_steps
@@ -272,14 +294,15 @@ class ControlledRun:
         start = np.log1p(-self._momentum_start)
         return float(self.decider.core.codec.log_one_minus_momentum[0] - start)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, *, with_snapshot: bool = True) -> dict[str, Any]:
         """Everything to go on from, but the policy and the history."""
+        snapshot = self.snapshot if with_snapshot else None
         return {
             **{name: getattr(self, name) for name in _PLAIN},
             **{name: getattr(self, name).state_dict() for name in _PARTS},
             "warmup_lrs": list(self.warmup_lrs),
             "recorded": self.recorded.state_dict(),
-            "snapshot": self.snapshot.state_dict() if self.snapshot is not None else None,
+            "snapshot": snapshot.state_dict() if snapshot is not None else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

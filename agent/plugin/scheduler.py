@@ -19,7 +19,15 @@ from pacesetter.agent.plugin.directions import check_supported
 from pacesetter.agent.plugin.distributed import opened, refuse_plain_shards, sealed
 from pacesetter.agent.plugin.history import History, Intervention, RecordedSchedule
 from pacesetter.agent.plugin.hooks import RECIPE, attach, warn_of_others
-from pacesetter.agent.plugin.options import Options, one_number, positive_integer
+from pacesetter.agent.plugin.options import (
+    Options,
+    check_same_job,
+    check_state,
+    describe,
+    one_number,
+    positive_integer,
+    refuse_inference_mode,
+)
 from pacesetter.agent.plugin.run import ControlledRun
 from pacesetter.agent.plugin.updates import overflowed, restore_found_inf
 from pacesetter.agent.policy.explanation import Explanation, explain
@@ -59,6 +67,8 @@ class LearnedScheduler:
             user's own; what it ends at is the start.
         control: which of ``"lr"``, ``"momentum"`` and ``"clip"`` to set; the rest is left alone.
         lr_bounds: least and greatest learning rate of any group that does not start at zero.
+        guard: whether to answer divergence: False where the loss tells nothing of it, as in games
+            between networks. Updates that are not finite are skipped all the same.
         rollback: whether to keep snapshots to go back to; None: where they take less than 256 MB.
             `rollback_bytes` tells how much.
         dry_run: propose and record, but change nothing.
@@ -90,12 +100,14 @@ class LearnedScheduler:
         warmup_steps: int = 0,
         control: Collection[str] = CONTROLS,
         lr_bounds: tuple[float, float] | None = None,
+        guard: bool = True,
         rollback: bool | None = None,
         dry_run: bool = False,
         patience: int | None = 10,
         callbacks: Sequence[ScheduleCallback] = (),
         process_group: Any = None,
     ) -> None:
+        refuse_inference_mode("a LearnedScheduler is made")
         refuse_plain_shards(optimizer)
         check_supported(optimizer)
         options = Options(
@@ -104,6 +116,7 @@ class LearnedScheduler:
             warmup_steps=warmup_steps,
             control=control,
             lr_bounds=lr_bounds,
+            guard=guard,
             rollback=rollback,
             dry_run=dry_run,
             patience=patience,
@@ -233,10 +246,27 @@ class LearnedScheduler:
             )
         self._run.extend(total_steps)
 
-    def detach(self) -> None:
-        """Takes the hooks off and leaves the optimizer as it is; another scheduler may attach."""
+    def detach(self, *, restore: bool = False) -> None:
+        """Takes the hooks off; another scheduler may attach.
+
+        Args:
+            restore: whether to put learning rates and momenta back to where they started, so that
+                another scheduler starts from there; False: the optimizer stays as it is.
+        """
+        if self._attached:
+            self._detach()
         self._attached = False
-        self._detach()
+        if restore:
+            self._run.restore_starts()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_detach"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Attaches a copy to the optimizer that was copied with it."""
+        vars(self).update(state)
+        if self._attached:
+            self._detach = attach(self.optimizer, self)
 
     def explain(self) -> Explanation:
         """Which features pushed the latest decision which way.
@@ -269,6 +299,7 @@ class LearnedScheduler:
             "version": STATE_VERSION,
             "policy": self.policy.digest,
             "planned_steps": self._options.total_steps,
+            "optimizer": sealed(describe(self.optimizer)),
             "run": sealed(self._run.state_dict()),
             "history": sealed(self.history.state_dict()),
         }
@@ -283,11 +314,16 @@ class LearnedScheduler:
             allow_other_policy: whether the state may be that of a run under another policy.
 
         Raises:
-            ValueError: the state is of another policy, another `total_steps`, another version of
-                pacesetter, or an optimizer with more param groups.
+            TypeError: it is no dict.
+            ValueError: it is no state of a scheduler, or it is of another policy, another
+                `total_steps`, another version of pacesetter, another kind of optimizer or other
+                parameters.
+            RuntimeError: torch is in inference mode.
         """
+        refuse_inference_mode("a state is loaded")
         state_dict = opened(state_dict)
-        version, digest = state_dict.get("version"), self.policy.digest
+        check_state(state_dict, ("version", "policy"))
+        version, digest = state_dict["version"], self.policy.digest
         if version != STATE_VERSION:
             raise ValueError(
                 f"expected a state of version {STATE_VERSION}, but got {version!r}: load it with "
@@ -299,14 +335,21 @@ class LearnedScheduler:
                 f"{digest!r}: load the policy that it was taken with, or give "
                 "allow_other_policy=True"
             )
+        check_state(state_dict, ("planned_steps", "run", "history"))
+        run, like = state_dict["run"], self._run.state_dict(with_snapshot=False)
+        check_state(run, like, whole="the state's run")
+        for name in (n for n, part in like.items() if isinstance(part, dict)):
+            check_state(run[name], like[name], whole=f"the state's {name}")
         planned, ours = state_dict["planned_steps"], self._options.total_steps
         # A run that was extended since may be resumed with its first or its latest end.
-        if ours not in {planned, state_dict["run"]["total_steps"]}:
+        if ours not in {planned, run["total_steps"]}:
             raise ValueError(
                 f"the state was taken with total_steps={planned}, but this scheduler has {ours}: "
                 "make it with the same number, and call extend() afterwards"
             )
-        self._run.load_state_dict(state_dict["run"])
+        if "optimizer" in state_dict:  # 0.1.0 did not tell
+            check_same_job(state_dict["optimizer"], self.optimizer)
+        self._run.load_state_dict(run)
         self.history.load_state_dict(state_dict["history"])
 
     # The hooks call these three at every update; see `plugin.hooks.Listener`.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import SGD, Optimizer, RMSprop
 
 from pacesetter.agent.plugin.distributed import layout_of
@@ -50,8 +51,12 @@ class JobSnapshot:
         """Drops the candidate: what came after it was not good."""
         self._candidate.taken = False
 
+    def coverage(self) -> tuple[int, int]:
+        """How many weights `restore` would put back, and how many tensors it would leave alone."""
+        return self._good.coverage()
+
     def restore(self) -> None:
-        """Puts the job back. Parameters that have joined since `keep` stay as they are."""
+        """Puts the job back. What has joined since, or has another shape now, stays as it is."""
         self._good.put_back()
         self.discard_candidate()
 
@@ -64,39 +69,44 @@ class JobSnapshot:
 
 
 class _Copy:
-    """One copy of the job's state; its memory is used again."""
+    """One copy of the job's state, by parameter and by name of buffer; its memory is used again."""
 
     def __init__(self, optimizer: Optimizer, model: nn.Module | None) -> None:
         self.taken = False
         self._optimizer = optimizer
         self._model = model
-        self._weights: list[Tensor] = []
+        self._weights: dict[Tensor, Tensor] = {}
         self._buffers: dict[str, Tensor] = {}
-        self._states: list[dict[str, Any]] = []
+        self._states: dict[Tensor, dict[str, Any]] = {}
 
     @torch.no_grad()
     def take(self) -> None:
-        params = list(_params(self._optimizer))
-        self._weights = _copies(params, self._weights)
-        buffers = self._live_buffers()
-        kept = _copies(list(buffers.values()), list(self._buffers.values()))
-        self._buffers = dict(zip(buffers, kept, strict=True))
-        states = [self._optimizer.state.get(p, {}) for p in params]
-        old = self._states if len(self._states) == len(states) else [{} for _ in states]
-        self._states = [_kept_state(s, o) for s, o in zip(states, old, strict=True)]
+        params = [p for p in _params(self._optimizer) if not is_lazy(p)]
+        self._weights = {p: _copied(p, self._weights.get(p)) for p in params}
+        self._buffers = {n: _copied(b, self._buffers.get(n)) for n, b in self._live_buffers()}
+        live = self._optimizer.state
+        self._states = {
+            p: {n: _copied(v, self._states.get(p, {}).get(n)) for n, v in live.get(p, {}).items()}
+            for p in params
+        }
         self.taken = True
+
+    def coverage(self) -> tuple[int, int]:
+        weights = [_fits(p, self._weights.get(p)) for p in _params(self._optimizer)]
+        buffers = [_fits(b, self._buffers.get(n)) for n, b in self._live_buffers()]
+        return sum(weights), [*weights, *buffers].count(False)
 
     @torch.no_grad()
     def put_back(self) -> None:
-        params = list(_params(self._optimizer))
-        for param, kept in zip(params, self._weights, strict=False):
-            param.copy_(kept)
-        live = self._live_buffers()
-        for name, kept in self._buffers.items():
-            if name in live:
-                live[name].copy_(kept)
-        for param, state in zip(params, self._states, strict=False):
-            self._put_back_state(param, state)
+        for param in _params(self._optimizer):
+            kept = self._weights.get(param)
+            if kept is not None and _fits(param, kept):
+                param.copy_(kept)
+                self._put_back_state(param, self._states[param])
+        for name, live in self._live_buffers():
+            kept = self._buffers.get(name)
+            if kept is not None and _fits(live, kept):
+                live.copy_(kept)
 
     def _put_back_state(self, param: Tensor, kept: dict[str, Any]) -> None:
         if not kept:
@@ -112,43 +122,48 @@ class _Copy:
             else:
                 live[name] = _cloned(value)
 
-    def _live_buffers(self) -> dict[str, Tensor]:
-        return {} if self._model is None else dict(self._model.named_buffers())
+    def _live_buffers(self) -> list[tuple[str, Tensor]]:
+        named = () if self._model is None else self._model.named_buffers()
+        return [(name, buffer) for name, buffer in named if not is_lazy(buffer)]
 
     def state_dict(self) -> dict[str, Any] | None:
         if not self.taken or any(layout_of(p) for p in _params(self._optimizer)):
             return None  # others may hold what this process has a shard of
+        params = list(_params(self._optimizer))
         return {
-            "weights": [t.clone() for t in self._weights],
+            "weights": [_cloned(self._weights.get(p)) for p in params],
             "buffers": {n: t.clone() for n, t in self._buffers.items()},
-            "states": [{n: _cloned(v) for n, v in s.items()} for s in self._states],
+            "states": [{n: _cloned(v) for n, v in self._states.get(p, {}).items()} for p in params],
         }
 
     def load_state_dict(self, state: dict[str, Any] | None) -> None:
         self.taken = state is not None
         if state is None:
             return
-        params = list(_params(self._optimizer))
-        pairs = zip(state["weights"], params, strict=False)
-        self._weights = [kept.to(p.device, copy=True) for kept, p in pairs]
-        live = self._live_buffers()
+        rows = zip(_params(self._optimizer), state["weights"], state["states"], strict=False)
+        known = [(p, kept, found) for p, kept, found in rows if kept is not None and _fits(p, kept)]
+        self._weights = {p: kept.to(p.device, copy=True) for p, kept, _ in known}
+        self._states = {p: {n: _moved(v, p) for n, v in found.items()} for p, _, found in known}
+        live = dict(self._live_buffers())
         self._buffers = {
             n: t.to(live[n].device, copy=True) for n, t in state["buffers"].items() if n in live
         }
-        self._states = [
-            {n: _moved(v, p) for n, v in s.items()}
-            for s, p in zip(state["states"], params, strict=False)
-        ]
 
 
 def snapshot_bytes(optimizer: Optimizer, model: nn.Module | None) -> int:
-    """Memory that a `JobSnapshot` takes, optimizer state that is still to come included."""
+    """Memory that a `JobSnapshot` takes, optimizer state that is still to come included.
+
+    Tensors that are still lazy count as nothing.
+    """
     total = 0
     for group in optimizer.param_groups:
         slots = _slots(optimizer, group)
-        total += sum(p.numel() * p.element_size() * (1 + slots) for p in group["params"])
-    buffers = [] if model is None else list(model.buffers())
-    return 2 * (total + sum(b.numel() * b.element_size() for b in buffers))
+        total += sum(_bytes(p) * (1 + slots) for p in group["params"])
+    return 2 * (total + sum(map(_bytes, model.buffers() if model is not None else ())))
+
+
+def _bytes(tensor: Tensor) -> int:
+    return 0 if is_lazy(tensor) else tensor.numel() * tensor.element_size()
 
 
 def _slots(optimizer: Optimizer, group: dict[str, Any]) -> int:
@@ -165,28 +180,19 @@ def _params(optimizer: Optimizer) -> Iterator[Tensor]:
         yield from group["params"]
 
 
-def _copies(live: Sequence[Tensor], kept: Sequence[Tensor]) -> list[Tensor]:
-    """Copies into what is there already, where it fits."""
-    fits = len(live) == len(kept) and all(
-        a.shape == b.shape and a.device == b.device and a.dtype == b.dtype
-        for a, b in zip(live, kept, strict=True)
-    )
-    if not fits:
-        return [t.detach().clone() for t in live]
-    for source, target in zip(live, kept, strict=True):
-        target.copy_(source)
-    return list(kept)
+def _fits(live: Tensor, kept: Tensor | None) -> bool:
+    """Whether a copy is that of this tensor as it is now; lazy ones have no shape yet."""
+    return kept is not None and not is_lazy(live) and live.shape == kept.shape
 
 
-def _kept_state(live: dict[str, Any], kept: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in live.items():
-        if isinstance(value, Tensor):
-            old = kept.get(name)
-            found[name] = _copies([value], [old] if isinstance(old, Tensor) else [])[0]
-        else:
-            found[name] = value
-    return found
+def _copied(live: Any, kept: Any) -> Any:
+    """A copy, made in what is there already where it fits."""
+    if not isinstance(live, Tensor):
+        return live
+    fits = isinstance(kept, Tensor) and live.shape == kept.shape and live.dtype == kept.dtype
+    if not fits or live.device != kept.device:
+        return live.detach().clone()
+    return kept.copy_(live)
 
 
 def _cloned(value: Any) -> Any:

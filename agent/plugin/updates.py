@@ -92,20 +92,21 @@ class UpdateMonitor:
         # A `GradScaler` tells a fused optimizer what factor its gradients still carry, and whether
         # the update is to be left out. It calls any other with unscaled, finite gradients only.
         carried, found_inf = (optimizer.__dict__.get(n) for n in ("grad_scale", "found_inf"))
-        norm = total_norm(grads, device=self._device, dtype=self._dtype)
+        # Squares of scaled numbers may be too great for their own type.
+        wide = self._dtype if carried is not None else None
+        norm = total_norm(grads, device=self._device, dtype=self._dtype, wide=wide)
         if carried is not None:
-            carried = carried.to(self._device, self._dtype)
-            norm = norm / carried
+            norm = norm / carried.to(self._device, self._dtype)
         left_out = None
         if found_inf is not None:
             left_out = found_inf.to(self._device).reshape(1) > 0
             norm = torch.where(left_out, NO_GRADIENT, norm)
         directions = size = None
         if in_window:
-            size = self._param_norm(optimizer)
-            directions = read_directions(optimizer, latest, device=self._device, dtype=self._dtype)
-            if directions is not None and carried is not None:
-                directions[::2] /= carried
+            size = total_norm(params, device=self._device, dtype=self._dtype)
+            directions = read_directions(
+                optimizer, latest, device=self._device, dtype=self._dtype, carried=carried
+            )
         if isinstance(self._signals, HostSignals):
             scale, finite = self._record_on_host(self._signals, norm, size, directions)
             if (left_out is not None and bool(left_out)) or not (finite or self._dry_run):
@@ -174,10 +175,6 @@ class UpdateMonitor:
             self._skipped += 1
             _drop_gradients(params)
         return happens
-
-    def _param_norm(self, optimizer: Optimizer) -> Tensor:
-        trained = [p for g in optimizer.param_groups for p in g["params"] if p.requires_grad]
-        return total_norm(trained, device=self._device, dtype=self._dtype)
 
     def record_loss(self, loss: Tensor) -> None:
         """Takes in the loss of the update just done, shape (1,), and closes the step.
@@ -277,15 +274,22 @@ def only_makes_state(optimizer: Optimizer) -> bool:
     return bool(grads) and not total_norm(grads, device=grads[0].device, dtype=torch.float32)
 
 
-def total_norm(tensors: Iterable[Tensor], *, device: torch.device, dtype: torch.dtype) -> Tensor:
+def total_norm(
+    tensors: Iterable[Tensor],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    wide: torch.dtype | None = None,
+) -> Tensor:
     """Norm of all tensors laid end to end, (1,); of sharded ones, over all their parts.
 
-    There has to be a tensor, and no gradient tracking. 16-bit numbers are added up in float32.
+    There has to be a tensor, and no gradient tracking. Numbers are added up in `wide`; None: in
+    their own type, those of 16 bits in float32.
     """
     norms: list[Tensor] = []
     for layout, members in by_layout(tensors).items():
         parts = members if layout is None else [local_part(t) for t in members]
-        norm = _norm(parts, device=device, dtype=dtype)
+        norm = _norm(parts, device=device, dtype=dtype, wide=wide)
         if layout is not None:
             norm = across_shards(norm.square(), layout).sqrt()
         norms.append(norm)
@@ -293,10 +297,16 @@ def total_norm(tensors: Iterable[Tensor], *, device: torch.device, dtype: torch.
     return norm.reshape(1)
 
 
-def _norm(tensors: Iterable[Tensor], *, device: torch.device, dtype: torch.dtype) -> Tensor:
+def _norm(
+    tensors: Iterable[Tensor],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    wide: torch.dtype | None,
+) -> Tensor:
     norms: list[Tensor] = []
     for (_, kind), members in _by_kind(tensors).items():
-        found = torch._foreach_norm(members, 2, torch.float32 if kind in SHORT else None)
+        found = torch._foreach_norm(members, 2, wide or (torch.float32 if kind in SHORT else None))
         norms.append(torch.stack(found).to(device, dtype))
     joined = norms[0] if len(norms) == 1 else torch.cat(norms)
     norm: Tensor = torch.linalg.vector_norm(joined)

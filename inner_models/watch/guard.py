@@ -4,13 +4,16 @@ Environments and plug-in use the same guard, so that the agent meets in a job wh
 meta-training. The loss and gradient norm of every step count. Answers are given at the end of an
 interval, and escalate: cut the learning rate; go back to the last good snapshot with a much lower
 one; in the end ignore the agent and follow the plain decay for good.
+
+A user's job may be what no environment is: a game, in which a loss rises because an opponent
+learns, or a loop over rows some of which are broken. There the guard also looks at the weights.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +49,20 @@ STRIKES = 3
 CALM = 5
 """Intervals without alarm after which earlier ones are forgotten."""
 
+SMALL_UPDATE = 0.08
+"""In a job, the first loss that is too high is no divergence where updates are smaller than this,
+relative to the weights,"""
+SMALL_GROWTH = 1.25
+"""and the norm of the weights has changed by less than this factor since the last interval,"""
+SMALL_GROWTH_ALONE = 1.1
+"""or this one, where the size of updates is unknown,"""
+SMALL_NORM_FACTOR = 10.0
+"""unless the gradient norm is so many times its history,"""
+FAR_ABOVE = 100.0
+"""or the loss has risen by so many times what it ever was."""
+STREAK = 3
+"""In a job, so many broken steps in succession are answered; fewer are skipped, and that is all."""
+
 BoolArray = NDArray[np.bool_]
 
 
@@ -73,9 +90,20 @@ class Verdict:
 
 
 class DivergenceGuard:
-    """Judges runs, interval by interval."""
+    """Judges runs, interval by interval.
 
-    def __init__(self, num_runs: int) -> None:
+    Args:
+        num_runs: how many.
+        mode: ``"run"`` for runs of the environments, ``"job"`` for those of users: losses that rise
+            while weights and gradients are sane, and single broken steps, are no fault there, and
+            once it has handed over it rolls nothing back. ``"off"``: nothing is answered.
+    """
+
+    def __init__(self, num_runs: int, *, mode: Literal["run", "job", "off"] = "run") -> None:
+        self._mode = mode
+        self._level, self._size = np.full(num_runs, np.nan), np.full(num_runs, np.nan)
+        self._sane = np.zeros(num_runs, dtype=bool)
+        self._streak = np.zeros(num_runs, dtype=np.int64)
         # NaN means "not seen yet" throughout.
         self._memory = {name: np.full(num_runs, np.nan) for name in _MEMORY}
         self._positive = np.ones(num_runs, dtype=bool)
@@ -85,17 +113,29 @@ class DivergenceGuard:
 
     def judge(self, stats: IntervalStatistics) -> Verdict:
         """Looks at all steps of the interval that has just ended, and answers."""
-        broken = stats.nonfinite_share > 0
-        diverged, near_best = self._watch(stats)
-        alarm = diverged | (stats.nonfinite_share >= BROKEN_SHARE)
+        if self._mode == "off":
+            no, zero = np.zeros(len(self._strikes), dtype=bool), np.zeros(len(self._strikes))
+            return Verdict(no, zero, zero + np.inf, no, no, no, no)
+        broken, many = stats.nonfinite_share > 0, stats.nonfinite_share >= BROKEN_SHARE
+        diverged, near_best, beyond_doubt = self._watch(stats)
+        spared, may_roll_back = np.zeros(len(self._strikes), dtype=bool), self.may_roll_back
+        if self._mode == "job":
+            streak = self._in_succession(stats)
+            broken, many = broken & streak, many & streak
+            diverged &= streak | ~stats.broken.all(axis=0)
+            sane = self._are_weights_sane(stats)
+            spared = diverged & ~(beyond_doubt | many) & sane & (self._plain | (self._strikes == 0))
+            diverged, near_best = diverged & ~spared, near_best | spared
+        alarm = diverged | many
         strikes = np.where(alarm, self._strikes + 1, self._strikes)
-        roll_back = alarm & (strikes > 1)
+        repeated = alarm & (strikes > 1)
+        roll_back = repeated & may_roll_back
         handed_over = alarm & (strikes > STRIKES) & ~self._plain
         self._plain = self._plain | handed_over
         # From here on the restored state is the measure. Were the old one wrong, it would go on
         # raising alarms whatever is done.
         for values in self._memory.values():
-            values[roll_back] = np.nan
+            values[repeated | spared] = np.nan
         self._calm = np.where(alarm, 0, self._calm + 1)
         self._strikes = np.where(self._calm >= CALM, 0, strikes)
         cut = np.where(broken | alarm, LR_CUT, 0.0)
@@ -110,10 +150,41 @@ class DivergenceGuard:
             good=near_best & ~broken,
         )
 
-    def _watch(self, stats: IntervalStatistics) -> tuple[BoolArray, BoolArray]:
-        """Which runs have diverged at the interval's end, and which are near their best."""
+    @property
+    def may_roll_back(self) -> BoolArray:
+        """Where a run that has diverged may go back; after a handover, a job may not."""
+        return ~self._plain if self._mode == "job" else np.ones_like(self._plain)
+
+    def _in_succession(self, stats: IntervalStatistics) -> BoolArray:
+        """Where broken steps are more than single ones; the last interval's end counts."""
+        streak = longest = self._streak
+        for row in stats.broken:
+            streak = np.where(row, streak + 1, 0)
+            longest = np.maximum(longest, streak)
+        self._streak = streak
+        several = stats.broken.sum(axis=0) >= STREAK
+        found: BoolArray = (longest >= STREAK) | (several & (stats.nonfinite_share >= BROKEN_SHARE))
+        return found
+
+    def _are_weights_sane(self, stats: IntervalStatistics) -> BoolArray:
+        """Whether weights have moved little; at the horizon, whether they had before."""
+        seen = np.isfinite(stats.param_norm)
+        with np.errstate(all="ignore"):
+            update, growth = stats.update_norm / stats.param_norm, stats.param_norm / self._size
+        known = np.isfinite(update)
+        most = np.where(known, SMALL_GROWTH, SMALL_GROWTH_ALONE)
+        sane = (growth < most) & (growth > 1 / most) & (~known | (update < SMALL_UPDATE))
+        self._size = np.where(seen, stats.param_norm, self._size)
+        self._sane = np.where(seen, sane, self._sane)
+        return self._sane
+
+    def _watch(self, stats: IntervalStatistics) -> tuple[BoolArray, BoolArray, BoolArray]:
+        """Which runs have diverged at the interval's end, and which are near their best.
+
+        The third says where there is no doubt about the former.
+        """
         m = self._memory
-        diverged = good = np.zeros(len(self._strikes), dtype=bool)
+        beyond_doubt = diverged = good = np.zeros(len(self._strikes), dtype=bool)
         self._positive &= ~(stats.losses <= 0).any(axis=0)
         self._see_untrained(stats.losses, stats.norms)
         for losses, norms in _blocks(stats.losses, stats.norms):
@@ -128,13 +199,18 @@ class DivergenceGuard:
             tolerance = NOISE_FACTOR * (1 + 4 / steps) * noise + 1e-6 * np.abs(mean)
             diverged = above > np.fmax(tolerance, LOST_SHARE * learned)
             diverged |= self._worse_than_untrained(losses)
-            diverged |= (norm > NORM_FACTOR * m["norm"]) & (above > 0)
-            diverged |= np.isnan(mean)
+            beyond_doubt = (norm > NORM_FACTOR * m["norm"]) & (above > 0)
+            beyond_doubt |= np.isnan(mean)
+            diverged |= beyond_doubt
+            level = np.where(np.isnan(self._level), np.fmax(np.abs(mean), m["noise"]), self._level)
+            far_above = above > FAR_ABOVE * level
+            self._level = np.where(far_above, level, np.fmax(level, np.abs(mean)))
+            beyond_doubt |= far_above | (norm > SMALL_NORM_FACTOR * m["norm"])
             good = ~diverged & (above <= np.fmax(tolerance, LOST_SHARE * learned) / 2)
             m["noise"] = _learn(m["noise"], spread, alarm=diverged)
             m["norm"] = _learn(m["norm"], norm, alarm=diverged)
             m["best"] = np.where(diverged, m["best"], np.fmin(m["best"], mean))
-        return diverged, good
+        return diverged, good, beyond_doubt
 
     def _see_untrained(self, losses: FloatArray, norms: FloatArray) -> None:
         """Takes the measure of runs that begin, or begin again, with these steps.
@@ -176,6 +252,10 @@ class DivergenceGuard:
             "strikes": self._strikes.tolist(),
             "calm": self._calm.tolist(),
             "plain": self._plain.tolist(),
+            "level": self._level.tolist(),
+            "size": self._size.tolist(),
+            "sane": self._sane.tolist(),
+            "streak": self._streak.tolist(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -184,6 +264,11 @@ class DivergenceGuard:
         self._strikes = np.asarray(state["strikes"], dtype=np.int64)
         self._calm = np.asarray(state["calm"], dtype=np.int64)
         self._plain = np.asarray(state["plain"], dtype=bool)
+        if "streak" in state:  # states of 0.1.0 have none of these
+            self._level = np.asarray(state["level"], dtype=np.float64)
+            self._size = np.asarray(state["size"], dtype=np.float64)
+            self._sane = np.asarray(state["sane"], dtype=bool)
+            self._streak = np.asarray(state["streak"], dtype=np.int64)
 
 
 _MEMORY = ("first", "best", "noise", "log_noise", "norm")

@@ -62,6 +62,7 @@ class IntervalStatistics:
         losses: (steps, num_runs), the training loss of every step as it came, finite or not.
         norms: (steps, num_runs), the gradient norm of every step before clipping, finite or not;
             NaN where a step had no gradient, which does not count as broken.
+        broken: (steps, num_runs), whether the loss or gradient norm was not finite.
     """
 
     loss_mean: FloatArray
@@ -77,6 +78,7 @@ class IntervalStatistics:
     norm_running: FloatArray
     losses: FloatArray = field(default_factory=_no_rows)
     norms: FloatArray = field(default_factory=_no_rows)
+    broken: NDArray[np.bool_] = field(default_factory=lambda: np.empty((0, 0), dtype=bool))
 
 
 def summarise(
@@ -108,6 +110,7 @@ def summarise(
         sound = norms < absurd
         known = sound & ~no_gradient
         sane = np.abs(losses) < absurd
+        broken = ~(sane & sound)
         loss_mean, loss_std = _moments(losses, sane)
         norm_mean, norm_std = _moments(norms, known)
         param_sq, grad_sq, grad_momentum, momentum_sq, grad_update, update_sq, update_norm = (
@@ -124,7 +127,7 @@ def summarise(
             norm_mean=norm_mean,
             norm_std=norm_std,
             clipped_share=(known & (norms > thresholds)).sum(0) / steps,
-            nonfinite_share=(~(sane & sound)).sum(0) / steps,
+            nonfinite_share=broken.sum(0) / steps,
             cos_momentum=_mean(np.clip(cos_momentum, -1, 1), aimed),
             cos_update=_mean(np.clip(cos_update, -1, 1), aimed),
             update_norm=_mean(update_norm, aimed),
@@ -132,6 +135,7 @@ def summarise(
             norm_running=running.copy(),
             losses=losses.copy(),
             norms=np.where(no_gradient, np.nan, norms),
+            broken=broken,
         )
 
 

