@@ -3,7 +3,6 @@
 import copy
 import io
 import math
-import pickle
 import warnings
 
 import numpy as np
@@ -25,9 +24,6 @@ RATES = pytest.mark.parametrize("lr", [0.002, torch.tensor(0.002).double()], ids
 
 def kinds_of(scheduler):
     return [i.kind for i in scheduler.history.interventions]
-
-
-# Which parameters there are
 
 
 @pytest.mark.parametrize("frozen", ["all", "first", "one of two groups", "no gradient"])
@@ -100,59 +96,39 @@ def test_large_lazy_parameters_get_no_snapshot_after_all():
 def test_inference_mode_is_refused():
     job, scheduler = start(10, NOTHING)
     scheduler.detach()
-    with torch.inference_mode():
-        for call in (
-            lambda: LearnedScheduler(job.optimizer, 10),
-            lambda: scheduler.load_state_dict({}),
-        ):
-            with pytest.raises(RuntimeError, match=r"torch.inference_mode\(\).* outside of it"):
-                call()
+    calls = (lambda: LearnedScheduler(job.optimizer, 10), lambda: scheduler.load_state_dict({}))
+    for call in calls:
+        with torch.inference_mode(), pytest.raises(RuntimeError, match=r"mode\(\).* outside of it"):
+            call()
     LearnedScheduler(job.optimizer, 10)
-
-
-# Snapshots
 
 
 def longer(p):
     return nn.Parameter(torch.cat([p.data, p.data[:1]]))
 
 
-def replaced(groups, optimizer, model):
-    groups[0]["params"][0] = longer(groups[0]["params"][0])
-
-
-def grown_in_place(groups, optimizer, model):
-    p = groups[0]["params"][0]
+def grown_in_place(p, optimizer):
     p.grad, p.data = None, longer(p).data
     optimizer.state.pop(p)
 
 
-def joined_a_group(groups, optimizer, model):
-    groups[0]["params"].insert(0, nn.Parameter(torch.full((3,), 7.0)))
+def new():
+    return nn.Parameter(torch.full((3,), 7.0))
 
 
-def left_a_group(groups, optimizer, model):
-    del groups[0]["params"][0]
+CHANGES = {  # groups, the first one's parameters, optimizer, model
+    "replaced": lambda g, p, o, m: p.append(longer(p.pop())),
+    "grown in place": lambda g, p, o, m: grown_in_place(p[0], o),
+    "joined a group": lambda g, p, o, m: p.insert(0, new()),
+    "left a group": lambda g, p, o, m: p.pop(0),
+    "group left": lambda g, p, o, m: g.pop(0),
+    "group joined": lambda g, p, o, m: (o.add_param_group({"params": [new()]}), g.reverse()),
+    "buffer grown": lambda g, p, o, m: m.register_buffer("seen", torch.full((5,), 7.0)),
+}
 
 
-def group_left(groups, optimizer, model):
-    del groups[0]
-
-
-def group_joined(groups, optimizer, model):
-    optimizer.add_param_group({"params": [nn.Parameter(torch.full((3,), 7.0))]})
-    groups.reverse()
-
-
-def buffer_grown(groups, optimizer, model):
-    model.register_buffer("seen", torch.full((5,), 7.0))
-
-
-CHANGES = (replaced, grown_in_place, joined_a_group, left_a_group, group_left, group_joined)
-
-
-@pytest.mark.parametrize("change", [*CHANGES, buffer_grown], ids=lambda f: f.__name__)
-@pytest.mark.parametrize("kind", ["Adam", "SGD", "RMSprop"])
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("kind", ["Adam", "SGD"])
 def test_a_rollback_pairs_tensors_by_what_they_are(change, kind):
     """All weights have one shape: one that is paired by position would get another's values."""
     params = [nn.Parameter(torch.full((3,), float(i))) for i in range(4)]
@@ -176,7 +152,8 @@ def test_a_rollback_pairs_tensors_by_what_they_are(change, kind):
     snapshot = JobSnapshot(optimizer, model)
     snapshot.keep()
     kept = now()
-    change(optimizer.param_groups, optimizer, model)
+    groups = optimizer.param_groups
+    CHANGES[change](groups, groups[0]["params"], optimizer, model)
     update()
     model.other += 1.0
     moved = now()
@@ -211,21 +188,13 @@ def test_a_rollback_says_once_what_it_leaves_alone(count, kind):
     assert f"(tensors: {count})" in told[0]
 
 
-# Copies, groups that join, and starts
-
-
 def saved(things):
-    file = io.BytesIO()
-    torch.save(things, file)
+    torch.save(things, file := io.BytesIO())
     file.seek(0)
     return torch.load(file, weights_only=False)
 
 
-def pickled(things):
-    return pickle.loads(pickle.dumps(things))
-
-
-@pytest.mark.parametrize("copied", [copy.deepcopy, saved, pickled])
+@pytest.mark.parametrize("copied", [copy.deepcopy, saved])
 @pytest.mark.parametrize("kind", ["AdamW-fused", "SGD"])
 def test_a_copy_goes_on_where_the_original_stands(copied, kind):
     job, scheduler = start(60, reactive(), job=Job(kind, norm=True, dtype=torch.float32))
@@ -281,15 +250,12 @@ def test_detaching_may_restore_the_starts(kind, lr):
     assert LearnedScheduler(job.optimizer, 60, policy=NOTHING).get_last_lr() == first
 
 
-@pytest.mark.parametrize("options", [{"dry_run": True}, {"warmup_steps": 50}])
-def test_nothing_is_restored_where_nothing_was_set(options):
-    job, scheduler = start(60, NOTHING, **options)
-    job.optimizer.param_groups[0]["lr"] = 0.3
-    scheduler.detach(restore=True)
-    assert job.optimizer.param_groups[0]["lr"] == 0.3
-
-
-# Subclasses of optimizers
+def test_nothing_is_restored_where_nothing_was_set():
+    for options in ({"dry_run": True}, {"warmup_steps": 50}):
+        job, scheduler = start(60, NOTHING, **options)
+        job.optimizer.param_groups[0]["lr"] = 0.3
+        scheduler.detach(restore=True)
+        assert job.optimizer.param_groups[0]["lr"] == 0.3
 
 
 class Once(SGD):
@@ -328,9 +294,6 @@ def test_a_step_within_a_step_is_the_same_update(kind, closure):
             job.optimizer.step(*given)
             scheduler.step(1.0)
     assert len(calls) == 4
-
-
-# Games, broken rows, loss scaling
 
 
 def with_drift(kind, drift, **options):
@@ -407,9 +370,6 @@ def test_scaled_gradients_whose_squares_overflow(name):
         np.testing.assert_allclose(a.features, b.features, rtol=1e-2, atol=1e-2)
 
 
-# States that do not belong
-
-
 def without(state, name):
     return {key: value for key, value in state.items() if key != name}
 
@@ -421,9 +381,7 @@ FOREIGN = {
     "StepLR": lambda job, state: lr_scheduler.StepLR(job.optimizer, 3).state_dict(),
     "plateau": lambda job, state: lr_scheduler.ReduceLROnPlateau(job.optimizer).state_dict(),
     "the optimizer's": lambda job, state: job.optimizer.state_dict(),
-    "the model's": lambda job, state: job.model.state_dict(),
     "no version": lambda job, state: without(state, "version"),
-    "no history": lambda job, state: without(state, "history"),
     "an empty run": lambda job, state: {**state, "run": None},
     "half a run": lambda job, state: {**state, "run": without(state["run"], "clock")},
     "no guard": lambda job, state: {**state, "run": {**state["run"], "decider": {}}},
