@@ -196,7 +196,7 @@ class LearnedSchedulerCallback(transformers.TrainerCallback):  # type: ignore[mi
         for hook in self._hooks:
             hook.remove()
         if self._attachment is not None:
-            self._attachment.scheduler.detach()
+            self._attachment.scheduler.detach(restore=True)
         if self._overruled is not None:
             self._overruled[0].__class__ = self._overruled[1]
             _catch_up(successor or self._overruled[0])

@@ -45,7 +45,7 @@ class Spy(TrainerCallback):
 
     def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
         group = optimizer.param_groups[0]
-        self.seen.append((group["lr"], args.max_grad_norm))
+        self.seen.append((group["lr"], group["betas"][0], args.max_grad_norm))
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == self.at:
@@ -86,7 +86,7 @@ def test_trainer_that_ends_in_an_exception_is_as_without_us(tmp_path, without_us
     assert type(trainer.lr_scheduler) is LambdaLR
     assert not trainer.model._forward_hooks
     group = trainer.optimizer.param_groups[0]
-    assert group["lr"] == pytest.approx(without_us[12][0])
+    assert (group["lr"], group["betas"]) == (pytest.approx(without_us[12][0]), (0.9, 0.999))
     trainer.remove_callback(callback)
     spy.at, spy.seen = None, []
     trainer.train()
