@@ -246,32 +246,18 @@ class DivergenceGuard:
 
     def state_dict(self) -> dict[str, Any]:
         """The memory as plain lists."""
-        return {
-            "memory": {name: value.tolist() for name, value in self._memory.items()},
-            "positive": self._positive.tolist(),
-            "strikes": self._strikes.tolist(),
-            "calm": self._calm.tolist(),
-            "plain": self._plain.tolist(),
-            "level": self._level.tolist(),
-            "size": self._size.tolist(),
-            "sane": self._sane.tolist(),
-            "streak": self._streak.tolist(),
-        }
+        kept = {name: getattr(self, f"_{name}").tolist() for name in _KEPT}
+        return {"memory": {n: value.tolist() for n, value in self._memory.items()}, **kept}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._memory = {n: np.asarray(v, dtype=np.float64) for n, v in state["memory"].items()}
-        self._positive = np.asarray(state["positive"], dtype=bool)
-        self._strikes = np.asarray(state["strikes"], dtype=np.int64)
-        self._calm = np.asarray(state["calm"], dtype=np.int64)
-        self._plain = np.asarray(state["plain"], dtype=bool)
-        if "streak" in state:  # states of 0.1.0 have none of these
-            self._level = np.asarray(state["level"], dtype=np.float64)
-            self._size = np.asarray(state["size"], dtype=np.float64)
-            self._sane = np.asarray(state["sane"], dtype=bool)
-            self._streak = np.asarray(state["streak"], dtype=np.int64)
+        for name in (n for n in _KEPT if n in state):  # states of 0.1.0 lack some
+            old = getattr(self, f"_{name}")
+            setattr(self, f"_{name}", np.asarray(state[name], dtype=old.dtype))
 
 
 _MEMORY = ("first", "best", "noise", "log_noise", "norm")
+_KEPT = ("positive", "strikes", "calm", "plain", "level", "size", "sane", "streak")
 
 
 def is_lost(losses: FloatArray) -> BoolArray:
