@@ -5,6 +5,7 @@ Shares no code with the package: python recompute_results.py RESULTS.CSV [SEED [
 
 import csv
 import sys
+from itertools import product
 from math import isfinite, log
 
 import numpy as np
@@ -22,7 +23,7 @@ def iqm(samples):
 def intervals(table, seed):
     """Mean and IQM of a table (tasks, seeds), each with its two-level 95 % interval."""
     num_tasks, num_seeds = table.shape
-    rng = np.random.default_rng(np.random.default_rng(seed).integers(2**63))
+    rng = np.random.default_rng(np.random.default_rng(int(seed)).integers(2**63))
     tasks = rng.integers(num_tasks, size=(RESAMPLES, num_tasks))
     seeds = rng.integers(num_seeds, size=(RESAMPLES, num_tasks, num_seeds))
     flat = table[tasks[:, :, None], seeds].reshape(RESAMPLES, -1)
@@ -33,7 +34,7 @@ def intervals(table, seed):
     return found
 
 
-def recompute(path, seed=0, split="test", reference="adamw-default"):
+def recompute(path, seed=0, split="test"):
     """By (arm, start, budget): log ratios to the reference and normalised scores, summed up."""
     with open(path, encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if not row["failed"]]
@@ -46,19 +47,14 @@ def recompute(path, seed=0, split="test", reference="adamw-default"):
         untrained.setdefault(row["task"], []).append(float(row["untrained"]))
     tasks = list(untrained)
     seeds = sorted({int(row["seed"]) for row in rows})
-    for losses in (loss, valid):
-        for task in tasks:
-            known = [losses[k][task, s] for k in losses for s in seeds]
-            worst = max(np.mean(untrained[task]), *(x for x in known if isfinite(x)))
-            for k in losses:
-                for s in seeds:
-                    if not isfinite(losses[k][task, s]):
-                        losses[k][task, s] = worst
-    base = loss[reference, "", 1]
+    for runs, task in product([loss, valid], tasks):
+        known = [losses[task, s] for losses in runs.values() for s in seeds]
+        worst = max(np.mean(untrained[task]), *filter(isfinite, known))
+        for losses, s in product(runs.values(), seeds):
+            losses[task, s] = losses[task, s] if isfinite(losses[task, s]) else worst
+    base = loss["adamw-default", "", 1]
     budget = max(key[2] for key in loss)
-    family = [
-        key for key in loss if key[0].startswith("adamw-") and key[1] == "" and key[2] == budget
-    ]
+    family = [key for key in loss if key[0].startswith("adamw-") and key[1:] == ("", budget)]
     zero, one = {}, {}
     for task in tasks:
         best = min(family, key=lambda k: sum(valid[k][task, s] for s in seeds), default=None)
@@ -76,10 +72,5 @@ def recompute(path, seed=0, split="test", reference="adamw-default"):
 
 
 if __name__ == "__main__":
-    given = sys.argv[1:]
-    source, number, split = (*given, *("", "0", "test")[len(given) :])
-    for key, values in recompute(source, int(number), split).items():
-        for name, statistics in values.items():
-            for kind, (estimate, low, high) in statistics.items():
-                line = f"{key}: {name}, {kind}: {estimate:+.3f} [{low:+.3f}, {high:+.3f}]\n"
-                sys.stdout.write(line)
+    for key, values in recompute(*sys.argv[1:]).items():
+        sys.stdout.write(f"{key}: {values}\n")

@@ -22,7 +22,6 @@ from pacesetter.experiments.rivals.arms import Baseline, Configured
 from pacesetter.experiments.rivals.baselines import BASELINES, default_arms
 from pacesetter.experiments.rivals.packages import AdamHD
 from pacesetter.experiments.rivals.space import Dimension
-from pacesetter.experiments.runs.agents import RandomActions
 from pacesetter.experiments.runs.batched import RunOptions, check_points
 from pacesetter.experiments.runs.matrix import BaselineGroup, Choice, Plan, pieces
 from pacesetter.experiments.runs.population import (
@@ -105,30 +104,25 @@ def loss_on(split, task, model):
     return float(task.loss(model.eval(), getattr(task.splits, split)))
 
 
-DECAYED = {"weight_decay": 0.01}
-PACKAGES = {  # with their defaults, and whether the rate falls along a cosine
-    "nadam-cosine": (
-        *(torch.optim.NAdam, {"lr": 2e-3, "decoupled_weight_decay": True, **DECAYED}),
-        True,
-    ),
-    "lion-cosine": (lion_pytorch.Lion, {"lr": 1e-4, "weight_decay": 0.1}, True),
-    "schedule-free": (
-        *(schedulefree.AdamWScheduleFree, {"lr": 2.5e-3, "warmup_steps": 2, **DECAYED}),
-        False,
-    ),
-    "prodigy-cosine": (prodigyopt.Prodigy, {"lr": 1.0, **DECAYED}, True),
-}
+NADAM = partial(torch.optim.NAdam, decoupled_weight_decay=True)
+FREE = partial(schedulefree.AdamWScheduleFree, warmup_steps=2)
 
 
-@pytest.mark.parametrize("name", PACKAGES)
-def test_an_arm_of_a_package_is_the_package_itself(name):
-    task = small_task()
-    kind, options, scheduled = PACKAGES[name]
-    row = ROWS[name]
+@pytest.mark.parametrize(
+    ("name", "package", "lr", "decay"),
+    [
+        ("nadam-cosine", NADAM, 2e-3, 0.01),
+        ("lion-cosine", lion_pytorch.Lion, 1e-4, 0.1),
+        ("schedule-free", FREE, 2.5e-3, 0.01),
+        ("prodigy-cosine", prodigyopt.Prodigy, 1.0, 0.01),
+    ],
+)
+def test_an_arm_of_a_package_is_the_package_itself(name, package, lr, decay):
+    task, row = small_task(), ROWS[name]
     once = {"seeds": [5], "evaluate": REPORTED, "num_intervals": 8}
     (found,) = run_settings(task, row, [row.space.default], **once)
-    assert found.failed is None
-    model = plainly_trained(task, partial(kind, **options), seed=5, scheduled=scheduled)
+    make = partial(package, lr=lr, weight_decay=decay)
+    model = plainly_trained(task, make, seed=5, scheduled="cosine" in name)
     for split in REPORTED[1:]:
         assert found.losses[split] == pytest.approx(loss_on(split, task, model), rel=1e-6)
     assert len(found.curve) == len(found.lrs) == len(found.steps) == 8
@@ -141,18 +135,12 @@ def test_every_row_runs_paired_and_in_order():
     found = run_configured(task, configured, seeds=[0, 1], evaluate=REPORTED, num_intervals=40)
     assert [(o.arm, o.seed) for o in found] == [(b.name, s) for b in rows for s in (0, 1)]
     for o in found:
-        assert o.failed is None
-        assert o.inner_steps == task.horizon
-        assert len(o.valid_curve) == 10
-        assert o.valid_steps[-1] == task.horizon
+        assert (o.failed, o.inner_steps, len(o.valid_curve)) == (None, task.horizon, 10)
         assert o.valid_curve[-1] == o.losses["outer_valid"]
         assert o.best == {"outer_valid": min(o.valid_curve)}
     for seed in (0, 1):
         untrained = [o.untrained for o in found if o.seed == seed]
         assert untrained == pytest.approx([untrained[0]] * len(rows), rel=1e-5)
-    by = {(o.arm, o.seed): o for o in found}
-    assert by["adamw-default", 1].losses == by["adamw-constant", 1].losses  # equal settings
-    assert by["adamw-default", 1].losses != by["adamw-linear", 1].losses
 
 
 def test_schedule_free_renews_running_means_of_its_average():
@@ -227,8 +215,7 @@ def test_crash_and_divergence_of_one_setting_touch_no_other():
     task = small_task()
     fragile = replace(ROWS["adamw-constant"], name="fragile", schedule=raises_at_high_rates)
     broken = Baseline(name="b", label="b", optimizer=refuses, fixed={"lr": 0.1}, source="mine")
-    lrs = (0.01, 1.0, 0.02, 1e30)
-    configured = [Configured(fragile, {"lr": lr}) for lr in lrs[:3]]
+    configured = [Configured(fragile, {"lr": lr}) for lr in (0.01, 1.0, 0.02)]
     configured += [Configured(ROWS["sgd-cosine"], {"lr": lr}) for lr in (0.1, 1e30)]
     configured += [Configured(broken, {}), Configured(ROWS["nadam-cosine"], {"lr": 1e30})]
     found = run_configured(task, configured, seeds=[0, 1], evaluate=REPORTED)
@@ -238,8 +225,7 @@ def test_crash_and_divergence_of_one_setting_touch_no_other():
     assert [r is None for r in reasons] == [True, False, True, True, True, False, True]
     for o in found:
         if o.failed:
-            assert set(o.losses) == set(REPORTED)
-            assert all(math.isnan(loss) for loss in o.losses.values())
+            assert np.isnan([o.losses[split] for split in REPORTED]).all()
     alone = run_settings(task, ROWS["adamw-constant"], [{"lr": 0.02}], seeds=[0, 1])
     for a, b in zip(alone, found[4:6], strict=True):
         assert a.losses["outer_valid"] == pytest.approx(b.losses["outer_valid"], rel=1e-4)
@@ -247,22 +233,10 @@ def test_crash_and_divergence_of_one_setting_touch_no_other():
     assert math.isfinite(found[6].losses["test"])
 
 
-def test_population_of_one_is_the_default():
+def test_population_learns_and_repeats_itself():
     # Trials on two seeds, then the re-run, cost as many runs as members.
     assert [population_size(n, tuning_seeds=2) for n in (1, 5, 20)] == [1, 11, 41]
-    task, row = small_task(), ROWS["population"]
-    options = RunOptions(num_intervals=8, evaluate=REPORTED)
-    (found,) = run_population(task, row, members=1, seeds=[3], options=options)
-    plain_row, setting = ROWS["adamw-constant"], row.space.default
-    (plain,) = run_settings(task, plain_row, [setting], seeds=[3], evaluate=REPORTED)
-    assert found.losses == pytest.approx(plain.losses, rel=1e-4)
-    assert set(found.lrs) == {1e-3}
-    assert found.inner_steps == task.horizon
-
-
-def test_population_learns_and_repeats_itself():
-    task = small_task(horizon=80)
-    row = ROWS["population"]
+    task, row = small_task(horizon=80), ROWS["population"]
     options = RunOptions(num_intervals=40, evaluate=REPORTED)
     found, again = (
         run_population(task, row, members=11, seeds=[3, 4], options=options) for _ in range(2)
@@ -273,11 +247,9 @@ def test_population_learns_and_repeats_itself():
         assert a.losses["outer_valid"] < 0.8 * c.losses["outer_valid"]
         assert a.inner_steps == 11 * task.horizon
         assert a.valid_curve[-1] == a.losses["outer_valid"]
-        assert len(a.lrs) == 40
-    assert found[0].lrs[0] == found[0].lr
 
 
-def test_worst_members_copy_best_ones():
+def test_worst_members_copy_best_ones_and_explore_within_bounds():
     generator = np.random.default_rng(0)
     losses = np.array([5.0, 1.0, np.nan, 3.0, 2.0, 9.0, 4.0, 6.0, 7.0, 8.0])
     for _ in range(10):
@@ -285,31 +257,10 @@ def test_worst_members_copy_best_ones():
         assert set(sources[[2, 5]]) <= {1, 4}
         kept = [0, 1, 3, 4, 6, 7, 8, 9]
         assert sources[kept].tolist() == kept
-
-
-def test_copied_hyperparameters_are_perturbed_within_bounds():
-    table = {"lr": np.full(400, 0.1), "momentum": np.full(400, 0.9)}
-    bounds = {
-        "lr": Dimension(1e-3, 0.1, default=0.1),
-        "momentum": Dimension(0.5, 0.95, default=0.9, log=False),
-    }
-    explore(table, np.arange(200), bounds, np.random.default_rng(0))
-    assert set(table["lr"][:200].round(6)) == {0.08, 0.12}
-    assert set(table["momentum"][:200].round(6)) == {0.72, 0.95}
+    table, bounds = {"lr": np.full(400, 0.1)}, {"lr": Dimension(1e-3, 0.1, default=0.1, most=0.11)}
+    explore(table, np.arange(200), bounds, generator)
+    assert set(table["lr"][:200].round(6)) == {0.08, 0.11}
     assert set(table["lr"][200:]) == {0.1}
-
-
-def test_copied_runs_go_on_alike():
-    trainer = InnerTrainer([small_task(build=normed_net).with_seed(0)], siblings=3)
-    rates = np.tile([0.1, 0.01, 0.001], (5, 1))
-    trainer.run(rates, momentum=np.full(3, 0.9))
-    trainer.copy_runs(np.array([0, 2, 2]))
-    same = np.full((5, 3), 0.02)
-    trainer.run(same, momentum=np.full(3, 0.9))
-    first, second, third = (trainer.parameters(i) | trainer.buffers(i) for i in range(3))
-    for name in first:
-        torch.testing.assert_close(second[name], third[name])
-    assert not torch.equal(first["0.weight"], third["0.weight"])
 
 
 @pytest.mark.parametrize("arm", ["adamw-cosine", "nadam-cosine"])
@@ -320,9 +271,6 @@ def test_metric_is_that_of_the_trained_model(arm):
     assert found.metric_name == "half right"
     assert 0.3 < found.metric["train"] <= 0.5
     assert (32 * found.metric["test"]) % 1 == pytest.approx(0, abs=1e-5)
-    (without,) = run_settings(small_task(), ROWS[arm], [{"lr": 0.03}], seeds=[0])
-    assert (without.metric_name, without.metric) == (None, None)
-    assert without.losses["outer_valid"] == found.losses["outer_valid"]
 
 
 @pytest.mark.parametrize(
@@ -330,10 +278,8 @@ def test_metric_is_that_of_the_trained_model(arm):
 )
 def test_metric_of_a_bundled_task(family, name):
     task = replace(fixed_task(family, 0), horizon=4)
-    metric = metric_of(task)
     (found,) = run_settings(task, ROWS["adamw-default"], [{}], seeds=[0])
-    assert found.metric_name == metric.name == name
-    value = found.metric["outer_valid"]
+    assert found.metric_name == metric_of(task).name == name
     trainer = InnerTrainer([task.with_seed(0)])
     trainer.run(np.full((4, 1), 1e-3), momentum=np.full(1, 0.9))
     model = build_model(task.with_seed(0))
@@ -343,10 +289,9 @@ def test_metric_of_a_bundled_task(family, name):
         if name == "perplexity":
             logits = model.eval()(last[:, :-1])
             plain = F.cross_entropy(logits.flatten(0, 1), last[:, 1:].flatten()).exp()
-            assert not metric.higher_is_better
         else:
             plain = (model.eval()(*inputs).argmax(-1) == last).float().mean()
-    assert value == pytest.approx(float(plain), rel=1e-4)
+    assert found.metric["outer_valid"] == pytest.approx(float(plain), rel=1e-4)
 
 
 def agents_only(arms, task, **config):
@@ -356,32 +301,22 @@ def agents_only(arms, task, **config):
 
 
 def test_records_are_kept_whole(tmp_path):
-    arms, task = ("policy", "random-policy"), small_task(metric=Metric("accuracy", right))
-    found = agents_only(arms, task)
-    assert {r.arm for r in found} == set(arms)
-    assert all(set(r.metric) == set(REPORTED) for r in found)
-    broken = replace(
-        found[0],
-        losses=dict.fromkeys(REPORTED, math.nan),
-        valid_curve=[1.0, math.inf],
-        failed="RuntimeError: why",
-        **{"metric": None, "best": {"outer_valid": math.nan}, "wall_seconds": math.nan},
-    )
+    found = agents_only(("policy",), small_task(metric=Metric("accuracy", right)))
+    nothing = {"losses": dict.fromkeys(REPORTED, math.nan), "metric": None}
+    nothing |= {"best": {"outer_valid": math.nan}, "wall_seconds": math.nan}
+    broken = replace(found[0], valid_curve=[1.0, math.inf], failed="RuntimeError: why", **nothing)
     path = tmp_path / "records.json"
     write_records(path, [*found, broken])
     json.loads(path.read_text(), parse_constant=pytest.fail)
     *same, last = read_records(path)
-    assert [r.losses for r in same] == [r.losses for r in found]
     assert [r.row() for r in same] == [r.row() for r in found]
-    assert last.diverged
-    assert last.failed == broken.failed
+    assert (last.diverged, last.failed) == (True, broken.failed)
     assert math.isnan(last.valid_curve[1])
     write_csv(tmp_path / "results.csv", [*found, broken])
     rows = list(csv.DictReader((tmp_path / "results.csv").read_text().splitlines()))
     assert [float(row["test"]) for row in rows[:-1]] == [r.losses["test"] for r in found]
-    assert rows[-1]["failed"] == "RuntimeError: why"
-    assert rows[-1]["diverged"] == "1"
-    assert rows[-1]["metric_test"] == ""
+    shown = [rows[-1][name] for name in ("failed", "diverged", "metric_test")]
+    assert shown == ["RuntimeError: why", "1", ""]
 
 
 def test_the_random_policy_differs_by_task_and_by_seed():
@@ -393,9 +328,6 @@ def test_the_random_policy_differs_by_task_and_by_seed():
     assert a == same
     assert a[0] == seed[0] == task[0]  # before the first decision
     assert len({a[1], seed[1], task[1]}) == 3
-    actions = RandomActions(4, "a/0").act(np.zeros((500, 1)), interval=1, num_intervals=5)
-    assert np.abs(actions).max() <= 1
-    assert actions.mean(axis=0) == pytest.approx(np.zeros(3), abs=0.1)
 
 
 def test_optional_arms_see_validation_losses_take_fewer_steps_and_start_elsewhere():
@@ -403,10 +335,8 @@ def test_optional_arms_see_validation_losses_take_fewer_steps_and_start_elsewher
     assert not {"multiple-10", "policy-seeing", "adamw-pooled"} & set(default_arms())
     found = agents_only(names, small_task(horizon=60), start_lrs=(1e-3, 1e-2))
     by = {(r.arm, r.start_lr): r for r in found}
-    assert len(by) == len(found) == 10
     # Ten times the start is the start that is ten times as high.
     assert by["multiple-10", 1e-3].losses == pytest.approx(by["do-nothing", 1e-2].losses, rel=1e-4)
-    assert by["policy-two-thirds", 1e-3].inner_steps == 40
     assert by["policy-two-thirds", 1e-3].steps[-1] == 40
     same, seeing = by["policy", 1e-3], by["policy-seeing", 1e-3]
     assert same.lrs[:2] == pytest.approx(seeing.lrs[:2])  # nothing has been seen yet

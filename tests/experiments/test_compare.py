@@ -3,13 +3,7 @@
 import csv
 import json
 import math
-import os
-import re
 import runpy
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,16 +15,15 @@ from jobs import reactive
 from pacesetter.envs.actions import ControlConfig
 from pacesetter.envs.features import NUM_FEATURES
 from pacesetter.experiments import comparison as compare_module
-from pacesetter.experiments.compare_config import TUNING_SEEDS, named_task, task_names
+from pacesetter.experiments.compare_config import TUNING_SEEDS
 from pacesetter.experiments.comparison import CompareConfig, compare
 from pacesetter.experiments.rivals.arms import Baseline
-from pacesetter.experiments.rivals.baselines import AGENT_ARMS, BASELINES, STRICT
+from pacesetter.experiments.rivals.baselines import AGENT_ARMS, BASELINES
 from pacesetter.experiments.runs import stages
-from pacesetter.experiments.runs.agents import ClosedLoop, Replay, mean_replay, run_agents
+from pacesetter.experiments.runs.agents import ClosedLoop, mean_replay, run_agents
 from pacesetter.experiments.runs.plain import PlainRun
-from pacesetter.experiments.runs.records import CSV_COLUMNS, Entry, read_records
-from pacesetter.experiments.runs.stages import SENSITIVE, Clock
-from pacesetter.experiments.tuning import Search
+from pacesetter.experiments.runs.records import CSV_COLUMNS, Entry
+from pacesetter.experiments.runs.stages import SENSITIVE
 from pacesetter.inner_models.engine.data import batch_stream, build_model
 from pacesetter.inner_models.engine.trainer import InnerTrainer
 from tiny import SmallFamily, small_task, squared_error
@@ -204,53 +197,36 @@ def test_replay_fits_runs_with_fewer_intervals():
     ramp = np.outer(np.arange(6) / 10, [1.0, 0.0, 0.0])
     replay = mean_replay([ramp, ramp[::2]], ControlConfig(num_intervals=6))
     assert replay.mean[:, 0] == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4, 0.45])
-    steps = [
-        replay.act(np.zeros((2, NUM_FEATURES)), interval=k, num_intervals=3)[0, 0] for k in (1, 2)
-    ]
-    assert np.array(steps) * 0.35 == pytest.approx([0.2, 0.2])
-    with pytest.raises(ValueError, match="at least one"):
-        mean_replay([], ControlConfig())
-    assert isinstance(replay, Replay)
+    step = replay.act(np.zeros((2, NUM_FEATURES)), interval=1, num_intervals=3)[0, 0]
+    assert step * 0.35 == pytest.approx(0.2)
 
 
 def test_folder_holds_what_is_said(finished):
     out, found, _ = finished
     assert (out / "table.txt").read_text() == found.table + "\n"
-    assert (out / "table.md").read_text().count("|") > 50
     assert "\\begin{tabular}" in (out / "table.tex").read_text()
     assert "CompareConfig(" in (out / "report.html").read_text()  # the exact command
     assert json.loads((out / "seconds.json").read_text())["seconds"] > 0
     for path in out.rglob("*.json"):
         json.loads(path.read_text(), parse_constant=pytest.fail)
     assert set(json.loads((out / "data.json").read_text())) == {"own/a", "own/b"}
-    kept = [r for path in (out / "tasks" / "own_a").iterdir() for r in read_records(path)]
-    assert {r.arm for r in kept} == set(ARMS) - {STRICT.name}
-    assert all(r in found.records for r in kept)
 
 
 SCRIPT = Path(__file__).with_name("recompute_results.py")
 
 
-def of_csv(entry):
-    return entry.arm, "" if entry.start_lr is None else str(entry.start_lr), entry.budget
-
-
 @pytest.mark.parametrize("split", ["test", "outer_valid"])
 def test_summary_is_recomputed_from_the_csv_by_a_script_that_shares_no_code(finished, split):
-    imported = re.findall(r"^(?:import|from) (\w+)", SCRIPT.read_text(), flags=re.MULTILINE)
-    assert set(imported) == {"csv", "sys", "math", "numpy"}
     out, found, _ = finished
     recomputed = runpy.run_path(str(SCRIPT))["recompute"](out / "results.csv", CONFIG.seed, split)
     assert len(recomputed) == len(found.summary.entries)
-    assert any(e.normalised for e in found.summary.entries)
     for e in found.summary.entries:
-        theirs = recomputed[of_csv(e.entry)]
-        ours = {("score", "mean"): e.scores[split], ("score", "iqm"): e.iqm[split]}
-        if e.normalised:
-            ours["normalised", "iqm"] = e.normalised[split]
-        for (name, kind), interval in ours.items():
-            values = (interval.estimate, interval.low, interval.high)
-            assert values == pytest.approx(theirs[name][kind], abs=1e-9)
+        start = "" if e.entry.start_lr is None else str(e.entry.start_lr)
+        theirs = recomputed[e.entry.arm, start, e.entry.budget]
+        pairs = [(e.scores, theirs["score"]["mean"]), (e.iqm, theirs["score"]["iqm"])]
+        for ours, values in [*pairs, (e.normalised, theirs["normalised"]["iqm"])]:
+            found_here = (ours[split].estimate, ours[split].low, ours[split].high)
+            assert found_here == pytest.approx(values, abs=1e-9)
 
 
 def test_stopped_comparison_goes_on_and_repeats_nothing(tmp_path, monkeypatch):
@@ -281,63 +257,6 @@ def test_stopped_comparison_goes_on_and_repeats_nothing(tmp_path, monkeypatch):
     assert run(tmp_path / "run", config, tasks=tasks, resume=True).table == again.table
 
 
-KILLED = """
-import os, signal, sys
-sys.path[:0] = {paths!r}
-import test_compare as t
-from pacesetter.experiments.tuning import Study
-
-left = [int(sys.argv[2])]
-
-def counted(function):
-    def call(*args, **kwargs):
-        found = function(*args, **kwargs)
-        left[0] -= 1
-        if not left[0]:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return found
-    return call
-
-Study.tell, t.stages.write_records = counted(Study.tell), counted(t.stages.write_records)
-t.compare_module.write_report = t.only_notes
-out = t.Path(sys.argv[1])
-t.run(out, t.FEW, resume=(out / "run.json").exists())
-"""
-
-
-@pytest.mark.slow
-def test_killed_comparison_goes_on(tmp_path):
-    """SIGKILL in the middle of a search, between pieces, and again: the result is the same."""
-    here = os.path.dirname(__file__)
-    script = KILLED.format(paths=[here, os.path.dirname(here)])
-    out = tmp_path / "run"
-
-    def process(left):
-        command = [sys.executable, "-c", script, str(out), str(left)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-
-    # Each task has a search of two trials, and then two pieces: 1 is within the first search, and
-    # 4, from there, is after the first piece.
-    for left in (1, 4):
-        done = process(left)
-        assert done.returncode == -signal.SIGKILL, done.stderr
-        assert not (out / "results.csv").exists()
-    kept = {path: path.read_bytes() for path in out.glob("tasks/*/*.json")}
-    assert kept
-    done = process(0)
-    assert done.returncode == 0, done.stderr
-    assert all(path.read_bytes() == text for path, text in kept.items())
-    assert not [path for path in out.rglob("*") if path.name.endswith(".tmp")]
-    whole = run(tmp_path / "whole", FEW)
-    tables = [folder / "results.csv" for folder in (out, tmp_path / "whole")]
-    rows = [list(csv.DictReader(table.read_text().splitlines())) for table in tables]
-    for row in (*rows[0], *rows[1]):
-        assert float(row.pop("wall_seconds"))
-    assert rows[0] == rows[1]
-    assert len(rows[0]) == len(whole.records)
-
-
 def breaks(params, hyperparameters, task):
     raise RuntimeError("no such luck")
 
@@ -352,7 +271,6 @@ def test_arm_that_crashes_is_reported_as_failed_and_the_rest_goes_on(tmp_path):
     assert len(failed) == 2 * 2  # seeds, budgets
     assert {(r.arm, r.failed) for r in failed} == {("broken", "RuntimeError: no such luck")}
     assert all(math.isfinite(r.losses["test"]) for r in found.records if not r.failed)
-    assert {f.entry.arm for f in found.summary.failures} == {"broken"}
     assert "no such luck" in found.table
     assert "RuntimeError: no such luck" in (out / "results.csv").read_text()
 
@@ -373,7 +291,6 @@ def test_policy_that_crashes_takes_nothing_along(tmp_path, monkeypatch):
     found = run(tmp_path / "run", config, tasks=TASKS[:1])
     failures = {(r.arm, r.failed) for r in found.records if r.failed}
     assert failures == {("policy", "RuntimeError: lost")}
-    assert {r.arm for r in found.records if not r.failed} == {"do-nothing", "adamw-default"}
 
 
 def test_folder_of_another_comparison_is_refused(finished, tmp_path):
@@ -382,7 +299,6 @@ def test_folder_of_another_comparison_is_refused(finished, tmp_path):
         run(out)
     for changes, message in (
         ({"config": replace(CONFIG, num_seeds=4)}, "num_seeds: 2 then, 4 now"),
-        ({"policy": reactive(1)}, "policy"),
         ({"tasks": [TASKS[0], small_task("own/b", seed=3, horizon=12)]}, r"data\.own/b: "),
     ):
         with pytest.raises(ValueError, match=message):
@@ -401,22 +317,17 @@ def test_moved_edges_are_said_in_the_report(tmp_path):
     assert "sgd-cosine on own/a (lr beyond 1e-05)" in (tmp_path / "run/report.html").read_text()
     best = next(r for r in found.records if r.entry == Entry("sgd-cosine", None, 11))
     assert best.setting["lr"] > 1e-5
-    (note,) = compare_module._edge_notes({"own/a": {"sgd-cosine": Search((), on_edge=("lr",))}})
-    assert "on an edge at the end: sgd-cosine on own/a (lr)" in note
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"num_seeds": 0}, "num_seeds"),
-        ({"start_lrs": (0.0,)}, "start_lrs"),
         ({"start_lrs": (1e-3, 1e-3)}, "start_lrs"),
         ({"tasks": ()}, "tasks"),
-        ({"replay_tasks": 0}, "replay_tasks"),
         ({"trials": 0}, "trials must be positive, but got 0"),
         ({"jobs": 0}, "jobs must be positive, but got 0"),
         ({"steps": 10}, "steps are those of the user's own tasks"),
-        ({"steps": 0, "own_tasks": ("a:b",)}, "steps must be positive"),
     ],
 )
 def test_bad_settings_are_refused(changes, message):
@@ -426,33 +337,15 @@ def test_bad_settings_are_refused(changes, message):
 
 def test_bad_arms_tasks_and_devices_are_refused_before_anything_is_written(tmp_path):
     out = tmp_path / "run"
-    own = {"tasks": (), "own_tasks": ("nowhere_to_be_found:make",)}
     broken = small_task(loss=lambda model, batch: squared_error(model, batch) / 0)
     for changes, tasks, message in (
         ({"arms": ("polic",)}, TASKS, "nearest: policy"),
         ({}, [TASKS[0], TASKS[0]], "names that differ"),
         ({"device": "warp"}, TASKS, "device"),
         ({"tasks": ("digit-mlp/0",)}, None, "digits-mlp"),
-        (own, None, "no module 'nowhere_to_be_found'"),
+        ({"tasks": ("digits-mlp",)}, None, "family/number"),
         ({}, [broken], "finite at the start"),
     ):
         with pytest.raises(ValueError, match=message):
             compare(replace(CONFIG, **changes), out, tasks=tasks, policy=POLICY)
     assert not out.exists()
-
-
-def test_names_of_tasks():
-    assert task_names(["digits-mlp"], per_family=2) == ("digits-mlp/0", "digits-mlp/1")
-    assert named_task("digits-mlp/1").name == "digits-mlp/1"
-    with pytest.raises(ValueError, match="family/number"):
-        named_task("digits-mlp")
-
-
-def test_clock_adds_up_over_processes(tmp_path, monkeypatch):
-    now = [100.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    for spent, total in ((5.0, 5.0), (7.0, 12.0)):
-        clock = Clock(tmp_path / "seconds.json")
-        now[0] += spent
-        clock.write()
-        assert clock.seconds == total
