@@ -23,9 +23,7 @@ def hook(monkeypatch):
         ("index.md", "examples/ddp.py", "files/examples/ddp.py"),
         ("results.md", "../README.md", "index.md"),
         ("results.md", "benchmark.md", "benchmark.md"),
-        ("results.md", "#here", "#here"),
         ("results.md", "https://example.org/README.md", "https://example.org/README.md"),
-        ("results.md", "no-such-file.md", "no-such-file.md"),
         ("api/agent.md", "../../CHANGELOG.md", "../changelog.md"),
     ],
 )

@@ -1,6 +1,5 @@
 """Baselines are what they say: the schedules and optimizers of torch, from the space they name."""
 
-import copy
 import math
 from dataclasses import replace
 from functools import partial
@@ -8,6 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from plain_loop import plainly_trained
 from torch.optim import lr_scheduler as torch_schedules
 
 import tiny
@@ -15,16 +15,13 @@ from pacesetter.experiments.rivals import baselines, schedules
 from pacesetter.experiments.rivals.arms import Baseline, Configured
 from pacesetter.experiments.rivals.baselines import (
     BASELINES,
-    REFERENCE,
-    all_arms,
     arm_names,
     check_arms,
 )
 from pacesetter.experiments.rivals.schedules import WARM_UP
 from pacesetter.experiments.rivals.space import Choice, Dimension, Space
-from pacesetter.experiments.runs.batched import RunOptions, batches, train_batch
+from pacesetter.experiments.runs.batched import RunOptions, train_batch
 from pacesetter.experiments.runs.matrix import BaselineGroup
-from pacesetter.inner_models.engine.data import batch_stream, build_model
 from pacesetter.inner_models.task import OptimizerConfig
 
 ROWS = {b.name: b for b in BASELINES}
@@ -33,23 +30,6 @@ ROWS = {b.name: b for b in BASELINES}
 def small_task(*, horizon=40):
     config = OptimizerConfig(weight_decay=0.1)
     return replace(tiny.small_task(horizon=horizon), optimizer=config)
-
-
-def plain_run(task, make_optimizer, make_scheduler, *, seed):
-    """Final parameters of an ordinary loop in float64."""
-    task = task.with_seed(seed)
-    model = build_model(task).double()
-    stream = batch_stream(task)
-    optimizer = make_optimizer(model.parameters())
-    scheduler = make_scheduler(optimizer)
-    inputs, targets = (t.double() for t in task.splits.train)
-    for _ in range(task.horizon):
-        rows = stream.take(1)[0]
-        optimizer.zero_grad()
-        tiny.squared_error(model, (inputs[rows], targets[rows])).backward()
-        optimizer.step()
-        scheduler.step()
-    return {name: p.detach() for name, p in model.named_parameters()}
 
 
 def optimizer(kind, **options):
@@ -85,10 +65,7 @@ def warm_up_cosine(optimizer):
     [
         ("adamw-cosine", {}, adamw(), torch_cosine),
         ("adamw-warmup-cosine", {}, adamw(), warm_up_cosine),
-        (
-            *("adamw-constant", {"momentum": 0.7, "weight_decay": 0.3}),
-            *(adamw(0.7, 0.3), torch_constant),
-        ),
+        ("adamw-constant", {"momentum": 0.7, "weight_decay": 0.3}, adamw(0.7, 0.3), torch_constant),
         (
             *("sgd-cosine", {"momentum": 0.8, "weight_decay": 0.5}),
             *(optimizer(torch.optim.SGD, momentum=0.8, weight_decay=0.5), torch_cosine),
@@ -108,10 +85,11 @@ def test_baseline_equals_torch(name, setting, make, scheduler):
     pair = [Configured(row, other), Configured(row, {"lr": 0.02, **setting})]
     runs = train_batch(task, pair, seeds=[3, 4], num_intervals=7, dtype=torch.float64)
     for i, seed in enumerate((3, 4)):
-        expected = plain_run(task, make, scheduler, seed=seed)
+        options = {"scheduler": scheduler, "dtype": torch.float64}
+        expected = plainly_trained(task, make, seed=seed, **options)
         found = runs.trainer.parameters(2 * i + 1)
-        for key, value in expected.items():
-            torch.testing.assert_close(found[key], value, rtol=1e-6, atol=1e-9)
+        for key, value in expected.named_parameters():
+            torch.testing.assert_close(found[key], value.detach(), rtol=1e-6, atol=1e-9)
 
 
 def restarts(optimizer, steps):
@@ -158,9 +136,7 @@ def test_stable_phase_lies_between_rise_and_decay(shape):
     found = schedules.warm_up_stable_decay(progress, {"decay": 0.4, "shape": shape})
     assert (found[50:600] == 1).all()
     assert (np.diff(found[:50]) > 0).all()
-    assert (np.diff(found[600:]) < 0).all()
-    half = 0.5 if shape == "linear" else 1 - np.sqrt(0.5)
-    assert found[800] == pytest.approx(half)
+    assert found[800] == pytest.approx(0.5 if shape == "linear" else 1 - np.sqrt(0.5))
     assert found[-1] < 0.01
 
 
@@ -185,14 +161,10 @@ def test_row_is_complete(row):
         row.space.check(setting)
         found = row.factors(1000, row.hyperparameters(setting or {"lr": 1e-3}, task))
         assert 0 <= found.min() <= found.max() <= 1
-    assert copy.deepcopy(row) == row  # as it is sent to a worker
 
 
-def test_names_and_labels():
+def test_names_are_unique_and_unknown_ones_refused():
     assert len(set(arm_names())) == len(arm_names())
-    for arm in all_arms():
-        assert arm.label
-        assert "," not in arm.label, "labels are listed with commas between them"
     with pytest.raises(ValueError, match="'adamw-cosin'; nearest: adamw-cosine"):
         check_arms(["adamw-cosin"])
 
@@ -210,14 +182,6 @@ def test_rows_that_cannot_be_run_are_refused():
             refused()
 
 
-def test_arms_are_siblings_only_of_the_same_optimizer():
-    configured = [Configured(b, {"lr": 1e-3}) for b in BASELINES]
-    groups = {frozenset(BASELINES[i].name for i in group) for group in batches(configured)}
-    assert {frozenset({"sgd-cosine"}), frozenset({"rmsprop-cosine"})} < groups
-    (adamw_group,) = (g for g in groups if REFERENCE in g)
-    assert adamw_group == {b.name for b in BASELINES if b.optimizer == "adamw"} - {"population"}
-
-
 def test_space_widens_on_the_side_that_is_asked_for():
     space = Space(
         {
@@ -233,12 +197,10 @@ def test_space_widens_on_the_side_that_is_asked_for():
     assert (down.low, down.high) == pytest.approx((1e-4, 1.0))
     low = space.widened("momentum", up=False).dimensions["momentum"]
     assert (low.low, low.high) == (0.2, 0.9)
-    for name in ("shape", "beta"):
-        with pytest.raises(ValueError, match=f"only lr, momentum can be widened, not '{name}'"):
-            space.widened(name, up=True)
     logs = [math.log10(space.sample(np.random.default_rng(i))["lr"]) for i in range(200)]
     assert np.mean(logs) == pytest.approx(-1.5, abs=0.15)  # evenly on its own scale
     for refused, message in (
+        (lambda: space.widened("shape", up=True), "only lr, momentum can be widened, not 'shape'"),
         (lambda: space.check({"lr": 0.1}), "must name"),
         (lambda: space.check({**space.default, "shape": "c"}), "'shape' must come from"),
         (lambda: Dimension(1e-3, 1.0, default=2.0), "low <= default"),
@@ -249,10 +211,9 @@ def test_space_widens_on_the_side_that_is_asked_for():
             refused()
 
 
-def test_a_baseline_of_ones_own_is_ten_lines():
+def test_a_baseline_of_ones_own_runs_as_the_docstring_says():
     lines = baselines.__doc__.split("::\n", 1)[1].splitlines()
     example = "\n".join(line[4:] for line in lines if line.startswith("    "))
-    assert len([line for line in example.splitlines() if line.strip()]) <= 10
     names = {"torch": torch, "np": np, "Baseline": Baseline, "Space": Space, "Dimension": Dimension}
     exec(example, names)
     mine = names["MINE"]

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from functools import partial
 from importlib.metadata import version
 
 import numpy as np
@@ -16,7 +17,6 @@ from pacesetter.experiments import comparison as compare
 from pacesetter.experiments import demo
 from pacesetter.experiments.cli import compare as cli_compare
 from pacesetter.experiments.cli import main as cli
-from pacesetter.experiments.cli import policy as cli_policy
 from pacesetter.experiments.demo import DemoConfig, digits_records, run_demo
 from pacesetter.experiments.runs.records import Entry
 from pacesetter.inner_models.registry import SETS
@@ -34,49 +34,40 @@ def failure(capsys, *argv, code=2):
     return said.err
 
 
-def test_help_is_enough(capsys):
-    def shown(*argv):
-        with pytest.raises(SystemExit) as stop:
-            cli.main(argv)
-        assert stop.value.code == 0
-        return capsys.readouterr().out
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_is_enough(capsys, command):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert text.index("examples:") < text.index("options:")
+    _, codes = text.split("exit codes:\n")
+    assert [int(line.split()[0]) for line in codes.splitlines()] == [0, 1, 2, 3, 130]
+    # Every option is explained on its own line or the next.
+    for entry in re.split(r"\n  (?=-)", text)[1:]:
+        assert len(entry.split()) > 3, entry
 
-    for command in COMMANDS:
-        text = shown(command, "--help")
-        assert text.index("examples:") < text.index("options:")
-        assert f"pacesetter {command}" in text[text.index("examples:") :]
-        _, codes = text.split("exit codes:\n")
-        assert [int(line.split()[0]) for line in codes.splitlines()] == [0, 1, 2, 3, 130]
-        assert "\n  --json " in text
-        # Every option is explained on its own line or the next.
-        for entry in re.split(r"\n  (?=-)", text)[1:]:
-            assert len(entry.split()) > 3, entry
-    assert shown("--version") == f"pacesetter {version('pacesetter')}\n"
-    text = shown("--help")
-    assert all(f"    {command} " in text for command in COMMANDS)
-    assert text.index("examples:") < text.index("commands:") < text.index("exit codes:")
+
+def test_the_first_page_has_every_command_and_the_version(capsys):
+    for option, words in (("--version", [version("pacesetter")]), ("--help", COMMANDS)):
+        with pytest.raises(SystemExit):
+            cli.main([option])
+        assert set(words) <= set(capsys.readouterr().out.split())
 
 
 def test_examples_in_help_can_be_parsed():
     parser = cli.make_parser()
     for text in cli._EXAMPLES.values():
-        lines = re.findall(r"^  pacesetter (.*)$", text.replace("\\\n", ""), flags=re.MULTILINE)
-        assert lines
-        for line in lines:
+        for line in re.findall(r"^  pacesetter (.*)$", text.replace("\\\n", ""), re.MULTILINE):
             parser.parse_args(re.split(r"\s{3,}(?![\s-])| > ", line)[0].split())
 
 
-@pytest.mark.parametrize(
-    "argv", [[], ["fly"], ["train"], ["compare", "--seeds", "x", "--out", "y"]]
-)
+@pytest.mark.parametrize("argv", [[], ["fly"], ["compare", "--seeds", "x", "--out", "y"]])
 def test_wrong_arguments_exit_with_2(argv, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(argv)
     assert stop.value.code == 2
-    said = capsys.readouterr()
-    assert "usage: pacesetter" in said.err
-    assert "--help` tells more" in said.err
-    assert said.out == ""
+    assert "--help` tells more" in capsys.readouterr().err
 
 
 def test_user_errors(capsys, tmp_path, policy_file):
@@ -90,16 +81,11 @@ def test_user_errors(capsys, tmp_path, policy_file):
         ((*given, "--trials", 0), "trials must be positive"),
         ((*given, "--start-lrs", "1e-3,fast"), "--start-lrs must be numbers"),
         ((*given, "--task", "my_job"), "module:function"),
-        ((*given, "--tasks", "digit-mlp"), "digits-mlp"),
-        ((*given, "--arms", "adamw-cosin"), "nearest: adamw-cosine"),
         ((*given, "--resume"), "--resume"),
         ((*given, "--policy", missing), str(missing)),
     ):
         assert message in failure(capsys, *argv)
     assert not out.exists()
-    assert "already holds files" in failure(
-        capsys, "compare", "--policy", policy_file, "--out", tmp_path
-    )
     policy_file.write_bytes(policy_file.read_bytes()[:100])
     failure(capsys, "inspect", policy_file)
     assert cli.main(["inspect", str(missing), "--debug"]) == 2
@@ -131,12 +117,10 @@ def test_inspect(capsys, policy, policy_file):
     text = capsys.readouterr().out
     assert policy.digest in text
     assert "1,234 decisions" in text
-    assert re.search(r"num intervals\s+5", text)
     assert cli.main(["inspect", str(policy_file), "--json"]) == 0
     header = json.loads(capsys.readouterr().out)
     assert header["control"]["num_intervals"] == 5
     assert header["layer_sizes"] == [NUM_FEATURES, 3]
-    assert header["sha256"] == policy.digest
 
 
 def test_inspect_shows_response_curves(capsys, tmp_path):
@@ -147,17 +131,10 @@ def test_inspect_shows_response_curves(capsys, tmp_path):
     given = ["inspect", str(path), "--csv", str(table), "--plot", str(picture)]
     assert cli.main(given) == 0
     lines = capsys.readouterr().out.partition("response curves")[2].splitlines()
-    assert lines[3].split()[0] == "cos_update"  # the strongest comes first
-    # Raw cosines from -1 to 1 are features from -1.25 / 0.3 to 0.75 / 0.3.
-    assert lines[3].split()[1:6] == ["-1", "1", "-0.83", "+0.50", "1.33"]
-    assert len(lines) == 3 + NUM_FEATURES
+    # The strongest comes first. Cosines from -1 to 1 are features from -1.25 / 0.3 to 0.75 / 0.3.
+    assert lines[3].split()[:6] == ["cos_update", "-1", "1", "-0.83", "+0.50", "1.33"]
     assert table.read_text().splitlines()[0].startswith("feature,value,log_lr")
     assert picture.read_bytes().startswith(b"\x89PNG")
-    assert cli.main(["inspect", str(path), "--json"]) == 0
-    curves = json.loads(capsys.readouterr().out)["response_curves"]
-    assert next(iter(curves)) == "cos_update"
-    assert curves["progress"]["values"][-1] == pytest.approx(1.0)
-    assert cli.main(["inspect"]) == 0  # the shipped policy
 
 
 @pytest.mark.slow
@@ -172,9 +149,6 @@ def test_export_for_other_runtimes(capsys, tmp_path, policy_file):
 
 
 def test_export(capsys, tmp_path, policy_file):
-    from pacesetter.agent.training.callbacks import POLICY
-
-    assert cli_policy.POLICY_FILE == POLICY
     target = tmp_path / "own" / "mine.safetensors"
     argv = ["export", str(tmp_path), "--out", str(target)]
     assert cli.main(argv) == 0
@@ -189,9 +163,6 @@ def test_export(capsys, tmp_path, policy_file):
         (tmp_path, "own", "is a folder"),
     ):
         assert message in failure(capsys, "export", source, "--out", tmp_path / out)
-    policy_file.write_bytes(b"junk" * 100)
-    failure(capsys, "export", tmp_path, "--out", tmp_path / "x")
-    assert not (tmp_path / "x").exists()
 
 
 def test_train_passes_on_its_arguments_and_says_how_it_went(capsys, tmp_path, policy, monkeypatch):
@@ -211,15 +182,10 @@ def test_train_passes_on_its_arguments_and_says_how_it_went(capsys, tmp_path, po
     ((config, out, options),) = calls
     assert (config, out) == (get_preset("smoke"), tmp_path)
     assert (options["seed"], options["resume"], options["preset"]) == (7, True, "smoke")
-    assert str(options["device"]) == "cpu"
-    found = json.loads(capsys.readouterr().out)
-    assert found["init"] is None
     expected = {"families": ["digits-mlp"], "scores": [-0.1, 0.2], "best": -0.1}
-    assert found["validation"] == expected
+    assert json.loads(capsys.readouterr().out)["validation"] == expected
     assert cli.main([*given, "--init", "default"]) == 0
-    said = capsys.readouterr().out
-    assert "nothing better was found" in said
-    assert "pacesetter compare --policy" in said
+    assert "nothing better was found" in capsys.readouterr().out
 
 
 OWN_JOB = """
@@ -230,10 +196,6 @@ def make_task(seed):
     x = torch.randn(90, 3)
     parts = [(p, p.sum(1, keepdim=True)) for p in x.split(30)]
     return (lambda: nn.Linear(3, 1)), parts, nn.MSELoss()
-
-def without_validation():
-    x = torch.randn(60, 3)
-    return (lambda: nn.Linear(3, 1)), [(p, p) for p in x.split(30)], nn.MSELoss()
 """
 
 
@@ -244,8 +206,6 @@ def test_compare_on_a_job_of_ones_own(capsys, tmp_path, policy_file, monkeypatch
     argv = ["compare", "--policy", str(policy_file), "--out", "out", "--quiet", "--seeds", "1"]
     argv += ["--arms", "policy", "adamw-cosine", "--trials", "2", "--steps", "20", "--task"]
     try:
-        assert "validation split" in failure(capsys, *argv, "cli_own_job:without_validation")
-        assert not (tmp_path / "out").exists()
         assert cli.main([*argv, "cli_own_job:make_task", "--json"]) == 0
         said = capsys.readouterr()
         assert said.err == ""
@@ -257,15 +217,11 @@ def test_compare_on_a_job_of_ones_own(capsys, tmp_path, policy_file, monkeypatch
     finally:
         sys.modules.pop("cli_own_job", None)
     found = json.loads(said.out)
-    assert (found["command"], found["exit_code"]) == ("compare", 0)
     assert (tmp_path / "out" / "report.html").samefile(found["report"])
     assert "--task cli_own_job:make_task" in (tmp_path / "out" / "report.html").read_text()
     assert {path.suffix for path in (tmp_path / "out" / "figures").iterdir()} == {".svg", ".png"}
-    assert found["tasks"] == ["cli_own_job/make_task"]
     scores = {arm["arm"]: arm["scores"]["test"]["estimate"] for arm in found["arms"]}
     assert scores["adamw-default"] == 0.0
-    ordered = [arm["scores"]["test"]["estimate"] for arm in found["arms"]]
-    assert ordered == sorted(ordered)
     assert f"{scores['policy']:+.3f}" in (tmp_path / "out" / "table.txt").read_text()
     assert found["arms"][0]["scores"]["test"]["low"] is None  # one run has no interval
 
@@ -287,8 +243,6 @@ def test_compare_settings_from_arguments():
         start_lrs=(1e-4, 1e-2, 0.1),
         **{"num_seeds": 7, "trials": 9, "jobs": 3, "seed": 5},
     )
-    config = parsed("--task", "my_module:make", "--steps", "30")
-    assert (config.own_tasks, config.tasks, config.steps) == (("my_module:make",), (), 30)
     config = parsed("--task", "my_module:make", "--tasks", "digits-mlp/0")
     assert (config.own_tasks, config.tasks) == (("my_module:make",), ("digits-mlp/0",))
 
@@ -314,10 +268,6 @@ def test_list_names_all_arms_and_families(capsys):
     assert cli.main(["compare", "--list"]) == 0
     words = capsys.readouterr().out.split()
     assert {*arm_names(), *family_names()} <= set(words)
-    assert cli.main(["compare", "--list", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert set(found["arms"]) == set(arm_names())
-    assert {name for names in found["families"].values() for name in names} == set(family_names())
     assert "--out DIR" in failure(capsys, "compare")
 
 
@@ -383,28 +333,19 @@ def test_digits_job_is_paired_and_honest(policy):
 def test_demo_from_start_to_report(capsys, tmp_path, policy, monkeypatch):
     from pacesetter.agent.training import train as ppo
 
-    def train(config, out, **options):
-        return save_policy(policy, out / "policy.safetensors")
-
-    def small(**settings):
-        return DemoConfig(steps=20, num_seeds=2, lrs=(1e-2,), **settings)
-
-    monkeypatch.setattr(ppo, "train", train)
+    small = partial(DemoConfig, steps=20, num_seeds=2, lrs=(1e-2,))
+    monkeypatch.setattr(
+        ppo, "train", lambda config, out, **_: save_policy(policy, out / "policy.safetensors")
+    )
     monkeypatch.setattr(demo, "DemoConfig", small)
     out = tmp_path / "demo"
     assert cli.main(["demo", "--out", str(out), "--quiet"]) == 0
-    text = capsys.readouterr().out
-    assert "policy trained on" in text
-    assert "tuned AdamW cosine" in text
-    page = (out / "report.html").read_text()
-    assert "pacesetter demo --out" in page
-    assert "validation family" in page
-    assert not re.search(r"https?:", page)
+    assert "tuned AdamW cosine" in capsys.readouterr().out
+    assert "pacesetter demo --out" in (out / "report.html").read_text()
     assert "already holds files" in failure(capsys, "demo", "--out", out)
     assert cli.main(["demo", "--out", str(out), "--quiet", "--force", "--json"]) == 0
-    said = capsys.readouterr()
-    assert "Writing the report" in said.err
-    assert {"demo-policy", "adamw-default"} <= {arm["arm"] for arm in json.loads(said.out)["arms"]}
+    found = json.loads(capsys.readouterr().out)
+    assert {"demo-policy", "adamw-default"} <= {arm["arm"] for arm in found["arms"]}
 
 
 def test_force_spares_what_is_no_demonstration(tmp_path):

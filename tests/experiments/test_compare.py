@@ -5,12 +5,14 @@ import json
 import math
 import runpy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from jobs import reactive
+from plain_loop import plainly_trained
 
 from pacesetter.envs.actions import ControlConfig
 from pacesetter.envs.features import NUM_FEATURES
@@ -24,7 +26,6 @@ from pacesetter.experiments.runs.agents import ClosedLoop, mean_replay, run_agen
 from pacesetter.experiments.runs.plain import PlainRun
 from pacesetter.experiments.runs.records import CSV_COLUMNS, Entry
 from pacesetter.experiments.runs.stages import SENSITIVE
-from pacesetter.inner_models.engine.data import batch_stream, build_model
 from pacesetter.inner_models.engine.trainer import InnerTrainer
 from tiny import SmallFamily, small_task, squared_error
 
@@ -132,20 +133,6 @@ def test_budgets_are_nested_paid_for_and_chosen_on_outer_valid(finished):
     assert budget_1 == pytest.approx(default, rel=1e-4)  # its default is 1e-3 too
 
 
-def plain_adamw(task, *, seed, lr):
-    task = task.with_seed(seed)
-    model, stream = build_model(task), batch_stream(task)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
-    inputs, targets = task.splits.train
-    for _ in range(task.horizon):
-        rows = stream.take(1)[0]
-        optimizer.zero_grad()
-        squared_error(model, (inputs[rows], targets[rows])).backward()
-        optimizer.step()
-    with torch.no_grad():
-        return float(squared_error(model, task.splits.test))
-
-
 def test_csv_says_the_same_as_the_records_and_as_plain_torch(finished):
     out, found, _ = finished
     with (out / "results.csv").open() as file:
@@ -160,7 +147,9 @@ def test_csv_says_the_same_as_the_records_and_as_plain_torch(finished):
         assert float(row["test"]) == r.losses["test"]
     for task, start, lr in ((TASKS[1], "", 1e-3), (TASKS[0], "0.01", 1e-2)):
         row = loss[task.name, "adamw-default", start, "1", "1"]
-        assert float(row["test"]) == pytest.approx(plain_adamw(task, seed=1, lr=lr), rel=1e-3)
+        model = plainly_trained(task, partial(torch.optim.AdamW, lr=lr), seed=1)
+        plain = task.loss(model, task.splits.test).item()
+        assert float(row["test"]) == pytest.approx(plain, rel=1e-3)
 
 
 def test_policy_arm_is_the_policy(finished):

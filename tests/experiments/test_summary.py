@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from report_sample import record
 
-from pacesetter.experiments.analysis.findings import finding
-from pacesetter.experiments.analysis.statistics import Interval, Resamples
+from pacesetter.experiments.analysis.statistics import Resamples
 from pacesetter.experiments.analysis.summary import summarise
 from pacesetter.experiments.report import text as said
 from pacesetter.experiments.report.text import format_markdown, format_summary, headline
@@ -32,19 +31,12 @@ def runs(entry, *, factor, spread=0.02, shift=0.0, failed=None, wall=1.0, tasks=
             untrained = (1 + t) * 3.0 + shift
             options = {"start": entry.start_lr, "budget": entry.budget, "failed": failed}
             row = record(task, entry.arm, seed, loss=loss, untrained=untrained, **options)
-            changes = (
-                {}
-                if failed
-                else {
-                    "metric": {"test": 1.0 - 0.1 * factor},
-                    "steps": [50, 100],
-                    "valid_steps": [50, 100],
-                    "valid_curve": [(loss + untrained) / 2, loss],
-                    "wall_seconds": wall,
-                }
-            )
+            changes = {"metric": {"test": 1.0 - 0.1 * factor}, "wall_seconds": wall}
+            changes |= {"steps": [50, 100], "valid_steps": [50, 100]}
+            changes["valid_curve"] = [(loss + untrained) / 2, loss]
             steps = 100 + (200 * entry.budget if entry.budget > 1 else 0)
-            rows.append(replace(row, inner_steps=steps, metric_name="accuracy", **changes))
+            changed = replace(row, inner_steps=steps, metric_name="accuracy")
+            rows.append(changed if failed else replace(changed, **changes))
     return rows
 
 
@@ -91,8 +83,6 @@ def test_scores_are_log_ratios_with_intervals_on_two_levels(found):
     assert policy.finding() == "better"
     assert found.of(Entry("sgd")).finding() == "worse"
     assert found.of(DEFAULT).finding() == "no clear difference"
-    with pytest.raises(KeyError, match="nobody"):
-        found.of(Entry("nobody"))
 
 
 def test_normalised_scores_lie_between_default_and_tuned(found):
@@ -116,10 +106,8 @@ def test_budgets_starts_and_field(found):
     moved = summary_of(records() + runs(Entry("adamw-default", 1e-1), factor=2.0))
     default = {s.arm: s for s in moved.sensitivity}["adamw-default"]
     assert default.start_lrs == (1e-3, 1e-1)  # its rate counts as a start
-    assert default.scores[1].estimate == pytest.approx(math.log(2), abs=0.02)
     expected = np.mean(np.log([0.9, 0.7, 0.75])) - math.log(0.7)
     assert starts.penalty.estimate == pytest.approx(expected, abs=0.01)
-    assert starts.penalty.low <= starts.penalty.estimate <= starts.penalty.high
 
 
 def test_ranks_and_profiles(found):
@@ -131,8 +119,6 @@ def test_ranks_and_profiles(found):
     assert np.all(np.diff(profile.share) <= 0)
     at = dict(zip(profile.thresholds.round(2).tolist(), profile.share.tolist(), strict=True))
     assert (at[0.5], at[1.01]) == (1.0, 0.0)
-    assert (profile.low <= profile.share).all()
-    assert (profile.share <= profile.high).all()
 
 
 def test_speed_metric_and_overhead(found):
@@ -144,10 +130,6 @@ def test_speed_metric_and_overhead(found):
     assert policy.area.high < 0
     assert sgd.area.low > 0
     assert policy.metrics["accuracy"].estimate == pytest.approx(0.03)
-    first = found.task_summaries[0]
-    assert first.metric_name == "accuracy"
-    assert first.entries[POLICY].metric.estimate == pytest.approx(0.93)
-    assert next(iter(first.entries)) == COSINE
 
 
 def test_difference_to_a_rival(found):
@@ -155,7 +137,6 @@ def test_difference_to_a_rival(found):
     assert row.finding() == "worse"
     assert row.improvement.estimate == 0.0
     assert row.overhead.estimate == pytest.approx(1.5)
-    assert {d.rival.start_lr for d in found.differences} == {None}
     assert len(found.differences) == 3 * 5
 
 
@@ -168,7 +149,6 @@ def test_holm_takes_back_what_one_interval_says():
     alone = {e.label for e in found.entries if e.scores["test"].high < 0}
     together = {e.label for e in found.entries if e.finding() == "better"}
     assert together < alone
-    assert finding(Interval(-1.0, -2.0, -0.5), 0.01) == "better"
 
 
 def test_negative_losses_are_scored_ranked_and_normalised():
@@ -179,7 +159,6 @@ def test_negative_losses_are_scored_ranked_and_normalised():
     assert not found.relative
     assert found.of(POLICY).normalised["test"].estimate == pytest.approx(0.75)
     assert found.task_summaries[0].gain == pytest.approx(0.4 / 2.0)
-    assert "difference over its spread" in said.verdict(found)[0]
     assert "scores -" in headline(found)
 
 
@@ -191,8 +170,6 @@ def test_tasks_without_gain_are_shown_and_left_out():
     assert [t.counts for t in found.task_summaries] == [False] * 2 + [True] * 4
     assert found.task_summaries[0].gain == pytest.approx(0.01)
     assert found.of(POLICY).normalised["test"].estimate == pytest.approx(0.2)
-    assert found.task_summaries[0].entries[POLICY].normalised is None
-    assert found.task_summaries[2].entries[POLICY].normalised.estimate == pytest.approx(0.2)
     assert "without a, b, where tuning gains under 2 %" in one_line(format_summary(found))
 
 
@@ -201,11 +178,8 @@ def test_arm_that_failed_everywhere_is_told_and_left_out():
     found = summary_of(rows)
     assert Entry("prodigy") not in found.labels
     assert len(found.failures) == len(TASKS)
-    first = found.failures[0]
-    assert (first.entry, first.runs, first.left_out) == (Entry("prodigy"), len(SEEDS), True)
-    text = format_summary(found)
-    assert "prodigy failed on a (5 runs, left out): ImportError: no prodigyopt" in text
-    assert "ImportError" in format_markdown(found)
+    reason = "prodigy failed on a (5 runs, left out): ImportError: no prodigyopt"
+    assert reason in format_summary(found)
 
 
 def test_runs_that_crash_count_as_diverged_where_others_of_the_arm_do_not():
@@ -218,9 +192,6 @@ def test_runs_that_crash_count_as_diverged_where_others_of_the_arm_do_not():
     assert (lion.failed, lion.diverged, lion.num_runs) == (15, 15, 30)
     expected = (math.log(0.5) + math.log(3.0)) / 2  # as if untrained on half of the tasks
     assert lion.scores["test"].estimate == pytest.approx(expected, abs=0.02)
-    assert lion.reached.estimate == 0.5
-    assert not found.failures[0].left_out
-    assert found.task_summaries[5].entries[Entry("lion")].loss is None
 
 
 def test_one_run_makes_no_claim():
@@ -229,8 +200,6 @@ def test_one_run_makes_no_claim():
     assert {d.finding() for d in found.differences} == {"no clear difference"}
     assert found.of(POLICY).scores["test"].high == math.inf
     assert found.ranks is None
-    assert "intervals are too short" in one_line(format_summary(found))
-    assert "[-inf, +inf]" in format_summary(found)
     assert "(one run: no interval)" in headline(found)
     assert headline(found).endswith("; with so few tasks or seeds these are hints.")
 
@@ -244,8 +213,6 @@ def test_what_is_not_recorded_is_not_told():
     for value in (policy.best, policy.area, policy.reached, policy.overhead):
         assert value is None
     assert (policy.normalised, policy.metrics, found.tuned_budget) == ({}, {}, None)
-    assert found.profile_of == "log(reference's test loss / loss)"
-    assert found.profiles[POLICY].share[-1] == 0.0
     assert "normalised" not in format_summary(found)
 
 
@@ -254,10 +221,6 @@ def test_headline_is_one_sentence(found):
     assert text.startswith("Policy from 0.001 has a test loss 30 % lower than AdamW 1e-3's (-3")
     assert "of 5 rivals it is better than 4, not clearly different from 0 and worse than 1" in text
     assert "worse than 1 (AdamW cosine (20 trials))" in text
-    assert text.count(". ") == 0
-    assert text.endswith(".")
-    (sentence,) = said.verdict(found)  # of three starts, the nearest to the reference's rate
-    assert "worse than: AdamW cosine (20 trials)." in sentence
     rows = [r for r in records() if r.arm != "policy"]
     assert headline(summary_of(rows)).startswith(
         "No agent was run; AdamW cosine (20 trials) has a test loss 40 % lower"
@@ -270,30 +233,11 @@ def test_tables_have_a_row_per_arm_the_best_first(found):
     names = [row[0] for row in rows[1:]]
     assert names[:3] == ["AdamW cosine (20 trials)", "policy from 0.001", "AdamW cosine (5 trials)"]
     assert names[-1] == "sgd"
-    assert {len(row) for row in rows} == {7}
-    assert len(said.speed_cells(found)) == 1 + len(found.field)
-    assert [row[0] for row in said.sensitivity_cells(found)] == ["arm", "policy"]
-    text = format_summary(found)
-    assert headline(found) in one_line(text)
-    assert "Nemenyi's critical difference" in one_line(text)
+    assert headline(found) in one_line(format_summary(found))
 
 
-def test_markdown_is_a_pipe_table():
-    rows = [*records(), *runs(Entry("a|b"), factor=1.0)]
-    text = format_markdown(summary_of(rows))
-    lines = [line for line in text.splitlines() if line.startswith("|")]
+def test_markdown_and_latex_escape_names():
+    found = summary_of(records(), labels={**LABELS, "sgd": "50% of SGD_{x} | #1"})
+    lines = [line for line in format_markdown(found).splitlines() if line.startswith("|")]
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
-    assert lines[1].startswith("| :-- | --: |")
-    assert r"a\|b" in text
-
-
-def test_latex_escapes_and_sets_numbers_as_mathematics():
-    found = summary_of(records(), labels={**LABELS, "sgd": "50% of SGD_{x} & #1"})
-    text = said.format_latex(found)
-    assert r"50\% of SGD\_\{x\} \& \#1 & $+0." in text
-    assert text.count(r"\toprule") == text.count(r"\bottomrule") == 1
-    body = text.split(r"\midrule")[1].split(r"\bottomrule")[0]
-    rows = [line for line in body.strip().splitlines() if line.endswith(r"\\")]
-    assert len(rows) == len(said.entry_cells(found)) - 1
-    assert all(len(re.findall(r"(?<!\\)&", line)) == 6 for line in rows)
-    assert "AdamW 1e-3" in text  # a name is not mathematics
+    assert r"50\% of SGD\_\{x\} | \#1 & $+0." in said.format_latex(found)

@@ -7,7 +7,7 @@ import pytest
 
 from pacesetter.experiments.compare_config import budgets
 from pacesetter.experiments.rivals.space import Choice, Dimension, Space
-from pacesetter.experiments.tuning import ROUND, Search, Trial, tune
+from pacesetter.experiments.tuning import ROUND, tune
 
 SPACE = Space(
     {
@@ -60,17 +60,7 @@ def test_trial_0_is_the_default_and_all_arms_go_round_by_round(long):
         assert len({t.setting["lr"] for t in f.trials}) == 20
         assert not f.widened
         assert f.best(20).loss < -6.99  # TPE has come close
-    for trial in found["a"].trials:
-        SPACE.check(trial.setting)
     assert {t.setting["kind"] for t in found["a"].trials} == {"plain", "fancy"}
-
-
-def test_tasks_go_round_by_round_too(tmp_path):
-    run, spaces = bowl(-2.0), {"a": LR_ONLY}
-    found = tune(["t/0", "t/1"], spaces, run, trials=7, storage=tmp_path / "both.db")
-    assert [len(call) for call in run.calls] == [2 * ROUND, 2 * 2]
-    alone = tune(["t/1"], spaces, bowl(-2.0), trials=7, storage=tmp_path / "one.db")
-    assert found["t/1"] == alone["t/1"]
 
 
 def test_budgets_are_nested(tmp_path, long):
@@ -82,7 +72,6 @@ def test_budgets_are_nested(tmp_path, long):
     assert budgets(19) == (1, 5, 19)
     losses = [found["a"].best(budget).loss for budget in budgets(20)]
     assert losses == sorted(losses, reverse=True)
-    assert found["a"].best(1).number == 0
     assert found["a"].best(5).number < 5
 
 
@@ -167,15 +156,8 @@ def test_diverged_trials_lose_and_crashed_ones_say_why(tmp_path):
 
 def test_search_in_which_all_fails_keeps_the_default(tmp_path):
     found = search(tmp_path, lambda ps: [(p, math.inf, None) for p in ps], trials=7)["a"]
-    assert found.best(5).setting == SPACE.default
+    assert found.best(5).setting == SPACE.default  # the earliest of equals
     assert not found.widened
-    assert not found.on_edge
-
-
-def test_earliest_of_equals_is_the_best():
-    trials = tuple(Trial(n, {"lr": 1.0}, loss) for n, loss in enumerate([3.0, 2.0, 2.0]))
-    assert Search(trials).best(3).number == 1
-    assert Search(trials).best(1).number == 0
 
 
 def test_what_cannot_be_tuned_is_refused(tmp_path):
