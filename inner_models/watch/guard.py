@@ -157,6 +157,9 @@ class DivergenceGuard:
 
     def _in_succession(self, stats: IntervalStatistics) -> BoolArray:
         """Where broken steps are more than single ones; the last interval's end counts."""
+        if not stats.broken.any():
+            self._streak = np.zeros_like(self._streak)
+            return self._streak > 0
         streak = longest = self._streak
         for row in stats.broken:
             streak = np.where(row, streak + 1, 0)
