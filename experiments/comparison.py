@@ -23,12 +23,12 @@ from pacesetter.experiments.compare_config import TUNING_SEEDS, CompareConfig, n
 from pacesetter.experiments.own_job import check_task, own_task
 from pacesetter.experiments.report.html import Report, write_report
 from pacesetter.experiments.report.text import format_latex, format_markdown, format_summary
-from pacesetter.experiments.rivals.arms import Baseline
+from pacesetter.experiments.rivals.arms import Arm, Baseline
 from pacesetter.experiments.rivals.baselines import (
     BASELINES,
+    POLICY,
     REFERENCE,
     all_arms,
-    arm_labels,
     check_arms,
 )
 from pacesetter.experiments.runs.execution import check_device, describe_environment, opened
@@ -149,22 +149,52 @@ def compare(
     records = mark_exploded(records)
     write_csv(out / "results.csv", records)
     _check_reference(records)
+    found = reported(
+        records,
+        out,
+        title=TITLE,
+        arms=[arm for arm in all_arms(baselines) if arm.name in plan.arms],
+        notes=notes,
+        seed=config.seed,
+        device=config.device,
+        command=command or f"pacesetter.experiments.comparison.compare({config!r}, {str(out)!r})",
+    )
+    write_text(out / "table.md", format_markdown(found.summary) + "\n")
+    if latex:
+        write_text(out / "table.tex", format_latex(found.summary) + "\n")
+    return found
+
+
+def reported(
+    records: Sequence[RunRecord],
+    out: Path,
+    *,
+    title: str,
+    arms: Sequence[Arm],
+    notes: Sequence[str],
+    seed: int,
+    device: str,
+    command: str,
+    ours: tuple[str, ...] = (POLICY.name,),
+) -> Comparison:
+    """Sums up runs, and writes ``table.txt`` and ``report.html``; arguments as in `Report`."""
     summary = summarise(
-        records, generator=np.random.default_rng(config.seed), labels=arm_labels(baselines)
+        records,
+        generator=np.random.default_rng(seed),
+        labels={arm.name: arm.label for arm in arms},
+        ours=ours,
     )
     table = format_summary(summary)
     write_text(out / "table.txt", table + "\n")
-    write_text(out / "table.md", format_markdown(summary) + "\n")
-    if latex:
-        write_text(out / "table.tex", format_latex(summary) + "\n")
     report = Report(
-        title=TITLE,
+        title=title,
         summary=summary,
         records=tuple(records),
-        arms=[arm for arm in all_arms(baselines) if arm.name in plan.arms],
+        arms=arms,
         notes=[*summary.doubts, *notes],
-        environment=describe_environment(config.device),
-        command=command or f"pacesetter.experiments.comparison.compare({config!r}, {str(out)!r})",
+        environment=describe_environment(device),
+        command=command,
+        ours=ours,
     )
     write_report(out / "report.html", report)
     return Comparison(tuple(records), summary, table)
@@ -200,21 +230,18 @@ def _notes(plan: Plan) -> list[str]:
 
 
 def _edge_notes(searches: Searches) -> list[str]:
-
-    def named(attribute: str) -> str:
-        return "; ".join(
+    texts = {
+        "widened": "The best setting lay on an edge of what was searched, which was widened for "
+        "the trials that were left",
+        "on_edge": "The best setting still lay on an edge at the end",
+    }
+    notes = []
+    for attribute, text in texts.items():
+        named = [
             f"{arm} on {task} ({', '.join(getattr(search, attribute))})"
             for task, found in searches.items()
             for arm, search in found.items()
             if getattr(search, attribute)
-        )
-
-    widened, edges, notes = named("widened"), named("on_edge"), []
-    if widened:
-        notes.append(
-            "The best setting lay on an edge of what was searched, which was widened for the "
-            f"trials that were left: {widened}."
-        )
-    if edges:
-        notes.append(f"The best setting still lay on an edge at the end: {edges}.")
+        ]
+        notes += [f"{text}: {'; '.join(named)}."] if named else []
     return notes

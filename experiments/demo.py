@@ -23,18 +23,14 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pacesetter.agent.plugin.scheduler import LearnedScheduler
 from pacesetter.agent.policy.policy import Policy, load_policy
-from pacesetter.agent.runs.folder import RUN_FILE, claim_folder, write_text
+from pacesetter.agent.runs.folder import RUN_FILE, claim_folder
 from pacesetter.agent.runs.progress import progress_bar
 from pacesetter.envs.actions import ControlConfig, FloatArray, interval_ends
-from pacesetter.experiments.analysis.summary import summarise
 from pacesetter.experiments.compare_config import TUNING_SEEDS
-from pacesetter.experiments.comparison import Comparison
+from pacesetter.experiments.comparison import Comparison, reported
 from pacesetter.experiments.presets import get_preset
-from pacesetter.experiments.report.html import Report, write_report
-from pacesetter.experiments.report.text import format_summary
 from pacesetter.experiments.rivals.arms import AgentArm
 from pacesetter.experiments.rivals.baselines import ADAMW_LRS
-from pacesetter.experiments.runs.execution import describe_environment
 from pacesetter.experiments.runs.records import REPORTED_SPLITS, RunRecord, write_csv
 from pacesetter.inner_models.families.real.digits import digits_splits
 from pacesetter.inner_models.lookup import require
@@ -105,8 +101,10 @@ def run_demo(
 
     init = load_policy(config.init)
     preset = fine_tuning_config(get_preset(config.preset), init)
-    if force:
-        _remove_earlier(out)
+    if force and (record := out / RUN_FILE).is_file():
+        kind = json.loads(record.read_text(encoding="utf-8")).get("kind")
+        if kind == "demo":
+            shutil.rmtree(out)
     claim_folder(out, kind="demo", settings=asdict(config), resume=False)
     say(f"1. Meta-training: the shipped agent goes on learning (preset {config.preset}) ...")
     path = train(
@@ -123,28 +121,18 @@ def run_demo(
     records = digits_records(config, policies, progress=progress)
 
     say("3. Writing the report ...")
-    arms = [*policies, DEFAULT, COSINE]
-    summary = summarise(
-        records,
-        generator=np.random.default_rng(config.seed),
-        labels={arm.name: arm.label for arm in arms},
-        ours=[arm.name for arm in policies],
-    )
-    table = format_summary(summary)
     write_csv(out / "results.csv", records)
-    write_text(out / "table.txt", table + "\n")
-    report = Report(
+    return reported(
+        records,
+        out,
         title="pacesetter: a demonstration on handwritten digits",
-        summary=summary,
-        records=tuple(records),
-        arms=arms,
+        arms=[*policies, DEFAULT, COSINE],
         notes=NOTES,
-        environment=describe_environment(config.device),
+        seed=config.seed,
+        device=config.device,
         command=command,
         ours=tuple(arm.name for arm in policies),
     )
-    write_report(out / "report.html", report)
-    return Comparison(tuple(records), summary, table)
 
 
 def digits_records(
@@ -202,12 +190,6 @@ def digits_records(
                 )
                 records.append(record)
     return records
-
-
-def _remove_earlier(out: Path) -> None:
-    record = out / RUN_FILE
-    if record.is_file() and json.loads(record.read_text(encoding="utf-8")).get("kind") == "demo":
-        shutil.rmtree(out)
 
 
 class Job(NamedTuple):

@@ -37,13 +37,23 @@ def finding(score: Interval, p_value: float) -> Finding:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EntrySummary:
+class Scored:
+    """Scores and their corrected p-values, by split."""
+
+    scores: Mapping[str, Interval]
+    p_values: Mapping[str, float]
+
+    def finding(self, split: str = "test") -> Finding:
+        return finding(self.scores[split], self.p_values[split])
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntrySummary(Scored):
     """One arm, from one start and with one tuning budget, over all tasks and seeds.
 
     Attributes:
-        scores: by split.
+        p_values: corrected over all arms.
         iqm: by split, the interquartile mean over runs of the same log ratios.
-        p_values: by split, of `scores`, corrected over all arms.
         normalised: by split, the interquartile mean over runs of the normalised score (0: the
             reference, 1: the best tuned AdamW) of tasks where tuning gains something; empty where
             there is no such task or nothing was tuned.
@@ -60,9 +70,7 @@ class EntrySummary:
 
     entry: Entry
     label: str
-    scores: Mapping[str, Interval]
     iqm: Mapping[str, Interval]
-    p_values: Mapping[str, float]
     normalised: Mapping[str, Interval]
     best: Interval | None
     area: Interval | None
@@ -76,17 +84,14 @@ class EntrySummary:
     num_runs: int
     failed: int
 
-    def finding(self, split: str = "test") -> Finding:
-        return finding(self.scores[split], self.p_values[split])
-
 
 @dataclass(frozen=True, kw_only=True)
-class Difference:
+class Difference(Scored):
     """The agent against a rival, in pairs of equal task and seed.
 
     Attributes:
-        scores: by split, the mean over tasks of log(our loss / the rival's).
-        p_values: by split, of `scores`, corrected over the rivals of this entry of the agent.
+        scores: mean over tasks of log(our loss / the rival's).
+        p_values: corrected over the rivals of this entry of the agent.
         improvement: chance that a run of ours has a lower test loss than a rival's of the same
             task; 0.5 means neither.
         overhead: geometric mean of our wall-clock over the rival's; None: not recorded.
@@ -94,13 +99,8 @@ class Difference:
 
     ours: Entry
     rival: Entry
-    scores: Mapping[str, Interval]
-    p_values: Mapping[str, float]
     improvement: Interval
     overhead: Interval | None
-
-    def finding(self, split: str = "test") -> Finding:
-        return finding(self.scores[split], self.p_values[split])
 
 
 @dataclass(frozen=True, kw_only=True)

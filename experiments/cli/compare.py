@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from pacesetter.experiments.cli.parser import (
     Answer,
     add_engine_options,
+    columns,
+    comparison_answer,
     engine_of,
     split_names,
-    summary_data,
 )
 
 if TYPE_CHECKING:
@@ -167,9 +168,7 @@ def run_compare(args: argparse.Namespace, line: str) -> Answer:
             command=line,
             engine=engine_of(args),
         )
-    report = args.out / "report.html"
-    data = {"report": report, "results": args.out / "results.csv", **summary_data(found.summary)}
-    return Answer(f"{found.table}\n\nreport: {report}", data)
+    return comparison_answer(found, args.out)
 
 
 def config_of(args: argparse.Namespace) -> CompareConfig:
@@ -247,14 +246,7 @@ def listing() -> Answer:
         "arms": [arm.name for arm in all_arms()],
         "families": {name: names for name, (names, _) in families.items()},
     }
-    return Answer(f"{_columns(arms)}\n\n{_columns(rows)}", data)
-
-
-def _columns(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    ruled = [rows[0], ["-" * width for width in widths], *rows[1:]]
-    lines = [[c.ljust(w) for c, w in zip(row, widths, strict=True)] for row in ruled]
-    return "\n".join("  ".join(line).rstrip() for line in lines)
+    return Answer(f"{columns(arms)}\n\n{columns(rows)}", data)
 
 
 def _numbers(values: Sequence[str], option: str) -> list[float]:

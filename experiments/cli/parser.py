@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from pacesetter.agent.training.config import TrainConfig
     from pacesetter.agent.training.engines import MakeEnv, RayEngine
-    from pacesetter.experiments.analysis.findings import Summary
     from pacesetter.experiments.analysis.statistics import Interval
+    from pacesetter.experiments.comparison import Comparison
 
 EXIT_CODES = """\
 exit codes:
@@ -245,8 +245,9 @@ def to_json(data: Mapping[str, Any]) -> str:
     return json.dumps(_plain(data), indent=2, allow_nan=False)
 
 
-def summary_data(summary: Summary) -> dict[str, Any]:
-    """What a comparison found, for ``--json``: the columns of its table, the best arm first."""
+def comparison_answer(found: Comparison, out: Path) -> Answer:
+    """What a comparison found; for ``--json``, the columns of its table, the best arm first."""
+    summary, report = found.summary, out / "report.html"
     arms = [
         {
             "arm": e.entry.arm,
@@ -263,8 +264,23 @@ def summary_data(summary: Summary) -> dict[str, Any]:
         }
         for e in sorted(summary.entries, key=lambda e: e.scores["test"].estimate)
     ]
-    reference = summary.labels[summary.reference]
-    return {"tasks": summary.tasks, "seeds": summary.seeds, "reference": reference, "arms": arms}
+    data = {
+        "report": report,
+        "results": out / "results.csv",
+        "tasks": summary.tasks,
+        "seeds": summary.seeds,
+        "reference": summary.labels[summary.reference],
+        "arms": arms,
+    }
+    return Answer(f"{found.table}\n\nreport: {report}", data)
+
+
+def columns(rows: Sequence[Sequence[str]], *, ruled: bool = True) -> str:
+    """Rows of cells in columns, flush left; with a rule below the first row."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [rows[0], *([["-" * width for width in widths]] if ruled else []), *rows[1:]]
+    padded = [[c.ljust(w) for c, w in zip(row, widths, strict=True)] for row in lines]
+    return "\n".join("  ".join(line).rstrip() for line in padded)
 
 
 def _interval(interval: Interval) -> dict[str, float]:

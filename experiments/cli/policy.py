@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pacesetter.experiments.cli.parser import Answer
+from pacesetter.experiments.cli.parser import Answer, columns
 
 if TYPE_CHECKING:
     from pacesetter.agent.policy.policy import Policy
@@ -228,11 +228,7 @@ def _table(curves: Sequence[ResponseCurve]) -> str:
     for curve in curves:
         cells = [f"{a[0]:+.2f} {a[-1]:+.2f}  {a.max() - a.min():.2f}" for a in curve.actions.T]
         lines.append((curve.feature, f"{curve.values[0]:.3g}", f"{curve.values[-1]:.3g}", *cells))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
+    return columns(lines, ruled=False)
 
 
 def _json(curves: Sequence[ResponseCurve]) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from pacesetter.experiments.cli.parser import (
     Answer,
     add_engine_options,
+    comparison_answer,
     environments,
     split_names,
-    summary_data,
 )
 
 if TYPE_CHECKING:
@@ -265,6 +265,4 @@ def run_demo(args: argparse.Namespace, line: str) -> Answer:
         progress=not args.quiet,
         command=line,
     )
-    report = args.out / "report.html"
-    data = {"report": report, "results": args.out / "results.csv", **summary_data(found.summary)}
-    return Answer(f"{found.table}\n\nreport: {report}", data)
+    return comparison_answer(found, args.out)

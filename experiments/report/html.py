@@ -15,13 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pacesetter.agent.runs.folder import write_bytes, write_text
-from pacesetter.experiments.analysis.findings import (
-    Difference,
-    EntrySummary,
-    Failure,
-    Summary,
-    TaskSummary,
-)
+from pacesetter.experiments.analysis.findings import Failure, Scored, Summary, TaskSummary
 from pacesetter.experiments.analysis.statistics import Interval
 from pacesetter.experiments.report.figures import (
     OTHERS_LOOK,
@@ -322,7 +316,7 @@ def _failures(summary: Summary) -> list[tuple[str, int, str, str]]:
     ]
 
 
-def _score(found: EntrySummary | Difference) -> float:
+def _score(found: Scored) -> float:
     return found.scores["test"].estimate
 
 

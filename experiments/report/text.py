@@ -165,22 +165,15 @@ def some(names: Sequence[str], *, most: int = MOST_NAMES) -> str:
 
 
 def _percent(log_ratio: float) -> str:
-    change = _expm1(log_ratio)
-    return f"{_digits(abs(change))} % {'lower' if change < 0 else 'higher'}"
+    change = _change(log_ratio)
+    return f"{change[1:]} {'lower' if change.startswith('-') else 'higher'}"
 
 
 def _change(log_ratio: float) -> str:
-    change = _expm1(log_ratio)
-    return f"{'-' if change < 0 else '+'}{_digits(abs(change))} %"
-
-
-def _expm1(log_ratio: float) -> float:
     """In percent; infinite where it is too large for a number."""
-    return 100 * math.expm1(log_ratio) if log_ratio < 700 else math.inf
-
-
-def _digits(percent: float) -> str:
-    return f"{percent:.1f}" if percent < 9.95 else f"{percent:.0f}"
+    percent = 100 * math.expm1(log_ratio) if log_ratio < 700 else math.inf
+    size = abs(percent)
+    return f"{'-' if percent < 0 else '+'}{size:.{1 if size < 9.95 else 0}f} %"
 
 
 def align(rows: Sequence[Sequence[str]], *, left: int = 1) -> str:

@@ -389,10 +389,6 @@ def default_arms(baselines: Sequence[Baseline] = BASELINES) -> tuple[str, ...]:
     return tuple(arm.name for arm in all_arms(baselines) if arm.by_default)
 
 
-def arm_labels(baselines: Sequence[Baseline] = BASELINES) -> dict[str, str]:
-    return {arm.name: arm.label for arm in all_arms(baselines)}
-
-
 def check_arms(names: Sequence[str], baselines: Sequence[Baseline] = BASELINES) -> None:
     """Raises ValueError where a name is unknown, with the nearest.
 

@@ -22,80 +22,50 @@ Params = Iterable[nn.Parameter]
 
 
 def nadam(params: Params, h: Setting, task: Task) -> torch.optim.Optimizer:
-    return _like_adam(torch.optim.NAdam, params, h, task=task, lr=2e-3)
+    return torch.optim.NAdam(params, **_adam(h, task, lr=2e-3), decoupled_weight_decay=True)
 
 
 def radam(params: Params, h: Setting, task: Task) -> torch.optim.Optimizer:
     """`torch.optim.RAdam` with decoupled weight decay."""
-    return _like_adam(torch.optim.RAdam, params, h, task=task, lr=1e-3)
+    return torch.optim.RAdam(params, **_adam(h, task, lr=1e-3), decoupled_weight_decay=True)
 
 
-def _like_adam(
-    kind: type[torch.optim.NAdam | torch.optim.RAdam],
-    params: Params,
-    h: Setting,
-    *,
-    task: Task,
-    lr: float,
-) -> torch.optim.Optimizer:
-    """One of torch's own, `lr` being its default."""
-    return kind(
-        params,
-        lr=number(h, "lr", lr),
-        betas=(number(h, "momentum", 0.9), task.optimizer.beta2),
-        eps=task.optimizer.eps,
-        weight_decay=number(h, "weight_decay", 0.0),
-        decoupled_weight_decay=True,
-    )
+def _adam(h: Setting, task: Task, *, lr: float) -> dict[str, Any]:
+    """What all of Adam's kin take; `lr` where the setting names none."""
+    return {
+        "lr": number(h, "lr", lr),
+        "betas": (number(h, "momentum", 0.9), task.optimizer.beta2),
+        "eps": task.optimizer.eps,
+        "weight_decay": number(h, "weight_decay", 0.0),
+    }
 
 
 def lion(params: Params, h: Setting, task: Task) -> torch.optim.Optimizer:
-    made: torch.optim.Optimizer = require("lion_pytorch", extra="compare").Lion(
-        params,
-        lr=number(h, "lr", 1e-4),
-        betas=(number(h, "momentum", 0.9), 0.99),
-        weight_decay=number(h, "weight_decay", 0.0),
-    )
+    options = {**_adam(h, task, lr=1e-4), "betas": (number(h, "momentum", 0.9), 0.99)}
+    del options["eps"]
+    made: torch.optim.Optimizer = require("lion_pytorch", extra="compare").Lion(params, **options)
     return made
 
 
 def schedule_free(params: Params, h: Setting, task: Task) -> torch.optim.Optimizer:
     """`schedulefree.AdamWScheduleFree`, with the warm-up that its authors advise."""
-    made: torch.optim.Optimizer = require("schedulefree", extra="compare").AdamWScheduleFree(
-        params,
-        lr=number(h, "lr", 2.5e-3),
-        betas=(number(h, "momentum", 0.9), task.optimizer.beta2),
-        eps=task.optimizer.eps,
-        weight_decay=number(h, "weight_decay", 0.0),
-        warmup_steps=round(number(h, "warm_up", WARM_UP) * task.horizon),
-    )
+    steps = round(number(h, "warm_up", WARM_UP) * task.horizon)
+    kind = require("schedulefree", extra="compare").AdamWScheduleFree
+    made: torch.optim.Optimizer = kind(params, **_adam(h, task, lr=2.5e-3), warmup_steps=steps)
     return made
 
 
 def prodigy(params: Params, h: Setting, task: Task) -> torch.optim.Optimizer:
     """`prodigyopt.Prodigy`; its authors advise to leave lr at 1 and to tune ``d_coef``."""
-    # It greets whoever makes it.
-    with redirect_stdout(StringIO()):
-        made: torch.optim.Optimizer = require("prodigyopt", extra="compare").Prodigy(
-            params,
-            lr=number(h, "lr", 1.0),
-            betas=(number(h, "momentum", 0.9), task.optimizer.beta2),
-            eps=task.optimizer.eps,
-            weight_decay=number(h, "weight_decay", 0.0),
-            d_coef=number(h, "d_coef", 1.0),
-        )
+    kind = require("prodigyopt", extra="compare").Prodigy
+    coefficient = number(h, "d_coef", 1.0)
+    with redirect_stdout(StringIO()):  # it greets whoever makes it
+        made: torch.optim.Optimizer = kind(params, **_adam(h, task, lr=1.0), d_coef=coefficient)
     return made
 
 
 def hypergradient(params: Params, h: Setting, task: Task) -> torch.optim.Optimizer:
-    return AdamHD(
-        params,
-        lr=number(h, "lr", 1e-3),
-        hyper_lr=number(h, "hyper_lr", 1e-7),
-        betas=(number(h, "momentum", 0.9), task.optimizer.beta2),
-        eps=task.optimizer.eps,
-        weight_decay=number(h, "weight_decay", 0.0),
-    )
+    return AdamHD(params, **_adam(h, task, lr=1e-3), hyper_lr=number(h, "hyper_lr", 1e-7))
 
 
 class AdamHD(torch.optim.Optimizer):
@@ -121,16 +91,8 @@ class AdamHD(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
-        super().__init__(
-            params,
-            {
-                "lr": lr,
-                "hyper_lr": hyper_lr,
-                "betas": betas,
-                "eps": eps,
-                "weight_decay": weight_decay,
-            },
-        )
+        own = {"lr": lr, "hyper_lr": hyper_lr, "betas": betas}
+        super().__init__(params, {**own, "eps": eps, "weight_decay": weight_decay})
 
     @overload
     def step(self, closure: None = None) -> None: ...

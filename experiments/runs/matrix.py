@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -35,7 +36,7 @@ from pacesetter.experiments.runs.agents import (
 from pacesetter.experiments.runs.batched import RunKey, RunOptions, batches, run_batch
 from pacesetter.experiments.runs.plain import run_plain
 from pacesetter.experiments.runs.population import population_size, run_population
-from pacesetter.experiments.runs.records import REPORTED_SPLITS, RunRecord, crashed
+from pacesetter.experiments.runs.records import REPORTED_SPLITS, RunRecord
 from pacesetter.inner_models.task import Task
 
 
@@ -116,8 +117,25 @@ class RunGroup(ABC):
         """Trains all of them; records row-major, as in `run`."""
 
     @abstractmethod
+    def keys(self, task: Task) -> list[RunKey]:
+        """The keys of all of them, row-major."""
+
     def crashed(self, task: Task, reason: str) -> list[RunRecord]:
-        """The records where all of them crashed."""
+        """The records where all of them crashed, or their process died."""
+        return [
+            RunRecord(
+                task=task.name,
+                arm=arm,
+                seed=seed,
+                lr=lr,
+                losses=dict.fromkeys(self.options.evaluate, math.nan),
+                setting=setting,
+                best={"outer_valid": math.nan},
+                wall_seconds=0.0,
+                failed=reason,
+            )
+            for arm, setting, seed, lr in self.keys(task)
+        ]
 
     def halves(self) -> list[RunGroup]:
         """Both halves of the group; none where it has a single row."""
@@ -172,17 +190,11 @@ class BaselineGroup(RunGroup):
             return [run_plain(task, self.rows[0], seed=self.seeds[0], options=self.options)]
         return [r for seed in self.seeds for r in replace(self, seeds=(seed,)).run(task)]
 
-    def crashed(self, task: Task, reason: str) -> list[RunRecord]:
-        evaluate = self.options.evaluate
+    def keys(self, task: Task) -> list[RunKey]:
+        hyper = [c.baseline.hyperparameters(c.setting, task) for c in self.rows]
         return [
-            crashed(
-                *(task.name, c.baseline.name, c.setting),
-                seed=seed,
-                lr=number(c.baseline.hyperparameters(c.setting, task), "lr", float("nan")),
-                evaluate=evaluate,
-                reason=reason,
-            )
-            for c in self.rows
+            (c.baseline.name, dict(c.setting), seed, number(h, "lr", math.nan))
+            for c, h in zip(self.rows, hyper, strict=True)
             for seed in self.seeds
         ]
 
@@ -227,14 +239,11 @@ class AgentGroup(RunGroup):
         n = len(self.rows)
         return [replace(r, start_lr=r.lr) for j in range(n) for r in found[j::n]]
 
+    def keys(self, task: Task) -> list[RunKey]:
+        return [(arm.name, {}, seed, lr) for arm, _ in self.rows for lr, seed in self._pairs]
+
     def crashed(self, task: Task, reason: str) -> list[RunRecord]:
-        evaluate = self.options.evaluate
-        found = [
-            crashed(task.name, arm.name, {}, seed=seed, lr=start, evaluate=evaluate, reason=reason)
-            for arm, _ in self.rows
-            for start, seed in self._pairs
-        ]
-        return [replace(record, start_lr=record.lr) for record in found]
+        return [replace(record, start_lr=record.lr) for record in super().crashed(task, reason)]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -120,30 +120,6 @@ class RunRecord:
         return {name: "" if whole[name] is None else whole[name] for name in CSV_COLUMNS}
 
 
-def crashed(
-    task: str,
-    arm: str,
-    setting: Mapping[str, float | str],
-    *,
-    seed: int,
-    lr: float,
-    evaluate: Sequence[SplitName],
-    reason: str,
-) -> RunRecord:
-    """The record of a run that raised an error, or whose process died."""
-    return RunRecord(
-        task=task,
-        arm=arm,
-        seed=seed,
-        lr=lr,
-        losses=dict.fromkeys(evaluate, math.nan),
-        setting=dict(setting),
-        best={"outer_valid": math.nan},
-        wall_seconds=0.0,
-        failed=reason,
-    )
-
-
 def mark_exploded(records: Sequence[RunRecord]) -> list[RunRecord]:
     """Marks the runs that count as diverged although their losses are finite.
 
@@ -233,12 +209,9 @@ def _with_nan(entry: dict[str, Any]) -> dict[str, Any]:
     def number(value: float | None) -> float:
         return math.nan if value is None else value
 
-    entry = dict(entry)
-    for name in _NUMBERS:
-        entry[name] = number(entry[name])
+    found = {**entry, **{name: number(entry[name]) for name in _NUMBERS}}
+    found |= {name: [number(value) for value in entry[name]] for name in _COLUMNS}
     for name in _TABLES:
         if entry[name] is not None:
-            entry[name] = {key: number(value) for key, value in entry[name].items()}
-    for name in _COLUMNS:
-        entry[name] = [number(value) for value in entry[name]]
-    return entry
+            found[name] = {key: number(value) for key, value in entry[name].items()}
+    return found
