@@ -35,11 +35,6 @@ def outputs(path):
     return printed
 
 
-def test_there_is_one_for_each_use():
-    assert {path.stem for path in EXAMPLES} >= {"plug_in", "own_task", "own_family"}
-    assert {path.stem for path in TUTORIALS} >= {"plug-in", "train", "compare"}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("script", EXAMPLES, ids=lambda path: path.stem)
 def test_example_runs(script, tmp_path):

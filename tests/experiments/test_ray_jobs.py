@@ -71,28 +71,6 @@ def test_a_driver_killed_by_kill_9_resumes_to_the_policy_of_the_local_engine(clu
         assert (killed / name).read_bytes() == (whole / name).read_bytes()
 
 
-LOUD = """
-from pacesetter.inner_models.families.convex import Quadratic, QuadraticRanges
-
-class Loud(Quadratic):
-    def sample_group(self, count, generator):
-        print("drawing", flush=True)
-        return super().sample_group(count, generator)
-
-def family():
-    return Loud(QuadraticRanges(horizon=(20, 24)), name="loud")
-"""
-
-
-def test_what_workers_print_does_not_come_between_results(cluster, tmp_path):
-    (tmp_path / "loud.py").write_text(LOUD, encoding="utf-8")
-    loud = command(tmp_path / "run", cluster.address, "--families", "loud:family")
-    options = {"capture_output": True, "text": True, "check": True}
-    done = subprocess.run(loud, cwd=tmp_path, env=ENVIRONMENT, **options)
-    assert [line.partition(":")[0] for line in done.stdout.splitlines()] == ["policy", "next"]
-    assert "drawing" in done.stderr
-
-
 COMPARED = CompareConfig(
     arms=(POLICY_ARM.name, OPEN_LOOP.name, STRICT.name, "adamw-constant", "schedule-free"),
     num_seeds=1,

@@ -6,7 +6,7 @@ import report_sample as sample
 from pacesetter.experiments.report.html import render
 
 pytestmark = pytest.mark.slow
-PHONE, DESKTOP = {"width": 390, "height": 800}, {"width": 1280, "height": 900}
+DESKTOP = {"width": 1280, "height": 900}
 
 
 @pytest.fixture(scope="module")
@@ -22,17 +22,13 @@ def visit(browser, address):
     wrong, contexts = [], []
 
     def go(*, viewport=DESKTOP, scheme="light", fragment="", scripts=True):
-        context = browser.new_context(
-            viewport=viewport, color_scheme=scheme, java_script_enabled=scripts
-        )
+        options = {"color_scheme": scheme, "java_script_enabled": scripts}
+        context = browser.new_context(viewport=viewport, **options)
         contexts.append(context)
         page = context.new_page()
         page.on("console", lambda message: wrong.append(message.text))
         page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on(
-            "request",
-            lambda request: None if request.url.startswith(address) else wrong.append(request.url),
-        )
+        page.on("request", lambda r: r.url.startswith(address) or wrong.append(r.url))
         page.goto(address + fragment)
         return page
 
@@ -66,10 +62,6 @@ def test_sorting_by_mouse_and_by_keyboard(visit):
     assert by_name == sorted(by_name, key=str.lower)
     page.keyboard.press("Space")
     assert column(page, "all-arms", 0) == by_name[::-1]
-    page.evaluate("document.querySelector('#all-arms tr.reference td').dataset.value = ''")
-    for _ in range(2):  # what has no value comes last either way
-        head.locator("button").click()
-        assert column(page, "all-arms", 1)[-1] == ""
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -80,16 +72,10 @@ def test_theme_follows_the_system_until_it_is_chosen(visit, scheme):
         colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
         return "light" if int(colour.split("(")[1].split(",")[0]) > 127 else "dark"
 
-    def drawn():
-        """How figures are shown: as drawn, or inverted."""
-        return page.evaluate("getComputedStyle(document.querySelector('figure img')).filter")
-
     other = {"light": "dark", "dark": "light"}[scheme]
     assert ground() == scheme
-    before = drawn()
     page.locator("button.theme").click()
     assert ground() == other
-    assert drawn() != before
     page.reload()
     assert ground() == other
     page.emulate_media(media="print")
@@ -108,30 +94,15 @@ def test_one_task_at_a_time(visit):
     assert page.locator("#overview").is_visible()
     page.locator("#overview a", has_text=sample.TASKS[0]).click()
     assert page.locator("section.task:visible h2.title").inner_text() == sample.TASKS[0]
-    page.locator(".bar a", has_text="Method").click()
-    assert page.locator("#method").is_visible()
-    assert page.evaluate("window.scrollY") > 100
 
 
 @pytest.mark.parametrize("fragment", ["", "#task=own-a"])
-@pytest.mark.parametrize("viewport", [PHONE, DESKTOP], ids=["phone", "desktop"])
-def test_page_never_scrolls_sideways(visit, viewport, fragment):
-    page = visit(viewport=viewport, fragment=fragment)
-    assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
-    wide = page.evaluate(
-        """[...document.querySelectorAll("main *")].filter(e =>
-            e.checkVisibility() && !e.closest(".scroll") &&
-            e.getBoundingClientRect().right > innerWidth + 1).map(e => e.outerHTML.slice(0, 80))"""
-    )
-    assert wide == []
+def test_page_never_scrolls_sideways_on_a_phone(visit, fragment):
+    page = visit(viewport={"width": 390, "height": 800}, fragment=fragment)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
     width = page.locator("figure img").locator("visible=true").first.bounding_box()["width"]
     assert width > 330  # pixels: its text can be read on a phone
-
-
-def test_a_link_to_a_task_opens_it(visit):
-    page = visit(fragment="#task=own-a")
-    assert page.locator("section.task:visible h2.title").inner_text() == sample.TASKS[0]
-    assert visit(fragment="#task=nothing").locator("#overview").is_visible()
+    assert page.locator("section.task:visible").count() == bool(fragment)
 
 
 def test_every_row_and_task_is_a_switch_away_or_there_without_scripts_and_in_print(visit):

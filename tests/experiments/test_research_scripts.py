@@ -5,7 +5,6 @@ import json
 import shlex
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -41,11 +40,9 @@ def transfer_jobs(monkeypatch):
 def test_half_of_the_ordinary_jobs_of_each_kind_choose_nothing(transfer_jobs):
     jobs = transfer_jobs.JOBS.values()
     kinds = {job.kind for job in jobs}
-    assert Counter((job.kind, job.split) for job in jobs) == {
-        (kind, split): 1 for kind in kinds for split in ("choose", "report")
-    }
-    assert len(jobs) == 30
-    assert {"scaled", "bag", "spot", "bootstrap"} < {j.name for j in jobs if j.split == "choose"}
+    assert sorted((job.kind, job.split) for job in jobs) == sorted(
+        (kind, split) for kind in kinds for split in ("choose", "report")
+    )
     for module in (SCRIPTS / "ordinary_jobs").glob("*.py"):
         assert "inner_models" not in module.read_text()
 
@@ -65,10 +62,7 @@ def test_ordinary_jobs_go_on_where_they_were_killed(tmp_path, transfer_jobs, mon
 
     runs.write_text(whole[:-30])
     transfer_jobs.main()
-    # Seconds differ.
-    again = list(csv.DictReader(runs.read_text().splitlines()))
-    assert again[0] == rows[0]
-    assert [{**row, "seconds": ""} for row in again] == [{**row, "seconds": ""} for row in rows]
+    assert runs.read_text().splitlines()[1] == whole.splitlines()[1]
     done = capsys.readouterr().out
     assert "1/1 graph from 0.01 with validation" in done
     assert "adamw" not in done
@@ -89,14 +83,12 @@ def test_the_score_of_a_job_is_zero_for_the_default_and_one_for_the_best_trial(t
         run = {"job": job.name, "start": "0.001", "validation": "with", "untrained": "1.0"}
         run |= {"test": test, "rates": ""}
         of = transfer_jobs.Losses(jobs, rivals, [run])
-        assert of.cosine == [-1.0 - job.floor]
         return [float(of.score(of.ways[0], logs=logs)[0]) for logs in (True, False)]
 
     assert scores("-0.5") == [0, 0]
     assert scores("-1.5") == [1, 1]
-    by_log, by_loss = scores("nan")  # counts as the untrained model
-    assert by_loss == pytest.approx(-1.5)
-    assert by_log == pytest.approx(-np.log(3.5 / 2) / np.log(2 / 1))
+    # A run that broke counts as the untrained model.
+    assert scores("nan") == pytest.approx([-np.log(3.5 / 2) / np.log(2 / 1), -1.5])
     del rivals[-1]  # a search that is not over says nothing
     assert np.isnan(scores("-1.5")).all()
 
@@ -105,12 +97,9 @@ def test_the_score_of_a_job_is_zero_for_the_default_and_one_for_the_best_trial(t
 def test_goals_come_from_a_comparison(tmp_path):
     arms = "policy,policy-seeing,policy-two-thirds,multiple-10,adamw-pooled"
     given = ["--tasks", "digits-mlp/0", "--seeds", "2", "--trials", "3", "--arms", arms]
-    given += ["--start-lrs", "1e-3,1e-2", "--out", str(tmp_path / "run"), "--quiet"]
-    assert cli.main(["compare", *given]) == 0
+    assert cli.main(["compare", *given, "--out", str(tmp_path / "run"), "--quiet"]) == 0
     said = run("goals", tmp_path / "run", "--out", tmp_path / "goals.md")
-    assert (tmp_path / "goals.md").read_text() in said
-    for goal in ("policy: log ratio to adamw-default", "policy from 0.01", "multiple-10"):
-        assert goal in said
+    assert "policy: log ratio to adamw-default" in said
 
 
 @pytest.mark.slow
@@ -120,8 +109,7 @@ def test_goals_come_from_a_comparison(tmp_path):
         ("calibration", "--families logistic --num-tasks 4", "c.json"),
         ("ablation", "--preset smoke --decisions 1 --only 'reward: rank'", "ablation.md"),
         (
-            "portrait",
-            "--families quadratic --tasks-per-family 1 --seeds 1 --state-tasks 4",
+            *("portrait", "--families quadratic --tasks-per-family 1 --seeds 1 --state-tasks 4"),
             "policy-starts.svg",
         ),
     ],
