@@ -145,27 +145,6 @@ def test_groups_keep_to_their_own_starts():
     assert torch.equal(params[1], torch.ones(3))
 
 
-@pytest.mark.parametrize("shared", [False, True], ids=["own rate", "shared tensor"])
-def test_groups_that_join_later(shared):
-    """Their learning rate is in force from there on; groups may share one tensor for theirs."""
-    params = [nn.Parameter(torch.ones(2)) for _ in range(3)]
-    rate = torch.tensor(0.5) if shared else 0.1
-    optimizer = AdamW([{"params": [p]} for p in params[:2]], lr=rate, foreach=False)
-    scheduler = LearnedScheduler(optimizer, 40, policy=idle())
-    for step in range(20):
-        if step == 10:
-            optimizer.add_param_group({"params": [params[2]], **({} if shared else {"lr": 0.5})})
-        for p in params:
-            p.grad = torch.ones(2)
-        optimizer.step()
-        scheduler.step(1.0)
-        late = 0.5 if shared else 0.5 / base_schedule(10, 40, 20)
-        starts = [0.5 if shared else 0.1] * 2 + [late] * (step >= 10)
-        wanted = [start * base_schedule(step + 1, 40, 20) for start in starts]
-        assert scheduler.get_last_lr() == pytest.approx(wanted, rel=1e-6 if shared else 1e-12)
-    assert not shared or all(g["lr"] is rate for g in optimizer.param_groups[:2])
-
-
 def test_parameters_without_gradients_frozen_and_of_other_kinds():
     """Gradients of 2, 3 and 6 have together a norm of 7."""
     kinds = {torch.bfloat16: 2.0, torch.float32: 3.0, torch.float64: 6.0, torch.complex64: 0.0}

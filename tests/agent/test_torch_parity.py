@@ -82,27 +82,6 @@ def test_frozen_parameters_do_not_move_and_may_be_thawed(name):
     assert all(np.isfinite(d.features).all() for d in scheduler.history)
 
 
-def test_a_closure_may_be_called_twice():
-    """No supported optimizer calls twice, but a subclass may, to look ahead."""
-
-    class Twice(SGD):
-        def step(self, closure=None):
-            closure()
-            return super().step(closure)
-
-    def closure():
-        weight.grad = torch.ones(1)
-        return torch.tensor(1.0)
-
-    weight = nn.Parameter(torch.zeros(1))
-    optimizer = Twice([weight], lr=1.0)
-    scheduler = LearnedScheduler(optimizer, 80, policy=unramped(clip_ratio_start=20.0))
-    for _ in range(3):
-        before, lr = weight.item(), scheduler.get_last_lr()[0]
-        scheduler.step(optimizer.step(closure))
-        assert before - weight.item() == pytest.approx(lr, rel=1e-5)
-
-
 def compiled_run(name, *, how):
     torch._dynamo.reset()
     job = Job(name, dtype=torch.float32, lr=torch.tensor(0.01))

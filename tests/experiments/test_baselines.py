@@ -146,23 +146,6 @@ def test_plateau_reduces_after_its_patience_whatever_the_sign_of_the_loss():
     assert [plateau.factor(loss) for loss in losses] == [1.0, 1.0, 1.0, 0.5, 0.5, 0.25, 0.25]
 
 
-@pytest.mark.parametrize("row", BASELINES, ids=lambda b: b.name)
-def test_row_is_complete(row):
-    assert row.source
-    task = small_task(horizon=1000)
-    default = row.space.default
-    row.space.check(default)
-    hyper = row.hyperparameters(default or {"lr": 1e-3}, task)
-    assert {"lr", "momentum", "weight_decay"} <= set(hyper)
-    assert row.factors(1000, hyper).max() == pytest.approx(1.0, abs=0.01)
-    generator = np.random.default_rng(0)
-    for _ in range(5):
-        setting = row.space.sample(generator)
-        row.space.check(setting)
-        found = row.factors(1000, row.hyperparameters(setting or {"lr": 1e-3}, task))
-        assert 0 <= found.min() <= found.max() <= 1
-
-
 def test_names_are_unique_and_unknown_ones_refused():
     assert len(set(arm_names())) == len(arm_names())
     with pytest.raises(ValueError, match="'adamw-cosin'; nearest: adamw-cosine"):
