@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -94,25 +95,32 @@ def test_the_policy_is_an_average_of_weights_over_rollouts(trained, tmp_path):
     assert not torch.equal(mean["extra"]["average"][name], mean["policy"][name])
 
 
+LONG = 320 // TINY.rollout  # rollouts
+CODE = """
+import dataclasses, pathlib, sys
+from pacesetter.inner_models.engine.host import prepare_process
+prepare_process()
+from pacesetter.agent.training.train import train
+from tiny import TINY
+config = dataclasses.replace(TINY, decisions=320)
+out, more = pathlib.Path(sys.argv[1]), {"progress": False, "meter": False}
+train(config, out, seed=7, resume=len(sys.argv) > 2, **more)
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.processes
 def test_kill_9_and_resume_gives_the_same_policy_bit_for_bit(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    checkpoint, smoke = killed / CHECKPOINT, PRESETS["smoke"]
+    checkpoint, tests = killed / CHECKPOINT, str(Path(__file__).parents[1])
 
-    def started(out, *more):
-        return subprocess.Popen(
-            [
-                *(sys.executable, "-m", "pacesetter.experiments.cli.main", "train"),
-                *("--preset", "smoke", "--seed", "7", "--out", str(out), *more),
-            ],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+    def started(*arguments):
+        paths = os.pathsep.join([tests, *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+        return subprocess.Popen([sys.executable, "-c", CODE, *map(str, arguments)], env=environment)
 
     def done():
-        return torch.load(checkpoint, weights_only=True)["num_timesteps"] / smoke.rollout
+        return torch.load(checkpoint, weights_only=True)["num_timesteps"] / TINY.rollout
 
     assert started(whole).wait() == 0
     process = started(killed)
@@ -121,8 +129,8 @@ def test_kill_9_and_resume_gives_the_same_policy_bit_for_bit(tmp_path):
     time.sleep(0.1)  # into the middle of a rollout
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
-    assert 4 <= done() < smoke.rollouts
-    assert started(killed, "--resume").wait() == 0
+    assert 4 <= done() < LONG
+    assert started(killed, "resume").wait() == 0
     for name in (POLICY, VALIDATION):
         assert (killed / name).read_bytes() == (whole / name).read_bytes()
     states = (torch.load(out / CHECKPOINT, weights_only=True)["policy"] for out in (whole, killed))
