@@ -6,13 +6,12 @@ import subprocess
 import sys
 from functools import partial
 
-import numpy as np
 import pytest
 
 from pacesetter.agent.training.engines import RayEngine
 from pacesetter.envs.actions import ControlConfig
 from pacesetter.envs.config import EnvConfig
-from pacesetter.envs.ray.workers import GroupWorker, Workers
+from pacesetter.envs.ray.workers import Workers
 from pacesetter.envs.runs import draw_group
 from pacesetter.experiments.cli.main import MISSING_PACKAGE, WRONG_INPUT, main, make_parser
 from pacesetter.experiments.cli.train import config_of
@@ -24,29 +23,6 @@ DRAW = partial(
     [FAMILY],
     EnvConfig(tasks_per_group=1, siblings=2, control=ControlConfig(num_intervals=5)),
 )
-
-
-def test_a_worker_brings_groups_to_where_they_are_to_be_whatever_it_holds():
-    rng = np.random.default_rng(0)
-    past = {g: [rng.uniform(-1, 1, (2, 3)) for _ in range(4)] for g in (0, 3)}
-
-    def advance(worker, k, *groups):
-        return worker.advance(7, 2, {g: past[g][:k] for g in groups})[1]
-
-    one = GroupWorker(DRAW)
-    seen = [advance(one, k, 0, 3) for k in range(5)]
-    assert {group: rows.shape[0] for group, rows in seen[0].items()} == {0: 2, 3: 2}
-    assert [step[0][2] for step in seen[1:]] == [False, False, False, True]
-    other = GroupWorker(DRAW)
-    advance(other, 0, 0)  # it has a group of its own already
-    assert np.array_equal(advance(other, 0, 3)[3], seen[0][3])
-    for k in (2, 3, 4, 4, 1):  # replayed, gone on with, and asked for again
-        features, rewards, over, infos = advance(other, k, 3)[3]
-        assert np.array_equal(features, seen[k][3][0])
-        assert np.array_equal(rewards, seen[k][3][1])
-        assert (over, infos) == seen[k][3][2:]
-    one.advance(7, 3, {0: []})
-    assert np.array_equal(advance(one, 1, 3)[3][0], seen[1][3][0])
 
 
 def test_numbers_out_of_range_are_refused():

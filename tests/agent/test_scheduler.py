@@ -266,22 +266,6 @@ def test_broken_gradients_are_skipped_and_counted(name, value):
     assert not scheduler.history.interventions
 
 
-@GUARDED
-def test_a_broken_loss_is_answered_and_raises_nothing():
-    job, scheduler = start(100, idle(decision_power=1.0))
-    for _ in range(7):
-        job.update()
-        scheduler.step(math.nan)
-        scheduler.observe_validation(math.inf)
-    history = scheduler.history
-    assert scheduler.skipped_steps == 0
-    factors = [d.lr_factor / base_schedule(d.step, 100) for d in history]
-    assert factors == pytest.approx([1, 0.5, 0.05])  # two broken steps are no streak yet
-    assert [i.kind for i in history.interventions] == ["lr_cut", "rollback"]
-    assert math.isnan(history[-1].loss)
-    assert np.isfinite(history[-1].features).all()
-
-
 @pytest.mark.parametrize("name", ["AdamW-fused", "SGD-fused"])
 def test_fused_kernels_leave_out_an_update_when_told_to(name):
     """The way of a GPU, where the host does not know; CPU kernels obey the same flag."""

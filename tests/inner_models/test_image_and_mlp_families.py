@@ -10,30 +10,12 @@ from torch.nn.utils import prune
 from pacesetter.inner_models.draw import Draw
 from pacesetter.inner_models.families import images
 from pacesetter.inner_models.families.teachers import compressed, hard_labels, transfer
-from pacesetter.inner_models.networks.convnet import ConvShape, build_convnet, draw_convnet
+from pacesetter.inner_models.networks.convnet import ConvShape, draw_convnet
 from pacesetter.inner_models.networks.mlp import MLPShape, build_mlp
 
 
 def make_draw(seed=0):
     return Draw(torch.Generator().manual_seed(seed))
-
-
-@pytest.mark.parametrize("image", [(1, 8), (3, 7), (1, 28), (3, 32), (2, 1)])
-def test_convnet_has_the_sizes_and_the_cost_that_its_shape_says(image):
-    draw = make_draw()
-    for _ in range(25):
-        shape = draw_convnet(draw, image=image, classes=5, depth=(1, 4))
-        x = torch.randn(3, image[0], image[1], image[1], generator=draw.generator)
-        cost, side, flat = 0, image[1], False
-        for layer in build_convnet(shape):
-            x = layer(x)
-            if isinstance(layer, nn.Conv2d | nn.Linear):
-                cost += x[0].numel() * layer.weight[0].numel()  # multiply-adds of one row
-            flat = flat or isinstance(layer, nn.Flatten)
-            side = side if flat else x.shape[-1]
-        assert cost == shape.cost
-        assert side == (1 if shape.head == "mean" else shape.sides[-1])
-        assert x.shape == (3, 5)
 
 
 def test_costly_convnets_are_cut_down():
@@ -91,24 +73,6 @@ def test_fake_quantisation_is_that_of_torch(per_row):
     slope = torch.randn(6, 40, generator=torch.Generator().manual_seed(1))
     (grad,) = torch.autograd.grad((ours * slope).sum(), values)
     assert torch.equal(grad, slope)  # straight through
-
-
-def test_quantised_mlp_quantises_the_layers_that_its_shape_says():
-    mlp = MLPShape(widths=(5, 7, 6, 3), activation="tanh", layer_norm=True)
-    for ends in (True, False):
-        shape = compressed.QuantisedMLPShape(mlp=mlp, weight_bits=3, activation_bits=4, ends=ends)
-        model = compressed.build_quantised_mlp(shape)
-        linear = [layer for layer in model if isinstance(layer, nn.Linear)]
-        assert [(la.in_features, la.out_features) for la in linear] == [(5, 7), (7, 6), (6, 3)]
-        bits = [getattr(la, "input_bits", None) for la in linear]
-        assert bits == ([0, 4, 4] if ends else [None, 4, None])
-    layer = linear[1]
-    x = torch.randn(9, 7, generator=torch.Generator().manual_seed(0))
-    weight = compressed.fake_quantise(layer.weight, bits=3)
-    seen = compressed.fake_quantise(x, bits=4)
-    assert torch.allclose(layer(x), seen @ weight.T + layer.bias, atol=1e-6)
-    # Every example has a scale of its own: its output does not depend on the others.
-    assert torch.allclose(layer(x[:1]), layer(x)[:1], atol=1e-6)
 
 
 @pytest.mark.parametrize("saliency", ["random", "magnitude"])

@@ -2,7 +2,6 @@
 
 import gzip
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ import torch
 from image_files import CIFAR_NAMES, IDX_NAMES, idx_bytes, write_all, write_cifar, write_mnist
 
 from pacesetter.experiments.cli import main as cli
-from pacesetter.experiments.compare_config import families_in, named_task
+from pacesetter.experiments.compare_config import named_task
 from pacesetter.inner_models import registry
 from pacesetter.inner_models.families.real.image_files import (
     DATA_VARIABLE,
@@ -201,23 +200,6 @@ def test_the_folder_is_given_or_named_by_the_environment(data, monkeypatch):
         make("mnist-mlp", data=data / "cifar-10-batches-bin" / "test_batch.bin")
     with pytest.raises(ValueError, match="did you mean 'mnist-mlp'"):
         make("mnist-mpl", data=data)
-
-
-def test_families_in_a_folder(data, tmp_path):
-    assert families_in(data) == registry.FROM_FILES
-    assert families_in(None) == ()
-    write_mnist(tmp_path / "one" / "mnist")
-    assert families_in(tmp_path / "one") == ("mnist-mlp", "mnist-convnet")
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    with pytest.raises(FileNotFoundError) as failure:
-        families_in(empty)
-    lines = re.findall(r"^(\S+) lacks .* they go into (.*?)\.", str(failure.value), re.MULTILINE)
-    assert [(name, Path(folder).name) for name, folder in lines] == [
-        ("mnist", "mnist"),
-        ("fashion-mnist", "fashion-mnist"),
-        ("cifar10", "cifar-10-batches-bin"),
-    ]
 
 
 def test_compare_says_what_is_missing_before_any_work(data, tmp_path, capsys):

@@ -105,22 +105,6 @@ def test_density_is_that_of_the_change_of_variables(side):
     assert moved == set(range(side**2))
 
 
-@pytest.mark.parametrize("side", photos.BEST_KNOWN)
-def test_the_best_known_flow_is_better_than_a_gaussian_on_every_split(side):
-    rows = len(photos.photo_patches(side)[0])
-    splits = photos.dequantised_splits(
-        side, num_train=rows, generator=torch.Generator().manual_seed(0)
-    )
-    parts = [part[0].double() for part in batches(splits)]
-    gaussian = torch.distributions.MultivariateNormal(parts[0].mean(0), torch.cov(parts[0].T))
-    losses = [-float(gaussian.log_prob(part).mean()) for part in parts]
-    assert photos.BEST_KNOWN[side] < min(losses) < 0
-    # Nor can it be less than if every grey level were known beforehand: what is left is uniform
-    # over one level, 1 / spread wide.
-    spread = photos.pixel_statistics(photos.photo_patches(side)[0])[1]
-    assert photos.BEST_KNOWN[side] > -(side**2) * np.log(spread)
-
-
 @pytest.mark.parametrize("name", DIGITS)
 def test_digits_families_have_the_rows_of_digits_mlp(name):
     task = registry.make_family(name).sample(torch.Generator().manual_seed(0))

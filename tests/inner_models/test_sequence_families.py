@@ -16,7 +16,6 @@ from pacesetter.inner_models.networks.transformer import (
     LanguageModel,
     TransformerShape,
     VisionTransformer,
-    to_patches,
 )
 from pacesetter.inner_models.task import SPLITS
 
@@ -65,25 +64,6 @@ def test_attention_is_that_of_torch():
     x = torch.randn(3, 7, 8, generator=generator(), dtype=torch.float64)
     mask = torch.nn.Transformer.generate_square_subsequent_mask(7, dtype=torch.float64)
     assert torch.allclose(block(x), theirs(x, src_mask=mask), rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.parametrize("class_token", [False, True])
-def test_a_vit_sees_every_patch_and_where_it_lies(class_token):
-    shape = TransformerShape(
-        image=(2, 4, 6), patch=2, classes=3, class_token=class_token, width=8, layers=1
-    )
-    torch.manual_seed(0)
-    model = VisionTransformer(shape)
-    images = torch.randn(5, 2, 4, 6, generator=generator())
-    logits = model(images)
-    assert logits.shape == (5, 3)
-    for row, column in product(range(4), range(6)):
-        changed = images.clone()
-        changed[:, 0, row, column] += 1
-        assert ((model(changed) - logits).abs().amax(1) > 1e-7).all()
-    swapped = torch.cat((images[..., 4:], images[..., 2:4], images[..., :2]), dim=3)
-    assert not torch.allclose(model(swapped), logits, atol=1e-4)
-    assert torch.equal(to_patches(images, 2)[1, 5], images[1, :, 2:, 4:].flatten())
 
 
 # -- languages ------------------------------------------------------------------------------------
@@ -186,22 +166,6 @@ def test_recall_asks_for_the_value_after_the_key():
         assert row[6:8] == [8, 8]
         assert pairs[row[8]] == answer + 4
     assert source.optimum == 0
-
-
-def test_series_have_the_variance_and_the_predictability_they_claim():
-    waves = torch.tensor([[3.7, 0.4], [9.1, 0.6]])
-    source = sequences.Series(length=11, waves=waves, noise=0.3)
-    inputs, targets = source.rows(20000, generator())
-    assert inputs.shape == targets.shape == (20000, 11, 1)
-    assert torch.equal(inputs[:, 1:], targets[:, :-1])
-    assert float(inputs.square().mean()) == pytest.approx(1 + 0.09, rel=0.03)
-    # The best linear prediction, fitted to the rows themselves, and the best is linear.
-    values = torch.cat((inputs, targets[:, -1:]), dim=1)[..., 0].double()
-    errors = []
-    for t in range(1, 12):
-        fit = torch.linalg.lstsq(values[:, :t], values[:, t:]).solution[:, :1]
-        errors.append((values[:, t] - (values[:, :t] @ fit)[:, 0]).square().mean())
-    assert source.optimum == pytest.approx(float(torch.stack(errors).mean()), rel=0.02)
 
 
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
