@@ -18,7 +18,6 @@ from pacesetter.experiments.cli.train import config_of
 from pacesetter.inner_models.families.teachers.regression import TeacherMLP, TeacherRanges
 
 FAMILY = TeacherMLP(TeacherRanges(num_train=(128, 256), horizon=(24, 40), eval_rows=32))
-DRAW = partial(
     draw_group,
     [FAMILY],
     EnvConfig(tasks_per_group=1, siblings=2, control=ControlConfig(num_intervals=5)),
