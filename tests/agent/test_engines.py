@@ -4,24 +4,16 @@ import json
 import socket
 import subprocess
 import sys
-from functools import partial
 
 import pytest
 
 from pacesetter.agent.training.engines import RayEngine
-from pacesetter.envs.actions import ControlConfig
-from pacesetter.envs.config import EnvConfig
 from pacesetter.envs.ray.workers import Workers
-from pacesetter.envs.runs import draw_group
 from pacesetter.experiments.cli.main import MISSING_PACKAGE, WRONG_INPUT, main, make_parser
 from pacesetter.experiments.cli.train import config_of
 from pacesetter.inner_models.families.teachers.regression import TeacherMLP, TeacherRanges
 
 FAMILY = TeacherMLP(TeacherRanges(num_train=(128, 256), horizon=(24, 40), eval_rows=32))
-    draw_group,
-    [FAMILY],
-    EnvConfig(tasks_per_group=1, siblings=2, control=ControlConfig(num_intervals=5)),
-)
 
 
 def test_numbers_out_of_range_are_refused():
