@@ -11,9 +11,6 @@ from pacesetter.agent.training.engines import RayEngine
 from pacesetter.envs.ray.workers import Workers
 from pacesetter.experiments.cli.main import MISSING_PACKAGE, WRONG_INPUT, main, make_parser
 from pacesetter.experiments.cli.train import config_of
-from pacesetter.inner_models.families.teachers.regression import TeacherMLP, TeacherRanges
-
-FAMILY = TeacherMLP(TeacherRanges(num_train=(128, 256), horizon=(24, 40), eval_rows=32))
 
 
 def test_numbers_out_of_range_are_refused():
