@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pacesetter.agent.plugin.scheduler import LearnedScheduler
+from pacesetter.agent.plugin.snapshot import cloned
 from pacesetter.envs.decision import CONTROLS
 
 
@@ -39,13 +40,8 @@ _OF_SEVERAL = re.compile(r"eval_.+_loss|val_loss/dataloader_idx_\d+")
 class Monitor:
     """Finds the validation loss, or what stands for it, among the metrics of a trainer.
 
-    Args:
-        name: of the metric. The usual name stands for the first of several validation sets, too.
-        mode: ``"min"`` or ``"max"``; None: as the name has it.
-        required: whether it has to be there; one of an unusual name has to in any case.
-
-    Raises:
-        ValueError: the mode is another.
+    The usual name stands for the first of several validation sets, too; any other has to be there,
+    even where it is not `required`. Without a mode, the name tells whether more is better.
     """
 
     def __init__(self, name: str, mode: str | None, *, required: bool) -> None:
@@ -90,15 +86,11 @@ class Monitor:
 
 @dataclass(frozen=True, kw_only=True)
 class Attachment:
-    """A scheduler at work for a trainer.
-
-    Attributes:
-        scheduler: on the trainer's optimizer.
-        offset: updates that the trainer had done before the scheduler's first one.
-    """
+    """A scheduler at work for a trainer."""
 
     scheduler: LearnedScheduler
     offset: int
+    """Updates that the trainer had done before the scheduler's first one."""
 
     def state_dict(self, step: int) -> dict[str, Any]:
         """What a checkpoint has to hold after `step` updates of the trainer."""
@@ -139,11 +131,6 @@ def attach(
         options: keyword arguments of `LearnedScheduler`.
         step: updates that the trainer has done.
         saved: what `Attachment.state_dict` returned, if the trainer resumes.
-
-    Raises:
-        TypeError: the optimizer is not supported.
-        ValueError: the optimizer has a scheduler already, no updates are left, or the state is
-            that of another job.
     """
     if saved is not None and saved["step"] != step:
         saved = None  # handed on, unread, by a stretch of the run that went without a scheduler
@@ -161,9 +148,11 @@ def attach(
             f"{total_steps}: raise the trainer's max_steps or epochs"
         )
     warmup = max(0, options.get("warmup_steps", 0) - offset)
-    rates = [_copied(group["lr"]) for group in optimizer.param_groups]
+    rates = [cloned(group["lr"]) for group in optimizer.param_groups]
     if not warmup:
-        _restore_starts(optimizer)
+        for group in optimizer.param_groups:
+            if "initial_lr" in group:  # the first step of a foreign warm-up has set lr, mostly to 0
+                _set_lr(group, group["initial_lr"])
     first_total = total if saved is None else saved["total_steps"]
     settings: dict[str, Any] = {"model": model, **options, "warmup_steps": warmup}
     scheduler = LearnedScheduler(optimizer, first_total, **settings)
@@ -175,17 +164,6 @@ def attach(
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             _set_lr(group, rate)
     return Attachment(scheduler=scheduler, offset=offset)
-
-
-def _restore_starts(optimizer: Optimizer) -> None:
-    """Undoes what the first step of a foreign scheduler, mostly a warm-up from 0, did to lr."""
-    for group in optimizer.param_groups:
-        if "initial_lr" in group:
-            _set_lr(group, group["initial_lr"])
-
-
-def _copied(lr: float | Tensor) -> float | Tensor:
-    return lr.clone() if isinstance(lr, Tensor) else lr
 
 
 def _set_lr(group: dict[str, Any], lr: float | Tensor) -> None:

@@ -18,18 +18,12 @@ class Decider:
     """Policy and familiarity meter on top of the decision core of one run.
 
     Where there is no snapshot to roll back to, the learning rate is cut instead.
-
-    Attributes:
-        core: the decision core.
-        snapshot: the job's; None where none is kept.
     """
 
     def __init__(
         self, policy: Policy, core: DecisionCore, *, sets_lr: bool, snapshot: JobSnapshot | None
     ) -> None:
-        self.core = core
-        self.snapshot = snapshot
-        self._policy = policy
+        self.core, self.snapshot, self._policy = core, snapshot, policy
         self._sets_lr, self._told_of_changes = sets_lr, False
         self._meter = FamiliarityMeter(policy.familiarity, num_runs=1)
         self._strange = self._overfits = False
@@ -37,11 +31,7 @@ class Decider:
     def decide(
         self, stats: IntervalStatistics, *, step: int, broadcast: Broadcast
     ) -> tuple[FloatArray, FloatArray, tuple[Intervention, ...]]:
-        """Takes one decision after `step` updates.
-
-        Returns:
-            (NUM_FEATURES,), what the policy saw; (3,), the action taken; and the interventions.
-        """
+        """What the policy sees, (NUM_FEATURES,), the action taken, (3,), and interventions."""
         features = self.core.encode(stats)
         self.core.judge(stats)
         strange = self._meter.update(features)
@@ -61,8 +51,7 @@ class Decider:
         if not (roll_back[0] and self.can_roll_back):
             return []
         detail = "the loss diverged in the last interval: back to the last good weights"
-        detail += self._changes()
-        return [Intervention(step=step, kind="rollback", detail=detail)]
+        return [Intervention(step=step, kind="rollback", detail=detail + self._changes())]
 
     @property
     def can_roll_back(self) -> bool:
@@ -124,19 +113,11 @@ class Decider:
 
 
 class EarlyStopping:
-    """Says when the best validation loss lies too many intervals back.
+    """Says when the best validation loss lies `patience` intervals back; None: never.
 
-    Only intervals in which there was a validation count, so that the cadence of validations does
-    not matter; of several in one interval the best counts. A loss that is not finite is no better
-    than any other. It never says stop before there was a finite one, and takes it back as soon as
-    there is a better one.
-
-    Args:
-        patience: intervals without a better loss after which to stop; None: never.
-
-    Attributes:
-        best: least finite validation loss; None while there is none.
-        waited: intervals with a validation since then.
+    Only intervals with a validation count, so that their cadence does not matter; of several in one
+    interval the best counts. A loss that is not finite is no better than any other. It takes "stop"
+    back as soon as there is a better one.
 
     >>> stopping = EarlyStopping(2)
     >>> for loss in (0.5, 0.6, 0.5):
@@ -160,9 +141,7 @@ class EarlyStopping:
         """Takes in a validation loss, less being better, of the interval under way."""
         self._observed = True
         if math.isfinite(valid_loss) and (self.best is None or valid_loss < self.best):
-            self.best = valid_loss
-            self.waited = 0
-            self._improved = True
+            self.best, self.waited, self._improved = valid_loss, 0, True
 
     def interval_over(self) -> None:
         if self._observed and self.best is not None and not self._improved:

@@ -30,11 +30,7 @@ _AT_ONCE_ON_DEVICE = 2**22
 
 
 def check_supported(optimizer: Any) -> None:
-    """Refuses an optimizer whose state is unknown.
-
-    Raises:
-        TypeError: with the list of those that are known.
-    """
+    """Refuses an optimizer whose state is unknown."""
     if not isinstance(optimizer, SUPPORTED):
         names = ", ".join(kind.__name__ for kind in SUPPORTED)
         raise TypeError(
@@ -144,14 +140,8 @@ def _add_up(
         dots += (torch.dot(grad, update), torch.dot(update, update))
     grad_momentum, momentum_sq, grad_update, update_sq = torch.stack(dots).view(-1, 4).sum(0)
     sign = -1.0 if group.get("maximize") else 1.0
-    return torch.stack(
-        (
-            grad_momentum * sign,
-            momentum_sq,
-            grad_update * (rate * sign),
-            update_sq * (rate * rate),
-        )
-    )
+    sums = grad_momentum * sign, momentum_sq, grad_update * (rate * sign), update_sq * (rate * rate)
+    return torch.stack(sums)
 
 
 def _chunks(parts: Sequence[_Part]) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:

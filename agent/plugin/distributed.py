@@ -12,7 +12,7 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Iterable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 import torch.distributed as dist
@@ -25,12 +25,7 @@ Layout: TypeAlias = "tuple[Any, Any] | None"
 
 
 class Group:
-    """The processes that train one model together.
-
-    Args:
-        process_group: of torch.distributed; None: the default group, if there is one by the time
-            it is needed.
-    """
+    """The processes that train one model; None: torch's default group, once there is one."""
 
     def __init__(self, process_group: Any = None) -> None:
         self._group = process_group
@@ -43,17 +38,13 @@ class Group:
         return dist.get_world_size(self._group)
 
     def reduce(self, rows: FloatArray) -> FloatArray:
-        """Mean over all processes, of an array of any shape; the same on all of them.
-
-        Every process has to call it, with the same shape. Where one has a number that is not
-        finite, so has the mean.
-        """
+        """Mean over all processes, which all have to call it, with the same shape."""
         size = self.size
         if size == 1:
             return rows
         table = self._to_device(rows)
         dist.all_reduce(table, group=self._group)
-        return self._to_host(table / size)
+        return _to_host(table / size)
 
     def broadcast(self, array: FloatArray) -> FloatArray:
         """What the group's first process has, on all of them; shapes have to agree."""
@@ -62,7 +53,7 @@ class Group:
         table = self._to_device(array)
         first = 0 if self._group is None else dist.get_global_rank(self._group, 0)
         dist.broadcast(table, src=first, group=self._group)
-        return self._to_host(table)
+        return _to_host(table)
 
     def _to_device(self, array: FloatArray) -> Tensor:
         """A copy where the group's backend can read it: NCCL reads no host memory."""
@@ -71,10 +62,10 @@ class Group:
         device = "cpu" if on_host else torch.device("cuda", torch.cuda.current_device())
         return torch.tensor(array, dtype=torch.float64, device=device)
 
-    @staticmethod
-    def _to_host(table: Tensor) -> FloatArray:
-        array: FloatArray = table.cpu().numpy()
-        return array
+
+def _to_host(table: Tensor) -> FloatArray:
+    array: FloatArray = table.cpu().numpy()
+    return array
 
 
 def refuse_plain_shards(optimizer: Any) -> None:
@@ -135,16 +126,13 @@ def by_layout(tensors: Iterable[Tensor]) -> dict[Layout, list[Tensor]]:
 def local_part(tensor: Tensor) -> Tensor:
     """What this process holds of a tensor, sharing its memory; all of it where it is whole.
 
-    Call it without gradient tracking. A sum that is still to be added up over processes has no
-    part of its own: of such a one the whole is returned, as a copy.
+    Of a sum that is still to be added up over processes it is the whole, as a copy.
     """
-    layout = layout_of(tensor)
+    layout, spread = layout_of(tensor), cast(Any, tensor)
     if layout is None:
         return tensor
-    spread: Any = tensor
     partial = any(placement.is_partial() for placement in layout[1])
-    part: Tensor = spread.full_tensor() if partial else spread.to_local()
-    return part
+    return cast(Tensor, spread.full_tensor() if partial else spread.to_local())
 
 
 def across_shards(total: Tensor, layout: Layout) -> Tensor:
@@ -157,8 +145,7 @@ def across_shards(total: Tensor, layout: Layout) -> Tensor:
     if all(p.is_replicate() or p.is_partial() for p in placements):
         return total
     kinds = [Replicate() if p.is_replicate() or p.is_partial() else Partial() for p in placements]
-    whole: Tensor = DTensor.from_local(total, mesh, kinds, run_check=False).full_tensor()
-    return whole
+    return DTensor.from_local(total, mesh, kinds, run_check=False).full_tensor()
 
 
 def _dtensor() -> Any:

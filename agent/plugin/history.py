@@ -91,9 +91,7 @@ COLUMNS = (*_NUMBERS, *_ACTIONS, "interventions", *FEATURE_NAMES)
 
 PANELS: dict[str, tuple[str, ...]] = {
     "loss": ("loss", "valid_loss"),
-    "lr": ("lr",),
-    "momentum": ("momentum",),
-    "clip threshold": ("clip_threshold",),
+    **{name.replace("_", " "): (name,) for name in ("lr", "momentum", "clip_threshold")},
 }
 """Label of each panel and the curves in it, from top to bottom."""
 LOGARITHMIC = ("lr", "clip threshold")
@@ -180,7 +178,7 @@ class History(Sequence[Decision]):
         curves = {}
         for name in ("loss", "valid_loss", "lr", "momentum", "clip_threshold"):
             points = [(d.step, getattr(d, name)) for d in self]
-            kept = [(s, float(v)) for s, v in points if v is not None and abs(v) < float("inf")]
+            kept = [(s, float(v)) for s, v in points if v is not None and math.isfinite(v)]
             curves[name] = ([s for s, _ in kept], [v for _, v in kept])
         return curves
 
@@ -195,12 +193,11 @@ class History(Sequence[Decision]):
         Raises:
             ImportError: matplotlib is not installed.
         """
-        # Imported when asked for: most jobs never draw.
-        figure = require("matplotlib.figure", extra="compare").Figure(
-            figsize=(7, 2 * len(PANELS)), layout="constrained"
-        )
+        make_figure = require("matplotlib.figure", extra="compare").Figure
+        figure = make_figure(figsize=(7, 2 * len(PANELS)), layout="constrained")
         panels = figure.subplots(len(PANELS), 1, sharex=True)
         curves = self.curves()
+        first = {i.kind: i for i in reversed(self.interventions)}
         for panel, (label, names) in zip(panels, PANELS.items(), strict=True):
             shown = {name: curves[name] for name in names if curves[name][0]}
             for name, (steps, values) in shown.items():
@@ -210,17 +207,11 @@ class History(Sequence[Decision]):
                 panel.set_yscale("log")
             panel.set_ylabel(label)
             panel.grid(alpha=0.3)
-            named: set[str] = set()
             for i in self.interventions:
-                unnamed = panel is panels[0] and i.kind not in named
-                named.add(i.kind)
-                panel.axvline(
-                    i.step,
-                    color=COLOURS.get(i.kind, OTHER_COLOUR),
-                    linewidth=1,
-                    linestyle="--",
-                    label=i.kind.replace("_", " ") if unnamed else None,
-                )
+                told = panel is panels[0] and i is first[i.kind]
+                kind = i.kind.replace("_", " ") if told else None
+                colour = COLOURS.get(i.kind, OTHER_COLOUR)
+                panel.axvline(i.step, color=colour, linewidth=1, linestyle="--", label=kind)
         if len(curves["valid_loss"][0]) or self.interventions:
             panels[0].legend(fontsize="small")
         panels[-1].set_xlabel("update")
@@ -231,30 +222,19 @@ class History(Sequence[Decision]):
 
     def state_dict(self) -> dict[str, Any]:
         """All of it as JSON types: a round trip through JSON changes nothing."""
+        tuples = ("features", "action", "interventions")
         decisions = [
-            {
-                **asdict(d),
-                "features": list(d.features),
-                "action": list(d.action),
-                "interventions": [asdict(i) for i in d.interventions],
-            }
-            for d in self
+            {name: list(v) if name in tuples else v for name, v in asdict(d).items()} for d in self
         ]
         return {"decisions": decisions, "at_end": [asdict(i) for i in self.interventions_at_end]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.interventions_at_end = [Intervention(**i) for i in state["at_end"]]
-        self._decisions = [
-            Decision(
-                **{
-                    **d,
-                    "features": tuple(d["features"]),
-                    "action": tuple(d["action"]),
-                    "interventions": tuple(Intervention(**i) for i in d["interventions"]),
-                }
-            )
-            for d in state["decisions"]
-        ]
+        self._decisions = []
+        for d in state["decisions"]:
+            tuples = {name: tuple(d[name]) for name in ("features", "action")}
+            told = tuple(Intervention(**i) for i in d["interventions"])
+            self._decisions.append(Decision(**{**d, **tuples, "interventions": told}))
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -337,11 +317,7 @@ class RecordedSchedule:
         if not self:
             raise ValueError("the schedule is empty: there was no update to record yet")
         factors = array("d", self.lr_factors)
-
-        def lr_factor(step: int) -> float:
-            return factors[min(max(step, 0), len(factors) - 1)]
-
-        return lr_factor
+        return lambda step: factors[min(max(step, 0), len(factors) - 1)]
 
     def to_lambda_lr(self, optimizer: Optimizer) -> LambdaLR:
         """A scheduler of torch with these learning rates; momentum and clipping are not in it.

@@ -32,14 +32,9 @@ RECIPE = (
 class Listener(Protocol):
     """What the hooks call, in this order, at every update."""
 
-    def before_update(self) -> None:
-        """The update is about to begin; with a closure there are no gradients yet."""
-
-    def on_gradients(self) -> None:
-        """The gradients are there and have not been used."""
-
-    def after_update(self) -> None:
-        """The update is done."""
+    def before_update(self) -> None: ...  # with a closure there are no gradients yet
+    def on_gradients(self) -> None: ...
+    def after_update(self) -> None: ...
 
 
 # Of all functions that torch puts in the place of an optimizer's ``step``.
@@ -48,13 +43,9 @@ _LISTENERS: WeakKeyDictionary[Optimizer, weakref.ref[Listener]] = WeakKeyDiction
 
 
 def attach(optimizer: Optimizer, listener: Listener) -> Callable[[], Any]:
-    """Registers a listener, held weakly.
+    """Registers the only listener, held weakly; returns what takes the hooks off.
 
-    Returns:
-        Takes the hooks off; further calls do nothing. It also runs when the listener goes.
-
-    Raises:
-        ValueError: the optimizer has a listener already.
+    That also runs when the listener goes; further calls of it do nothing.
     """
     held = _LISTENERS.get(optimizer)
     if held is not None and held() is not None:
@@ -120,12 +111,12 @@ def _depth(optimizer: Optimizer) -> int:
 def _begin(listener: Listener, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Calls the listener now or, where a closure makes the gradients, as soon as it has."""
     closure = args[1] if len(args) > 1 else kwargs.get("closure")
-    if closure is None and only_makes_state(args[0]):
+    if closure is None:
+        if not only_makes_state(args[0]):
+            listener.before_update()
+            listener.on_gradients()
         return None
     listener.before_update()
-    if closure is None:
-        listener.on_gradients()
-        return None
 
     def with_statistics() -> Any:
         loss = closure()

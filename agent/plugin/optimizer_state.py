@@ -27,21 +27,10 @@ class Setting(NamedTuple):
 
 
 class GroupHyperparameters:
-    """Starts of all param groups, and what was written into them.
+    """Starts of all param groups, what was last `written`, and what was in force at the `latest`.
 
-    Args:
-        optimizer: whose groups.
-        one_minus_momentum_bounds: range of 1 - momentum; widened to hold each group's start.
-        control: of ``"lr"`` and ``"momentum"``, those to set; the other is left alone.
-        lr_bounds: learning rates never left by a group whose start is not zero; None: any.
-
-    Raises:
-        ValueError: a group starts outside `lr_bounds`.
-
-    Attributes:
-        lr_bounds: as given.
-        latest: what was in force at the latest update, group by group.
-        written: what was last written, group by group.
+    Bounds of 1 - momentum are widened to hold each group's start. `lr_bounds`, if any, are never
+    left by a group whose start is not zero; one that starts outside of them is a ValueError.
     """
 
     def __init__(
@@ -88,13 +77,9 @@ class GroupHyperparameters:
     def write(self, lr_factor: float, momentum_change: float) -> list[int]:
         """Sets all groups; the learning rate of one that has joined since is in force now.
 
-        Args:
-            lr_factor: learning rate over its start, scaling by momentum included.
-            momentum_change: of log(1 - momentum) since the start, in the first group that has any.
-                Where another group's bounds allow less, it gets less.
-
-        Returns:
-            Numbers of the groups that somebody else had written to since the last call.
+        `lr_factor` is over the start, scaling by momentum included; `momentum_change` is that of
+        log(1 - momentum), less where a group's bounds allow less. Returns the numbers of the groups
+        that somebody else had written to since the last call.
         """
         groups = self._optimizer.param_groups
         self._adopt(lr_factor, momentum_change)
@@ -130,11 +115,9 @@ class GroupHyperparameters:
         self.latest = self.held()
 
     def restore_starts(self) -> None:
-        """Puts back what the groups started from."""
         self._adopt()
-        for group, start, betas in zip(
-            self._optimizer.param_groups, self._starts, self._betas, strict=True
-        ):
+        rows = zip(self._optimizer.param_groups, self._starts, self._betas, strict=True)
+        for group, start, betas in rows:
             self._set(group, start)
             if betas is not None and not isinstance(betas[0], Tensor) and start.momentum:
                 group["betas"] = (start.momentum, *betas[1:])
@@ -227,11 +210,7 @@ class GroupHyperparameters:
         return {"starts": list(map(list, self._starts)), "latest": list(map(list, self.latest))}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned; the next `write` sets the groups.
-
-        Raises:
-            ValueError: the optimizer has fewer groups than there were.
-        """
+        """Restores what `state_dict` returned; the next `write` sets the groups."""
         starts = [Setting(*row) for row in state["starts"]]
         have = len(self._optimizer.param_groups)
         if have < len(starts):
@@ -246,10 +225,7 @@ class GroupHyperparameters:
 
 
 def momentum_scales_lr(optimizer: Optimizer) -> bool:
-    """Whether momentum multiplies the size of steps, because its buffer is a plain sum.
-
-    Then lr is multiplied by (1 - momentum) over its start.
-    """
+    """Whether steps grow with momentum, its buffer being a sum: lr is scaled by (1 - momentum)."""
     return isinstance(optimizer, SGD | RMSprop)
 
 

@@ -21,12 +21,7 @@ from pacesetter.envs.decision import CONTROLS
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Choices for one run; `LearnedScheduler` tells their meaning.
-
-    Raises:
-        TypeError: the model is no module, or a callback has no ``on_decision``.
-        ValueError: a number or a name is out of range, or the warm-up leaves nothing to schedule.
-    """
+    """Choices for one run; `LearnedScheduler` tells their meaning and their errors."""
 
     total_steps: int
     model: nn.Module | None = None
@@ -93,11 +88,7 @@ def _bounds(value: Any) -> tuple[float, float]:
 
 
 def refuse_inference_mode(what: str) -> None:
-    """Refuses to make tensors that nothing could be written into afterwards.
-
-    Raises:
-        RuntimeError: torch is in inference mode.
-    """
+    """Refuses to make tensors that nothing could be written into afterwards."""
     if torch.is_inference_mode_enabled():
         raise RuntimeError(
             f"{what} under torch.inference_mode(), whose tensors cannot be trained: "
@@ -114,12 +105,7 @@ def integer(value: Any) -> int | None:
 
 
 def positive_integer(value: Any, name: str) -> int:
-    """A positive count, of whatever integer type.
-
-    >>> positive_integer(0, "total_steps")
-    Traceback (most recent call last):
-    ValueError: Expected positive integer total_steps, but got 0
-    """
+    """A positive count, of whatever integer type; else a ValueError."""
     number = integer(value)
     if number is None or number < 1:
         raise ValueError(f"Expected positive integer {name}, but got {value!r}")
@@ -127,12 +113,7 @@ def positive_integer(value: Any, name: str) -> int:
 
 
 def one_number(value: Any, name: str) -> Tensor:
-    """A loss as a tensor of shape (1,), detached, on whatever device it is.
-
-    Raises:
-        TypeError: it is neither a tensor nor a number.
-        ValueError: it is a tensor of another size than 1.
-    """
+    """A loss as a tensor of shape (1,), detached, on whatever device it is."""
     if isinstance(value, Tensor):
         if value.numel() != 1:
             raise ValueError(f"{name} must be one number, but got shape {tuple(value.shape)}")
@@ -156,12 +137,7 @@ def describe(optimizer: Optimizer) -> dict[str, Any]:
 
 
 def check_state(state: Any, like: Iterable[str], *, whole: str = "the state") -> None:
-    """Sees to it that a state has these entries, which one of the same scheduler would have.
-
-    Raises:
-        TypeError: it, or a part of it, is no dict.
-        ValueError: entries are missing.
-    """
+    """Refuses a state that is no dict, or lacks entries that one of this scheduler would have."""
     source = "one from LearnedScheduler.state_dict()"
     if not isinstance(state, Mapping):
         raise TypeError(f"expected {whole} to be {source}, a dict, but got {type(state).__name__}")
@@ -175,11 +151,7 @@ def check_state(state: Any, like: Iterable[str], *, whole: str = "the state") ->
 
 
 def check_same_job(told: Mapping[str, Any], optimizer: Optimizer) -> None:
-    """Sees to it that a state is that of such an optimizer, on such parameters.
-
-    Raises:
-        ValueError: with the first difference.
-    """
+    """Refuses the state of another kind of optimizer, or of other parameters."""
     ours = describe(optimizer)
     if told["kind"] != ours["kind"]:
         raise ValueError(

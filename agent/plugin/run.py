@@ -35,23 +35,12 @@ _AHEAD = 1024  # learning rates are worked out for so many steps at once
 class ControlledRun:
     """All that a scheduler holds of one run; it neither warns nor logs.
 
-    Attributes:
-        total_steps: updates of the whole run, warm-up included.
-        steps: updates done.
-        warming: whether the run is still the user's; it is ours from the update after the warm-up.
-        groups: hyperparameters of the param groups.
-        decider: policy and decision core.
-        monitor: statistics, clipping and skipping.
-        should_stop: what early stopping said at the latest decision, on all ranks alike.
-
-    Raises:
-        ValueError: a param group starts outside the bounds of the learning rate.
+    The run is still the user's while it is `warming`, and ours from the update after that.
+    `should_stop` is what early stopping said at the latest decision, on all ranks alike.
     """
 
     def __init__(self, optimizer: Optimizer, policy: Policy, options: Options) -> None:
-        self._optimizer = optimizer
-        self._policy = policy
-        self._options = options
+        self._optimizer, self._policy, self._options = optimizer, policy, options
         self._ranks = Group(options.process_group)
         self.total_steps = options.total_steps
         self.steps = 0
@@ -79,7 +68,6 @@ class ControlledRun:
 
     @property
     def snapshot(self) -> JobSnapshot | None:
-        """The last good state; None where none is kept."""
         return self.decider.snapshot
 
     @property
@@ -125,10 +113,6 @@ class ControlledRun:
             self.monitor.set_clip_ratio(self._clip_ratio())
 
     @property
-    def over(self) -> bool:
-        return self.steps >= self.total_steps
-
-    @property
     def _sign(self) -> float:
         # What is maximised is negated: within, less is better.
         return -1.0 if self._optimizer.param_groups[0].get("maximize") else 1.0
@@ -151,8 +135,8 @@ class ControlledRun:
         """Sees to it that the update is done with our hyperparameters, and can be undone."""
         if self.snapshot is not None and not self.snapshot.taken:
             self._forgo_large_snapshot()  # lazy parameters have a size by now
-        if self.snapshot is not None and not self.snapshot.taken:
-            self.snapshot.keep()
+            if self.snapshot is not None:
+                self.snapshot.keep()
         if self.warming and not self.warmup_left:
             self._take_over()
         self.write()
@@ -189,18 +173,13 @@ class ControlledRun:
         self.write()
         return None
 
-    def _record_thresholds(self) -> None:
-        if not self._unrecorded:
-            return
-        thresholds = self.monitor.take_thresholds()
-        for (factor, momentum), threshold in zip(self._unrecorded, thresholds, strict=True):
-            self._recorded.append(factor, momentum=momentum, clip_threshold=threshold)
-        self._unrecorded = []
-
-    @property
-    def recorded(self) -> RecordedSchedule:
-        """The schedule so far, update by update. Waits for the device."""
-        self._record_thresholds()
+    def record(self) -> RecordedSchedule:
+        """Brings the schedule so far up to date, and returns it. Waits for the device."""
+        if self._unrecorded:
+            thresholds = self.monitor.take_thresholds()
+            for (factor, momentum), threshold in zip(self._unrecorded, thresholds, strict=True):
+                self._recorded.append(factor, momentum=momentum, clip_threshold=threshold)
+            self._unrecorded = []
         return self._recorded
 
     def _factor(self, lrs: Sequence[float]) -> float:
@@ -244,7 +223,7 @@ class ControlledRun:
                 self.snapshot.discard_candidate()
         self.monitor.set_clip_ratio(self._clip_ratio())
         self.write()
-        self._record_thresholds()
+        self.record()
         settings, valid_loss = self.settings, self.valid_loss
         self.valid_loss = None
         running = float(stats.norm_running[0])
@@ -275,12 +254,10 @@ class ControlledRun:
         return notes
 
     def restore_starts(self) -> None:
-        """Puts learning rates and momenta back to where they started."""
         if not self.warming and not self._options.dry_run:
             self.groups.restore_starts()
 
     def extend(self, total_steps: int) -> None:
-        """Moves the horizon to `total_steps`, which lies beyond `steps`."""
         self.total_steps = total_steps
         if self.warming:
             self._start(self._codec())
@@ -295,22 +272,16 @@ class ControlledRun:
         return float(self.decider.core.codec.log_one_minus_momentum[0] - start)
 
     def state_dict(self, *, with_snapshot: bool = True) -> dict[str, Any]:
-        """Everything to go on from, but the policy and the history."""
         snapshot = self.snapshot if with_snapshot else None
         return {
             **{name: getattr(self, name) for name in _PLAIN},
             **{name: getattr(self, name).state_dict() for name in _PARTS},
             "warmup_lrs": list(self.warmup_lrs),
-            "recorded": self.recorded.state_dict(),
+            "recorded": self.record().state_dict(),
             "snapshot": snapshot.state_dict() if snapshot is not None else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned.
-
-        Raises:
-            ValueError: the optimizer has fewer param groups than there were.
-        """
         self.groups.load_state_dict(state["groups"])  # first: it may refuse
         for name in _PLAIN:
             setattr(self, name, state[name])

@@ -110,7 +110,7 @@ class LearnedScheduler:
         refuse_inference_mode("a LearnedScheduler is made")
         refuse_plain_shards(optimizer)
         check_supported(optimizer)
-        options = Options(
+        self._options = Options(
             total_steps=total_steps,
             model=model,
             warmup_steps=warmup_steps,
@@ -128,10 +128,9 @@ class LearnedScheduler:
         self.history = History()
         self._detach = attach(optimizer, self)
         self._attached = True
-        self._options = options
         self._warned: set[str] = set()
         try:
-            self._run = ControlledRun(optimizer, self.policy, options)
+            self._run = ControlledRun(optimizer, self.policy, self._options)
         except Exception:
             self.detach()
             raise
@@ -161,7 +160,7 @@ class LearnedScheduler:
         if not self._attached:
             return
         run = self._run
-        if run.over:
+        if run.steps >= run.total_steps:
             self._warn_once(
                 f"LearnedScheduler.step() was called more often than total_steps="
                 f"{run.total_steps}: the last values hold from here on; extend() sets a later end"
@@ -286,9 +285,10 @@ class LearnedScheduler:
         Args:
             path: of a CSV file to write it to; None: no file.
         """
+        schedule = self._run.record()
         if path is not None:
-            self._run.recorded.to_csv(path, base_lr=self._run.groups.lr_start)
-        return self._run.recorded
+            schedule.to_csv(path, base_lr=self._run.groups.lr_start)
+        return schedule
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on exactly, at any step: tensors and plain Python types.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +21,6 @@ class JobSnapshot:
 
     A loss is that of the weights before its update: what the latest update did is not known yet. So
     a state is kept as a candidate, and is gone back to only when the next interval was good too.
-
-    Args:
-        optimizer: whose parameters and state.
-        model: whose buffers; None: there are none that matter.
     """
 
     def __init__(self, optimizer: Optimizer, model: nn.Module | None) -> None:
@@ -73,8 +69,7 @@ class _Copy:
 
     def __init__(self, optimizer: Optimizer, model: nn.Module | None) -> None:
         self.taken = False
-        self._optimizer = optimizer
-        self._model = model
+        self._optimizer, self._model = optimizer, model
         self._weights: dict[Tensor, Tensor] = {}
         self._buffers: dict[str, Tensor] = {}
         self._states: dict[Tensor, dict[str, Any]] = {}
@@ -92,20 +87,20 @@ class _Copy:
         self.taken = True
 
     def coverage(self) -> tuple[int, int]:
-        weights = [_fits(p, self._weights.get(p)) for p in _params(self._optimizer)]
-        buffers = [_fits(b, self._buffers.get(n)) for n, b in self._live_buffers()]
+        weights = [_fits(self._weights.get(p), p) for p in _params(self._optimizer)]
+        buffers = [_fits(self._buffers.get(n), b) for n, b in self._live_buffers()]
         return sum(weights), [*weights, *buffers].count(False)
 
     @torch.no_grad()
     def put_back(self) -> None:
         for param in _params(self._optimizer):
             kept = self._weights.get(param)
-            if kept is not None and _fits(param, kept):
+            if _fits(kept, param):
                 param.copy_(kept)
                 self._put_back_state(param, self._states[param])
         for name, live in self._live_buffers():
             kept = self._buffers.get(name)
-            if kept is not None and _fits(live, kept):
+            if _fits(kept, live):
                 live.copy_(kept)
 
     def _put_back_state(self, param: Tensor, kept: dict[str, Any]) -> None:
@@ -120,7 +115,7 @@ class _Copy:
             if isinstance(value, Tensor) and isinstance(now, Tensor) and now.shape == value.shape:
                 now.copy_(value)  # in place: compiled steps hold on to it
             else:
-                live[name] = _cloned(value)
+                live[name] = cloned(value)
 
     def _live_buffers(self) -> list[tuple[str, Tensor]]:
         named = () if self._model is None else self._model.named_buffers()
@@ -131,9 +126,9 @@ class _Copy:
             return None  # others may hold what this process has a shard of
         params = list(_params(self._optimizer))
         return {
-            "weights": [_cloned(self._weights.get(p)) for p in params],
+            "weights": [cloned(self._weights.get(p)) for p in params],
             "buffers": {n: t.clone() for n, t in self._buffers.items()},
-            "states": [{n: _cloned(v) for n, v in self._states.get(p, {}).items()} for p in params],
+            "states": [{n: cloned(v) for n, v in self._states.get(p, {}).items()} for p in params],
         }
 
     def load_state_dict(self, state: dict[str, Any] | None) -> None:
@@ -141,7 +136,7 @@ class _Copy:
         if state is None:
             return
         rows = zip(_params(self._optimizer), state["weights"], state["states"], strict=False)
-        known = [(p, kept, found) for p, kept, found in rows if kept is not None and _fits(p, kept)]
+        known = [row for row in rows if _fits(row[1], row[0])]
         self._weights = {p: kept.to(p.device, copy=True) for p, kept, _ in known}
         self._states = {p: {n: _moved(v, p) for n, v in found.items()} for p, _, found in known}
         live = dict(self._live_buffers())
@@ -151,10 +146,7 @@ class _Copy:
 
 
 def snapshot_bytes(optimizer: Optimizer, model: nn.Module | None) -> int:
-    """Memory that a `JobSnapshot` takes, optimizer state that is still to come included.
-
-    Tensors that are still lazy count as nothing.
-    """
+    """Memory that a `JobSnapshot` takes, state that is still to come included; lazy ones: none."""
     total = 0
     for group in optimizer.param_groups:
         slots = _slots(optimizer, group)
@@ -180,7 +172,7 @@ def _params(optimizer: Optimizer) -> Iterator[Tensor]:
         yield from group["params"]
 
 
-def _fits(live: Tensor, kept: Tensor | None) -> bool:
+def _fits(kept: Tensor | None, live: Tensor) -> TypeGuard[Tensor]:
     """Whether a copy is that of this tensor as it is now; lazy ones have no shape yet."""
     return kept is not None and not is_lazy(live) and live.shape == kept.shape
 
@@ -195,7 +187,7 @@ def _copied(live: Any, kept: Any) -> Any:
     return kept.copy_(live)
 
 
-def _cloned(value: Any) -> Any:
+def cloned(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) else value
 
 

@@ -31,12 +31,9 @@ _KEPT_FLAG = "_pacesetter_found_inf"
 
 
 class UpdateMonitor:
-    """Watches and clips the updates of one optimizer.
+    """Watches the updates of one optimizer, clips and skips them; in a dry run it only watches.
 
-    Args:
-        clip_ratio: clip threshold over the running mean of gradient norms, at the start; infinite:
-            nothing is clipped.
-        dry_run: whether gradients are only looked at: nothing is clipped or skipped.
+    `clip_ratio` is the clip threshold over the running mean of gradient norms; infinite: none.
     """
 
     def __init__(self, clip_ratio: float, *, dry_run: bool = False) -> None:
@@ -73,14 +70,8 @@ class UpdateMonitor:
 
         Under a `GradScaler` all numbers are those of the unscaled gradients. An update that the
         scaler leaves out is counted as skipped, and as nothing else: it says nothing of the run.
-
-        Args:
-            optimizer: about to update.
-            in_window: whether directions are compared at this step.
-            latest: hyperparameters of the previous update, group by group; empty if there was none.
-
-        Returns:
-            Whether there are any gradients.
+        Directions are compared `in_window`, with the settings of the `latest` update, if there was
+        one. Returns whether there are any gradients.
         """
         params = with_gradients(optimizer, coalesce=not self._dry_run)
         if not params:
@@ -157,14 +148,10 @@ class UpdateMonitor:
     def _unless_skipped(
         self, finite: Tensor, optimizer: Optimizer, params: Sequence[Tensor]
     ) -> bool:
-        """Lets an update happen only where `finite` is true; a skipped one advances no step.
+        """Lets an update happen only where `finite` is true; tells whether it does, if known.
 
-        A fused optimizer is handed the flag, which its kernels read themselves. Any other has to be
-        told by the host, so the host waits for the flag at every update: a job on a GPU had better
-        use ``fused=True``.
-
-        Returns:
-            Whether the update happens, as far as the host knows.
+        The kernels of a fused optimizer read the flag. For any other the host waits for it, at
+        every update: a job on a GPU had better use ``fused=True``.
         """
         if all(group.get("fused") for group in optimizer.param_groups):
             set_found_inf(optimizer, ~finite[0])
@@ -177,10 +164,7 @@ class UpdateMonitor:
         return happens
 
     def record_loss(self, loss: Tensor) -> None:
-        """Takes in the loss of the update just done, shape (1,), and closes the step.
-
-        A step without an update, for lack of gradients or by a `GradScaler`, is skipped.
-        """
+        """Takes in the loss of the update just done, shape (1,); a step without one is skipped."""
         if not self._updated:
             self._skipped += 1
         self._updated = False
@@ -252,15 +236,9 @@ def gradients_of(params: Sequence[Tensor]) -> list[Tensor]:
 
 @torch.no_grad()
 def overflowed(optimizer: Optimizer) -> bool:
-    """Whether the gradients are not all finite, as where a `GradScaler` has left out an update.
-
-    Waits for the device.
-    """
-    grads = gradients_of(with_gradients(optimizer, coalesce=False))
-    if not grads:
-        return False
-    norm = total_norm(grads, device=grads[0].device, dtype=torch.float32)
-    return not bool(torch.isfinite(norm))
+    """Whether gradients are not finite, as where a `GradScaler` left out an update. Waits."""
+    norm = _gradient_norm(optimizer)
+    return norm is not None and not math.isfinite(norm)
 
 
 @torch.no_grad()
@@ -270,8 +248,13 @@ def only_makes_state(optimizer: Optimizer) -> bool:
         lr = group["lr"]
         if optimizer.state or (isinstance(lr, Tensor) and lr.device.type != "cpu") or lr:
             return False
+    return _gradient_norm(optimizer) == 0.0
+
+
+def _gradient_norm(optimizer: Optimizer) -> float | None:
+    """None where there are no gradients. Waits for the device."""
     grads = gradients_of(with_gradients(optimizer, coalesce=False))
-    return bool(grads) and not total_norm(grads, device=grads[0].device, dtype=torch.float32)
+    return float(total_norm(grads, device=grads[0].device, dtype=torch.float32)) if grads else None
 
 
 def total_norm(
@@ -288,29 +271,17 @@ def total_norm(
     """
     norms: list[Tensor] = []
     for layout, members in by_layout(tensors).items():
-        parts = members if layout is None else [local_part(t) for t in members]
-        norm = _norm(parts, device=device, dtype=dtype, wide=wide)
+        found: list[Tensor] = []
+        own = members if layout is None else map(local_part, members)
+        for (_, kind), parts in _by_kind(own).items():
+            kept = wide or (torch.float32 if kind in SHORT else None)
+            found.append(torch.stack(torch._foreach_norm(parts, 2, kept)).to(device, dtype))
+        norm = torch.linalg.vector_norm(found[0] if len(found) == 1 else torch.cat(found))
         if layout is not None:
             norm = across_shards(norm.square(), layout).sqrt()
         norms.append(norm)
     norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
     return norm.reshape(1)
-
-
-def _norm(
-    tensors: Iterable[Tensor],
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    wide: torch.dtype | None,
-) -> Tensor:
-    norms: list[Tensor] = []
-    for (_, kind), members in _by_kind(tensors).items():
-        found = torch._foreach_norm(members, 2, wide or (torch.float32 if kind in SHORT else None))
-        norms.append(torch.stack(found).to(device, dtype))
-    joined = norms[0] if len(norms) == 1 else torch.cat(norms)
-    norm: Tensor = torch.linalg.vector_norm(joined)
-    return norm
 
 
 def scale_gradients(grads: Sequence[Tensor], scale: Tensor | float) -> None:

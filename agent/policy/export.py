@@ -16,6 +16,7 @@ import json
 import logging
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -157,19 +158,14 @@ def _numbers(tensor: Tensor) -> Float32Array:
 
 
 def _control_of(model: Any) -> ControlConfig:
-    env = model.get_env()
-    if env is None:
-        return ControlConfig()
-    try:
-        found = env.get_attr("control")
-    except AttributeError:
-        return ControlConfig()
+    env, found = model.get_env(), []
+    if env is not None:
+        with suppress(AttributeError):
+            found = env.get_attr("control")
     controls = [c for c in found if isinstance(c, ControlConfig)]
-    if not controls:
-        return ControlConfig()
     if any(c != controls[0] for c in controls):
         raise ValueError("the model's environments differ in their control: pass control=")
-    return controls[0]
+    return controls[0] if controls else ControlConfig()
 
 
 # -- other runtimes ------------------------------------------------------------------------------
@@ -220,15 +216,9 @@ def export_onnx(policy: Policy, path: str | PathLike[str]) -> Path:
     onnx.checker.check_model(model, full_check=True)
     data: bytes = model.SerializeToString()
     session = runtime.InferenceSession(data, providers=["CPUExecutionProvider"])
-
-    def act(features: Float32Array) -> Float32Array:
-        found: Float32Array = session.run(["action"], {"features": features})[0]
-        return found
-
-    _check_equal(policy, act, what="the ONNX model")
-    path = Path(path)
-    write_bytes(path, data)
-    return path
+    _check_equal(policy, lambda x: session.run(None, {"features": x})[0], what="the ONNX model")
+    write_bytes(Path(path), data)
+    return Path(path)
 
 
 def export_program(policy: Policy, path: str | PathLike[str]) -> Path:
@@ -253,12 +243,8 @@ def export_program(policy: Policy, path: str | PathLike[str]) -> Path:
     torch.export.save(program, file, extra_files={METADATA_FILE: json.dumps(metadata(policy))})
     file.seek(0)
     module = torch.export.load(file).module()
-
-    def act(features: Float32Array) -> Float32Array:
-        found: Float32Array = module(torch.from_numpy(features)).numpy()
-        return found
-
-    _check_equal(policy, act, what="the torch.export program")
+    what = "the torch.export program"
+    _check_equal(policy, lambda x: module(torch.from_numpy(x)).numpy(), what=what)
     write_bytes(path, file.getvalue())
     return path
 
@@ -277,9 +263,8 @@ class _Network(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         x = features.to(torch.float64)
         for i in range(self._count):
-            x = nn.functional.linear(
-                x, self.get_buffer(f"weight_{i}"), self.get_buffer(f"bias_{i}")
-            )
+            weight, bias = (self.get_buffer(f"{name}_{i}") for name in ("weight", "bias"))
+            x = nn.functional.linear(x, weight, bias)
             if i < self._count - 1:
                 x = torch.tanh(x) if self._tanh else torch.relu(x)
         return torch.clamp(torch.nan_to_num(x, nan=0.0), -1.0, 1.0).to(torch.float32)

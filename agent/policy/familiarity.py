@@ -154,17 +154,11 @@ _NUMBERS = ("typical", "scale", "threshold")
 
 
 class FamiliarityMeter:
-    """Watches some runs, decision by decision.
+    """Watches some runs, decision by decision; without a `Familiarity` all is familiar.
 
-    A single unfamiliar interval happens in the best of runs, so the distance is smoothed over
-    decisions, beginning from the typical 1. A loss that never changes is found out on its own.
-
-    Args:
-        familiarity: what is familiar; None: everything.
-        num_runs: how many runs are watched.
-
-    Attributes:
-        distance: (num_runs,), the smoothed distance.
+    A single unfamiliar interval happens in the best of runs, so the distance, (num_runs,), is
+    smoothed over decisions, beginning from the typical 1. A loss that never changes is found out
+    on its own.
     """
 
     def __init__(self, familiarity: Familiarity | None, *, num_runs: int = 1) -> None:
@@ -194,11 +188,8 @@ class FamiliarityMeter:
         return strange | (self._equal >= STALLED)
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "distance": self.distance.tolist(),
-            "loss": self._loss.tolist(),
-            "equal": self._equal.tolist(),
-        }
+        arrays = {"distance": self.distance, "loss": self._loss, "equal": self._equal}
+        return {name: array.tolist() for name, array in arrays.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.distance = np.asarray(state["distance"], dtype=np.float64)

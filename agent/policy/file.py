@@ -47,12 +47,7 @@ class PolicyFileError(ValueError):
 
 
 def seal(tensors: Mapping[str, Float32Array], header: Mapping[str, Any]) -> tuple[bytes, str]:
-    """Packs tensors and a header of JSON types, without ``sha256``; returns bytes and digest.
-
-    Raises:
-        TypeError: the header holds something that JSON cannot.
-        ValueError: the header holds a number that is not finite.
-    """
+    """Packs tensors and a header of JSON types, without ``sha256``; returns bytes and digest."""
     text = json.dumps(header, sort_keys=True, separators=(",", ":"), allow_nan=False)
     text = f'{{"sha256":"{_NO_DIGEST}"{"," if header else ""}{text[1:]}'
     data = save_tensors(
@@ -64,11 +59,7 @@ def seal(tensors: Mapping[str, Float32Array], header: Mapping[str, Any]) -> tupl
 
 
 def unseal(data: bytes, *, source: str) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    """Checks the digest of a file; returns its tensors and its header, ``sha256`` included.
-
-    Raises:
-        PolicyFileError: not a policy, altered, or cut short.
-    """
+    """Checks the digest of a file; returns its tensors and its header, ``sha256`` included."""
     check_opening(data, source=source)
     try:
         end = _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "little")
@@ -90,23 +81,13 @@ def unseal(data: bytes, *, source: str) -> tuple[dict[str, NDArray[Any]], dict[s
 
 
 def check_opening(data: bytes, *, source: str) -> None:
-    """Refuses, from its first bytes, what cannot be a policy file.
-
-    Raises:
-        PolicyFileError: not a policy, or cut short.
-    """
+    """Refuses, from its first bytes, what cannot be a policy file."""
     if not data[_LENGTH_BYTES:].startswith(_OPENING):
         raise PolicyFileError(f"{source} is not a pacesetter policy, or is cut short")
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of a policy file.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        PolicyFileError: it is a folder, or its first bytes are not those of a policy file (so that
-            a checkpoint of many gigabytes, given by mistake, is not read).
-    """
+    """The bytes of a policy file; of a checkpoint of many gigabytes, only the first are read."""
     if path.is_dir():
         raise PolicyFileError(f"{path} is a folder: give the policy file in it")
     try:
@@ -128,24 +109,17 @@ def _refuse_constant(name: str) -> Any:
 def header_fields(control: ControlConfig) -> dict[str, Any]:
     """The part of a header that decides whether a policy can be used, in JSON types."""
     settings = {n: list(v) if isinstance(v, tuple) else v for n, v in asdict(control).items()}
+    span = list(HORIZON_RANGE)
     return {
         "schema_version": SCHEMA_VERSION,
         "features": [[f.name, f.centre, f.scale] for f in FEATURES],
-        "encoding": {
-            "bound": FEATURE_BOUND,
-            "smoothing": SMOOTHING,
-            "horizon_range": list(HORIZON_RANGE),
-        },
+        "encoding": {"bound": FEATURE_BOUND, "smoothing": SMOOTHING, "horizon_range": span},
         "control": settings,
     }
 
 
 def check_header(header: Mapping[str, Any], *, source: str) -> None:
-    """Refuses a policy of another schema, or one trained on features with another meaning.
-
-    Raises:
-        PolicyFileError: which of the two, and what differs.
-    """
+    """Refuses a policy of another schema, or one trained on features with another meaning."""
     version = header.get("schema_version")
     if type(version) is not int or version != SCHEMA_VERSION:
         newer = type(version) is int and version > SCHEMA_VERSION
@@ -166,12 +140,7 @@ def check_header(header: Mapping[str, Any], *, source: str) -> None:
 
 
 def read_control(values: Any) -> ControlConfig:
-    """The control configuration of a header, which may hold anything.
-
-    Raises:
-        TypeError: a setting is missing, unknown, or not of its type.
-        ValueError: a setting is out of its range.
-    """
+    """The control configuration of a header, which may hold anything."""
     usual = asdict(ControlConfig())
     if not isinstance(values, dict) or values.keys() != usual.keys():
         raise TypeError(f"control must hold {sorted(usual)}, but got {values!r}")
@@ -188,31 +157,23 @@ def read_control(values: Any) -> ControlConfig:
 
 
 def check_info(header: Mapping[str, Any]) -> None:
-    """Refuses what a header says of a policy's origin if it is not of the type it should be.
-
-    Raises:
-        KeyError: an entry is missing.
-        TypeError: an entry has another type.
-    """
+    """Refuses what a header says of a policy's origin if it is not of the type it should be."""
     for name, (fits, expected) in _INFO.items():
         if not fits(header[name]):
             raise TypeError(f"{name} must be {expected}, but got {header[name]!r}")
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
+def _are_texts(values: Any) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 _INFO: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "families": (lambda v: isinstance(v, list) and all(map(_is_text, v)), "a list of names"),
-    "preset": (lambda v: v is None or _is_text(v), "a name or null"),
+    "families": (lambda v: isinstance(v, list) and _are_texts(v), "a list of names"),
+    "preset": (lambda v: isinstance(v, str | None), "a name or null"),
     "seed": (lambda v: v is None or type(v) is int, "an integer or null"),
     "decisions": (lambda v: type(v) is int and v >= 0, "a number of decisions"),
-    "commit": (lambda v: v is None or _is_text(v), "a name or null"),
-    "versions": (
-        lambda v: isinstance(v, dict) and all(map(_is_text, v.values())),
-        "versions by name",
-    ),
+    "commit": (lambda v: isinstance(v, str | None), "a name or null"),
+    "versions": (lambda v: isinstance(v, dict) and _are_texts(v.values()), "versions by name"),
     "provenance": (lambda v: isinstance(v, dict), "a JSON object"),
 }
 

@@ -141,13 +141,8 @@ class Policy:
 
     def with_familiarity(self, familiarity: Familiarity | None) -> Policy:
         """The same policy with another meter, or none."""
-        return Policy(
-            self.layers,
-            activation=self.activation,
-            control=self.control,
-            info=self.info,
-            familiarity=familiarity,
-        )
+        same: dict[str, Any] = {n: getattr(self, n) for n in ("activation", "control", "info")}
+        return Policy(self.layers, **same, familiarity=familiarity)
 
     @property
     def header(self) -> dict[str, Any]:
@@ -218,9 +213,8 @@ def parse_policy(data: bytes, *, source: str) -> Policy:
     tensors, header = unseal(data, source=source)
     check_header(header, source=source)
     try:
-        familiarity = None
-        if header["familiarity"] is not None:
-            familiarity = Familiarity.read(tensors, header["familiarity"])
+        meter = header["familiarity"]
+        familiarity = None if meter is None else Familiarity.read(tensors, meter)
         layers = [
             (tensors.pop(f"layers.{i}.weight"), tensors.pop(f"layers.{i}.bias"))
             for i in range(len(tensors) // 2)

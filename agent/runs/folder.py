@@ -39,12 +39,10 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """`write_bytes` for text, in UTF-8."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`write_text` of an indented JSON document."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 

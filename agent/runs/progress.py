@@ -24,18 +24,9 @@ def progress_bar(
     done: int = 0,
     stream: TextIO | None = None,
 ) -> Any:
-    """A `tqdm.tqdm` that counts units of work; a context manager.
+    """A `tqdm.tqdm` that counts `total` units, in the plural, `done` of them by an earlier process.
 
-    Its `update(n)` counts, `set_description(text)` says what is being done, and
-    `set_postfix_str(text)` says something beside the count.
-
-    Args:
-        what: is being done, such as ``"meta-training"``.
-        total: units in all.
-        unit: what is counted, in the plural: ``"decisions"``.
-        shown: whether to say anything at all.
-        done: units that an earlier process did.
-        stream: where to; default: standard error.
+    It is a context manager; `stream` is standard error by default.
     """
     stream = sys.stderr if stream is None else stream
     looks: dict[str, Any] = {"file": stream, "unit": f" {unit}", "mininterval": 0.5}
@@ -48,14 +39,8 @@ def progress_bar(
             "miniters": 1,
             "delay": 1e-9,  # says nothing before there is something to say
         }
-    tqdm = require("tqdm", extra="train").tqdm
-    return tqdm(
-        total=total,
-        initial=done,
-        desc=what,
-        unit_scale=total >= 10_000,
-        disable=not shown,
-        **looks,
+    return require("tqdm", extra="train").tqdm(
+        total=total, initial=done, desc=what, unit_scale=total >= 10_000, disable=not shown, **looks
     )
 
 
