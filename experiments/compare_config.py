@@ -123,19 +123,15 @@ def families_in(data: str | Path | None) -> tuple[str, ...]:
 
     FileNotFoundError where it holds none; the message has the files of all of them.
     """
-    from pacesetter.inner_models.families.real.image_files import (
-        SOURCES,
-        data_folder,
-        data_sets_in,
-        what_is_missing,
-    )
+    from pacesetter.inner_models.families.real import image_files
 
     if data is None:
         return ()
-    folder = data_folder(Path(data))
-    held = data_sets_in(folder)
+    folder = image_files.data_folder(Path(data))
+    held = image_files.data_sets_in(folder)
     if not held:
-        lacking = "\n".join(what_is_missing(name, folder) for name in SOURCES)
+        missing = image_files.what_is_missing
+        lacking = "\n".join(missing(name, folder) for name in image_files.SOURCES)
         raise FileNotFoundError(f"{folder} holds no image files that are known:\n{lacking}")
     return tuple(name for name in FROM_FILES if name.rpartition("-")[0] in held)
 
@@ -159,6 +155,5 @@ def named_task(name: str, data: str | Path | None = None) -> Task:
         raise ValueError(
             f"a task is named family/number, such as {VALIDATION[0]}/0, but got {name!r}"
         )
-    if data is None or family not in FROM_FILES:
-        return fixed_task(family, int(index))
-    return fixed_task(family, int(index), data=Path(data))
+    options = {"data": Path(data)} if data is not None and family in FROM_FILES else {}
+    return fixed_task(family, int(index), **options)

@@ -1,9 +1,8 @@
 """The comparison of a policy with hand-written schedules: same tasks, same seeds, tuned rivals.
 
-The order of things keeps it honest. Baselines choose their settings by the outer-valid loss on
-seeds of their own; then every arm runs on the report's seeds, paired in initial weights and batch
-order; only then, once per run, is the test split read. Every piece of work is written when it is
-over, so that a comparison that was stopped, or killed, goes on from there.
+Baselines choose their settings by the outer-valid loss on seeds of their own; then every arm runs
+on the report's seeds, paired in initial weights and batch order; only then, once per run, is the
+test split read. Every piece of work is written when it is over, so that a stop loses little.
 """
 
 from __future__ import annotations
@@ -106,7 +105,9 @@ def compare(
         engine.check_device(config.device)
     for module in ("matplotlib.figure", "optuna", "scipy.stats", "tqdm"):
         require(module, extra="compare")
-    tasks = _tasks(config) if tasks is None else list(tasks)
+    if tasks is None:
+        own = [own_task(s, seed=config.seed, steps=config.steps) for s in config.own_tasks]
+        tasks = [*own, *(named_task(name, config.data) for name in config.tasks)]
     if not tasks or len({slug(task.name) for task in tasks}) < len(tasks):
         raise ValueError(f"need tasks with names that differ, but got {[t.name for t in tasks]}")
     for task in tasks:
@@ -148,7 +149,12 @@ def compare(
     notes.append(f"It took {clock.seconds / 3600:.2f} hours.")
     records = mark_exploded(records)
     write_csv(out / "results.csv", records)
-    _check_reference(records)
+    base = [r.failed for r in records if r.arm == REFERENCE]
+    if None not in base:
+        raise ValueError(
+            f"all runs of {REFERENCE!r}, against which all arms are held, crashed: {base[0]}. "
+            "results.csv has the others"
+        )
     found = reported(
         records,
         out,
@@ -198,20 +204,6 @@ def reported(
     )
     write_report(out / "report.html", report)
     return Comparison(tuple(records), summary, table)
-
-
-def _tasks(config: CompareConfig) -> list[Task]:
-    own = [own_task(spec, seed=config.seed, steps=config.steps) for spec in config.own_tasks]
-    return [*own, *(named_task(name, config.data) for name in config.tasks)]
-
-
-def _check_reference(records: Sequence[RunRecord]) -> None:
-    runs = [r for r in records if r.arm == REFERENCE]
-    if all(r.failed is not None for r in runs):
-        raise ValueError(
-            f"all runs of {REFERENCE!r}, against which all arms are held, crashed: "
-            f"{runs[0].failed}. results.csv has the others"
-        )
 
 
 def _notes(plan: Plan) -> list[str]:

@@ -1,8 +1,7 @@
 """The demonstration: the agent goes on learning, and is put into an ordinary PyTorch job.
 
-The job is a plain loop on handwritten digits, with nothing of the batched trainer in it. Policies
-start from AdamW's default learning rate; the rivals are AdamW as it comes, and AdamW with a cosine
-whose learning rate was tuned.
+The job is a plain loop on handwritten digits, with nothing of the batched trainer in it. The rivals
+are AdamW as it comes, and AdamW with a cosine whose learning rate was tuned.
 """
 
 from __future__ import annotations

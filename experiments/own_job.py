@@ -9,12 +9,11 @@ model
     from the weights that it has (fine-tuning), and seeds differ in batch order and dropout alone.
 loaders
     Train, valid and test, as a tuple in this order or a dict with these keys; a dict may have
-    ``inner_valid`` and ``outer_valid`` instead of ``valid``. Each is a `DataLoader`, a `Dataset`,
-    or a tuple of tensors with one row per example, such as ``(inputs, targets)``. Every row is read
-    once and kept in memory; the training loader's batch size is the runs'. What is drawn anew at
-    every reading (augmentation) is refused: put it into the model, which has a training mode. The
-    rows of valid go in turn to *inner_valid*, which schedules may look at while they train, and to
-    *outer_valid*, by which settings are chosen. Test is read once, when a run is over.
+    ``inner_valid``, which schedules look at, and ``outer_valid``, by which settings are chosen,
+    instead of ``valid``, whose rows go to both in turn. Each is a `DataLoader`, a `Dataset`, or a
+    tuple of tensors with one row per example. Every row is read once and kept in memory; the
+    training loader's batch size is the runs'. What is drawn anew at every reading (augmentation)
+    is refused: put it into the model, which has a training mode.
 loss
     Returns one number, the mean over the rows of a batch. ``loss(output, target)``, such as
     ``nn.CrossEntropyLoss()``, is called with ``model(*inputs)`` and the last tensor of the batch,
@@ -26,7 +25,7 @@ options
     ``allow_overlap`` of `Splits`. Without a horizon, a run goes `EPOCHS` times through the training
     rows.
 
-Before anything is trained `check_task` runs it for a moment; see there for what is refused.
+Before anything is trained, `check_task` runs it for a moment.
 """
 
 from __future__ import annotations

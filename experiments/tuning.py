@@ -2,15 +2,12 @@
 
 Every arm has the same number of trials on every task. They come in rounds, one of all arms and
 tasks at a time, so that those which share an optimizer can run as siblings of one tensor program.
-Trial 0 is the arm's default; the rest of the first round is quasi-random (a shifted Halton
-sequence), all others are proposed by TPE from what was found before. The first n trials of a search
-never depend on those that follow: a search of 20 trials holds those of 1 and 5. Where the best
-setting lies on an edge of the space after a round, that edge is moved for the rounds that follow,
-within the same number of trials.
+Trial 0 is the arm's default; the rest of the first round is quasi-random, all others are proposed
+by TPE. No trial depends on those that follow: a search of 20 trials holds those of 1 and 5. Where
+the best setting lies on an edge of the space after a round, that edge is moved for the next ones.
 
-A trial is written to an SQLite file when it is over. A search that was killed goes on with the
-trials that are missing, and proposes what it would have proposed. Seeds are not those of the
-report, and `test` is not touched.
+A trial is written to an SQLite file when it is over; a search that was killed goes on with those
+that are missing. Seeds are not those of the report, and `test` is not touched.
 """
 
 from __future__ import annotations
@@ -54,12 +51,9 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Trial:
-    """A trial that is over.
+    """A trial that is over, with its mean outer-valid loss over the tuning seeds.
 
-    Attributes:
-        loss: mean outer-valid loss over the tuning seeds; infinite where a seed diverged or the
-            trial crashed.
-        failed: why it crashed; None: it did not.
+    The loss is infinite where a seed diverged, or where it crashed: `failed` says why.
     """
 
     number: int
@@ -168,7 +162,7 @@ class Study:
     """One search. All it knows is in the study: a new process goes on where another stopped."""
 
     def __init__(self, task: str, arm: str, space: Space, *, storage: Any, seed: int) -> None:
-        optuna = require("optuna", extra="compare")
+        self._optuna = optuna = require("optuna", extra="compare")
         self._task, self._arm = task, arm
         self._start = space
         # Equal spaces of one task get equal quasi-random points, whatever the arm.
@@ -192,12 +186,11 @@ class Study:
         ]
 
     def tell(self, proposal: Proposal, loss: float, failed: str | None) -> None:
-        optuna = require("optuna", extra="compare")
         if failed is not None:
             trial = self._trials()[proposal.number]
             # A trial of Optuna's can say why only while it is open.
             self._study._storage.set_trial_user_attr(trial._trial_id, "failed", failed)
-            self._study.tell(proposal.number, state=optuna.trial.TrialState.FAIL)
+            self._study.tell(proposal.number, state=self._optuna.trial.TrialState.FAIL)
             return
         # TPE goes by the order of losses alone, so that infinity is as good as any other number.
         self._study.tell(proposal.number, loss if math.isfinite(loss) else math.inf)
@@ -243,22 +236,20 @@ class Study:
         return space, probes
 
     def _ask(self, number: int, space: Space, probe: Setting | None) -> None:
-        optuna = require("optuna", extra="compare")
         fixed = _quasi_random(space, number, seed=self._seed) if number < ROUND else probe
         trials = self._study.get_trials(deepcopy=False)
-        waiting = any(t.state == optuna.trial.TrialState.WAITING for t in trials)
+        waiting = any(t.state == self._optuna.trial.TrialState.WAITING for t in trials)
         if fixed is not None and not waiting:
             self._study.enqueue_trial(dict(fixed))
         # A sampler for each trial: a search that was stopped proposes what it would have.
-        self._study.sampler = optuna.samplers.TPESampler(
+        self._study.sampler = self._optuna.samplers.TPESampler(
             seed=self._seed + number, n_startup_trials=ROUND, constant_liar=True
         )
         self._study.ask({name: _distribution(d) for name, d in space.dimensions.items()})
 
     def _trials(self) -> list[FrozenTrial]:
-        optuna = require("optuna", extra="compare")
         trials = self._study.get_trials(deepcopy=False)
-        return [t for t in trials if t.state != optuna.trial.TrialState.WAITING]
+        return [t for t in trials if t.state != self._optuna.trial.TrialState.WAITING]
 
     def _found(self) -> list[Trial]:
         return [
@@ -315,10 +306,11 @@ def _quasi_random(space: Space, number: int, *, seed: int) -> Setting:
     return setting
 
 
-def _distribution(dimension: Dimension | Choice) -> BaseDistribution:
-    optuna = require("optuna", extra="compare")
-    if isinstance(dimension, Choice):
-        return optuna.distributions.CategoricalDistribution(dimension.options)  # type: ignore[no-any-return]
-    return optuna.distributions.FloatDistribution(  # type: ignore[no-any-return]
-        dimension.low, dimension.high, log=dimension.log
+def _distribution(d: Dimension | Choice) -> BaseDistribution:
+    kinds = require("optuna.distributions", extra="compare")
+    found: BaseDistribution = (
+        kinds.CategoricalDistribution(d.options)
+        if isinstance(d, Choice)
+        else kinds.FloatDistribution(d.low, d.high, log=d.log)
     )
+    return found

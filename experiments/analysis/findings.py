@@ -105,10 +105,7 @@ class Difference(Scored):
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """Performance profile of an arm: share of runs with a score above each threshold; all (n,).
-
-    Thresholds ascend; `low` and `high` are the edges of the point-wise band.
-    """
+    """Share of an arm's runs with a score above each threshold, and its band; all (n,)."""
 
     thresholds: FloatArray
     share: FloatArray
@@ -122,8 +119,7 @@ class Ranks:
 
     Attributes:
         ranks: by entry, the best first.
-        critical_difference: least significant difference of two mean ranks by Nemenyi's test, at
-            5 % over all pairs.
+        critical_difference: of two mean ranks, by Nemenyi's test at 5 % over all pairs.
     """
 
     ranks: Mapping[Entry, Interval]
@@ -218,15 +214,12 @@ class Summary:
             failed everywhere.
         differences: every entry of the agent against every other arm that fits: those without a
             start, and those from the same start.
-        reference: zero of the scores.
         relative: whether scores are logs of ratios on every task; elsewhere some task has losses
             that are not positive, and its differences are over their spread.
         field: one entry per arm, at its largest budget and nearest to the reference's learning
             rate; these are ranked and profiled together.
-        profiles: of the field.
-        profile_of: the quantity of their thresholds.
-        ranks: of the field; None where fewer than two tasks or three arms were run.
-        sensitivity: of arms that were run from several starts.
+        profile_of: the quantity of the profiles' thresholds.
+        ranks: None where fewer than two tasks or three arms were run.
         doubts: about tasks whose losses say little, a sentence each.
         tuned_budget: of the arms that define a normalised score of one; None: nothing was tuned.
     """

@@ -74,13 +74,8 @@ class Grid:
     def untrained(self) -> FloatArray:
         """Loss of the untrained models, (num_tasks,): mean over the runs that know it."""
         known = self.array(lambda r: r.untrained)
-        finite = np.isfinite(known)
-        return np.array(
-            [
-                known[:, t][finite[:, t]].mean() if finite[:, t].any() else math.nan
-                for t in range(len(self.tasks))
-            ]
-        )
+        finite = [known[:, t][np.isfinite(known[:, t])] for t in range(len(self.tasks))]
+        return np.array([losses.mean() if len(losses) else math.nan for losses in finite])
 
     @cached_property
     def wall(self) -> FloatArray:
@@ -111,29 +106,20 @@ class Anchors:
     entries: tuple[Entry, ...]
 
 
-def tuned_entries(entries: Sequence[Entry], reference: Entry) -> list[Entry]:
-    """The AdamW arms at the largest tuning budget; empty where nothing was tuned."""
-    family = [
-        e
-        for e in entries
-        if e.arm.startswith(TUNED_FAMILY) and e.start_lr is None and e.arm != reference.arm
-    ]
-    budget = max((e.budget for e in family), default=1)
-    return [e for e in family if e.budget == budget] if budget > 1 else []
-
-
 def anchors(grid: Grid, split: SplitName, *, reference: Entry) -> Anchors | None:
     """Zero and one of the normalised score on a split; None where nothing was tuned.
 
     The best tuned AdamW of a task has the least mean outer-valid loss; its loss on `split` is the
     score's one, whether better or worse than that of other arms there.
     """
-    tuned = tuned_entries(grid.entries, reference)
-    if not tuned:
+    tuned = {i: e for i, e in enumerate(grid.entries) if e.arm.startswith(TUNED_FAMILY)}
+    tuned = {i: e for i, e in tuned.items() if e.start_lr is None and e.arm != reference.arm}
+    budget = max((e.budget for e in tuned.values()), default=1)
+    if budget == 1:
         return None
     losses = fill_diverged(grid.losses(split), untrained=grid.untrained)
     valid = fill_diverged(grid.losses("outer_valid"), untrained=grid.untrained)
-    rows = np.array([grid.entries.index(e) for e in tuned])
+    rows = np.array([i for i, e in tuned.items() if e.budget == budget])
     chosen = rows[valid[rows].mean(axis=-1).argmin(axis=0)]
     default = losses[grid.entries.index(reference)].mean(axis=-1)
     best = losses[chosen, np.arange(len(grid.tasks))].mean(axis=-1)

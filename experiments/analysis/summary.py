@@ -167,11 +167,9 @@ def _corrected(scores: Scores, split: str) -> list[float]:
     values, base = scores.values[split], scores.base
     others = [i for i in range(len(values)) if i != base]
     samples = scores.resamples().means(values - values[base])
-    found = [1.0] * len(values)
     p_values = holm([scores.p_value(samples[i]) for i in others])
-    for i, p_value in zip(others, p_values, strict=True):
-        found[i] = p_value
-    return found
+    corrected = dict(zip(others, p_values, strict=True))
+    return [corrected.get(i, 1.0) for i in range(len(values))]
 
 
 def _metrics(scores: Scores, row: int) -> dict[str, Interval]:
@@ -190,11 +188,8 @@ def _differences(scores: Scores, ours: Sequence[str]) -> tuple[Difference, ...]:
     for i, mine in enumerate(grid.entries):
         if mine.arm not in ours:
             continue
-        rivals = [
-            j
-            for j, rival in enumerate(grid.entries)
-            if j != i and rival.start_lr in (None, mine.start_lr)
-        ]
+        starts = (None, mine.start_lr)
+        rivals = [j for j, r in enumerate(grid.entries) if j != i and r.start_lr in starts]
         if not rivals:
             continue
         gaps = {s: x[i] - x[rivals] for s, x in scores.values.items()}

@@ -231,17 +231,13 @@ def _completion(args: argparse.Namespace, line: str) -> Answer:
     complete |= dict.fromkeys(("FILE", "CSV", "PNG", "OUT", "RUN_DIR_OR_FILE"), shtab.FILE)
     complete["DIR"] = shtab.DIRECTORY
     parser = make_parser()
-    for action in [a for p in (parser, *_subparsers(parser).values()) for a in p._actions]:
+    (commands,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    for action in [a for p in (parser, *commands.choices.values()) for a in p._actions]:
         known = complete.get(action.metavar) or complete.get(action.dest)
         if known is not None:
-            action.complete = known  # type: ignore[attr-defined]
+            action.complete = known
     script: str = shtab.complete(parser, shell=args.shell)
     return Answer(script, {"shell": args.shell, "script": script})
-
-
-def _subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    (commands,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
-    return dict(commands.choices)
 
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace, str], Any]] = {

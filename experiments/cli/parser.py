@@ -8,7 +8,7 @@ import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from pacesetter.agent.training.config import TrainConfig
     from pacesetter.agent.training.engines import MakeEnv, RayEngine
-    from pacesetter.experiments.analysis.statistics import Interval
     from pacesetter.experiments.comparison import Comparison
 
 EXIT_CODES = """\
@@ -197,8 +196,7 @@ def environments(
 ) -> Iterator[tuple[MakeEnv, torch.device]]:
     """What makes the environment of a meta-training, and the device of all the rest of it.
 
-    That is the device asked for where this machine has it. Where only the workers have, policies
-    are validated on the CPU.
+    That is the CPU where only the workers have the device that was asked for.
     """
     from pacesetter.envs.vec_env import ScheduleVecEnv
     from pacesetter.experiments.runs.execution import check_device
@@ -254,9 +252,9 @@ def comparison_answer(found: Comparison, out: Path) -> Answer:
             "label": e.label,
             "start_lr": e.entry.start_lr,
             "budget": e.entry.budget,
-            "scores": {split: _interval(score) for split, score in e.scores.items()},
+            "scores": {split: asdict(score) for split, score in e.scores.items()},
             "finding": e.finding(),
-            "normalised": {split: _interval(score) for split, score in e.normalised.items()},
+            "normalised": {split: asdict(score) for split, score in e.normalised.items()},
             "trials": e.trials,
             "inner_steps": e.inner_steps,
             "diverged": e.diverged,
@@ -281,10 +279,6 @@ def columns(rows: Sequence[Sequence[str]], *, ruled: bool = True) -> str:
     lines = [rows[0], *([["-" * width for width in widths]] if ruled else []), *rows[1:]]
     padded = [[c.ljust(w) for c, w in zip(row, widths, strict=True)] for row in lines]
     return "\n".join("  ".join(line).rstrip() for line in padded)
-
-
-def _interval(interval: Interval) -> dict[str, float]:
-    return {"estimate": interval.estimate, "low": interval.low, "high": interval.high}
 
 
 def _plain(value: Any) -> Any:

@@ -128,17 +128,14 @@ def run_export(args: argparse.Namespace, line: str) -> Answer:
     if args.out.exists() and not args.force:
         raise FileExistsError(f"--out {args.out} exists; replace it with --force")
     policy = load_policy(source)  # a file that is damaged is better found now than in a job
-    if args.format == "onnx":
-        from pacesetter.agent.policy.export import export_onnx
-
-        export_onnx(policy, args.out)
-    elif args.format == "torch":
-        from pacesetter.agent.policy.export import export_program
-
-        export_program(policy, args.out)
-    else:
+    if args.format == "policy":
         same = policy.to_bytes() if isinstance(source, str) else source.read_bytes()
         write_bytes(args.out, same)
+    else:
+        from pacesetter.agent.policy.export import export_onnx, export_program
+
+        export = export_onnx if args.format == "onnx" else export_program
+        export(policy, args.out)
     data = {"policy": args.out, "format": args.format, "sha256": policy.digest}
     return Answer(f"policy: {args.out}", data)
 

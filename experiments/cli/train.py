@@ -153,9 +153,7 @@ def run_train(args: argparse.Namespace, line: str) -> Answer:
 
 
 def preset_of(args: argparse.Namespace) -> str:
-    usual = DEFAULT_PRESET if args.init is None else FINE_TUNING_PRESET
-    preset: str = args.preset or usual
-    return preset
+    return str(args.preset or (DEFAULT_PRESET if args.init is None else FINE_TUNING_PRESET))
 
 
 def config_of(args: argparse.Namespace, init: Policy | None) -> TrainConfig:

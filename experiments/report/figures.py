@@ -1,7 +1,6 @@
 """Figures of a comparison: what they show, as numbers, and how matplotlib draws them.
 
-Each figure is a data function and a drawing function, and stands for itself: with its legend and
-without a ground of its own. matplotlib is imported when something is drawn.
+A figure has its legend, and no ground of its own. matplotlib is imported when one is drawn.
 """
 
 from __future__ import annotations
@@ -45,11 +44,7 @@ _PANELS: tuple[tuple[Quantity, str, bool, float], ...] = (
 
 @dataclass(frozen=True)
 class Look:
-    """Style of an arm's lines: told apart without colours too.
-
-    Attributes:
-        dash: lengths of strokes and gaps in points; empty: a solid line.
-    """
+    """Style of an arm's lines; `dash`: lengths of strokes and gaps in points, empty if solid."""
 
     colour: str
     dash: tuple[float, ...] = ()
@@ -105,20 +100,14 @@ def finite_ends(interval: Interval) -> tuple[float, float]:
     >>> finite_ends(Interval(1.0, -math.inf, math.inf))
     (1.0, 1.0)
     """
-    low, high = interval.low, interval.high
-    return (
-        low if math.isfinite(low) else interval.estimate,
-        high if math.isfinite(high) else interval.estimate,
-    )
+    ends = (interval.low, interval.high)
+    low, high = (end if math.isfinite(end) else interval.estimate for end in ends)
+    return low, high
 
 
 @dataclass(frozen=True)
 class Band:
-    """A line with a band around it; all (K,).
-
-    The line is a median over seeds between quartiles, or an estimate between the ends of its
-    interval; steps are inner steps or another quantity of the horizontal axis.
-    """
+    """A median between quartiles, or an estimate in its interval, over a horizontal axis: (K,)."""
 
     steps: FloatArray
     median: FloatArray
@@ -214,10 +203,9 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Panel:
-    """A plot of bands.
+    """A plot of bands; one of a single point is drawn as a level.
 
     Attributes:
-        bands: by entry. A band of one point is drawn as a level.
         log: whether the axis is logarithmic, where all values allow it.
         height: inches.
     """
@@ -271,15 +259,8 @@ def draw_panels(
         axes.set_xlabel(xlabel, fontsize=8.5, color=MUTED)
         lines = require("matplotlib.lines", extra="compare").Line2D
         handles = [lines([], [], **looks[e].style, label=labels[e]) for e in shown]
-        figure.legend(
-            handles=handles,
-            loc="outside lower left",
-            ncols=columns,
-            frameon=False,
-            fontsize=8,
-            labelcolor=INK,
-            handlelength=3,
-        )
+        style = {"frameon": False, "fontsize": 8, "labelcolor": INK, "handlelength": 3}
+        figure.legend(handles=handles, loc="outside lower left", ncols=columns, **style)
     return Drawing(figure, text)
 
 

@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -234,23 +235,19 @@ class _Page:
                 text="Score on test of every arm, with 95 % intervals",
             )
         }
-        profiles = {
-            e: Band(p.thresholds, p.share, p.low, p.high)
-            for e in shown
-            for p in [summary.profiles[e]]
-        }
+        draw = partial(draw_panels, looks=self.looks)
+        profiles = [(e, summary.profiles[e]) for e in shown]
         if profiles:
-            found["profile"] = draw_panels(
-                [Panel(profiles, "share of runs above")],
-                looks=self.looks,
+            bands = {e: Band(p.thresholds, p.share, p.low, p.high) for e, p in profiles}
+            found["profile"] = draw(
+                [Panel(bands, "share of runs above")],
                 labels=labels,
                 xlabel=summary.profile_of,
                 text=f"Share of runs with a higher {summary.profile_of}, by arm",
             )
         if budgets := budget_data(summary, shown):
-            found["budget"] = draw_panels(
+            found["budget"] = draw(
                 [Panel(budgets, f"mean over tasks of {unit}")],
-                looks=self.looks,
                 labels=labels,
                 xlabel="trials for tuning, per task",
                 text="Score on test against the number of trials for tuning, by arm",
@@ -263,9 +260,8 @@ class _Page:
         }:
             names = {s.arm: s.label for s in summary.sensitivity}
             places = _places(starts.values())
-            found["sensitivity"] = draw_panels(
+            found["sensitivity"] = draw(
                 [Panel(starts, f"mean over tasks of {unit}")],
-                looks=self.looks,
                 labels={e: names[e.arm] for e in starts},
                 xlabel="initial learning rate, over the reference's",
                 text="Score on test against the initial learning rate, by arm",

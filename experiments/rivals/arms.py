@@ -80,6 +80,11 @@ class Baseline:
         return not callable(self.optimizer)
 
     @property
+    def sibling(self) -> bool:
+        """Whether its runs train side by side with those of other baselines."""
+        return self.batched and not self.population
+
+    @property
     def tuned(self) -> bool:
         """Whether a setting is chosen per task, by running some and taking the best."""
         return bool(self.space.dimensions) and not (self.population or self.calibrated)

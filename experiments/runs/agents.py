@@ -71,11 +71,7 @@ class RandomActions:
 
 @dataclass(frozen=True)
 class Replay:
-    """An open-loop controller.
-
-    Its mean, (K, 3), has log factors of lr, 1 - momentum and clip ratio over their starts, by
-    interval; the first row is zero.
-    """
+    """An open-loop controller; its mean, (K, 3), is as `RunRecord.trajectory`, from zero on."""
 
     mean: FloatArray
     control: ControlConfig
@@ -116,9 +112,7 @@ def meta_train_replay(
 ) -> Replay:
     """The replay that knows the meta-train families and nothing of the task at hand.
 
-    Tasks are drawn as the policy met them, the noise of their start included, from each family in
-    turn and in whole groups; those of another optimizer than AdamW, on which it is compared, are
-    passed over.
+    Tasks are drawn as in `adamw_groups`, the noise of their start included.
     """
     trajectories: list[FloatArray] = []
     for tasks in adamw_groups(families, num_tasks=num_tasks, generator=generator):

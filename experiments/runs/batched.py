@@ -55,11 +55,8 @@ class FinishedRuns:
         trainer: holds the trained models; rows are task-major, siblings within.
         untrained: (num_runs,), outer-valid losses before the first step.
         steps: (K,), inner step at which each interval ended.
-        curve: K arrays (num_runs,), mean training loss of each interval.
-        lrs: K arrays (num_runs,), mean learning rate of each interval.
-        clip_thresholds: K arrays (num_runs,), at the interval's end; NaN where nothing is clipped.
-        trajectory: K arrays (num_runs, 3), log factors of lr, 1 - momentum and clip ratio over
-            their starts; empty for baselines.
+        curve: K arrays (num_runs,) as in `RunRecord`; so are the three after it.
+        trajectory: K arrays (num_runs, 3), as there; empty for baselines.
         valid_curve: by inner step, (num_runs,) outer-valid losses.
     """
 
@@ -77,10 +74,7 @@ class FinishedRuns:
     def end_interval(
         self, losses: list[FloatArray], rates: list[FloatArray], momentum: FloatArray
     ) -> None:
-        """Keeps an interval without clipping, and empties both lists for the next one.
-
-        They hold losses and learning rates of its parts, (steps, num_runs) each.
-        """
+        """Keeps an interval without clipping, and empties its parts, (steps, num_runs) each."""
         self.curve.append(finite_mean(np.concatenate(losses)))
         self.lrs.append(np.concatenate(rates).mean(axis=0))
         self.momenta.append(momentum.copy())
@@ -184,7 +178,7 @@ def batches(configured: Sequence[Configured]) -> list[list[int]]:
     """Numbers of those settings that can be siblings: of one batched optimizer."""
     groups: dict[object, list[int]] = {}
     for i, c in enumerate(configured):
-        if c.baseline.batched and not c.baseline.population:
+        if c.baseline.sibling:
             key = (c.baseline.optimizer, *_shared(c).items())
             groups.setdefault(key, []).append(i)
     return list(groups.values())
@@ -210,21 +204,16 @@ def train_batch(
     together. Run ``i * len(configured) + j`` is seed i under setting j.
     """
     hyper = [c.baseline.hyperparameters(c.setting, task) for c in configured]
-    rates = np.stack(
-        [
-            number(h, "lr", 0.0) * c.baseline.factors(task.horizon, h)
-            for c, h in zip(configured, hyper, strict=True)
-        ],
-        axis=1,
-    )
-    rates = np.tile(rates, (1, len(seeds)))
+    pairs = list(zip(configured, hyper, strict=True))
+    each = [number(h, "lr", 0.0) * c.baseline.factors(task.horizon, h) for c, h in pairs]
+    rates = np.tile(np.stack(each, axis=1), (1, len(seeds)))
     momentum = np.tile([number(h, "momentum", 0.9) for h in hyper], len(seeds))
     clips = np.tile([number(h, "clip", np.inf) for h in hyper], len(seeds))
     clip_ratio = clips if np.isfinite(clips).any() else None
     watchers = {
         i * len(configured) + j: c.baseline.feedback(h)
         for i in range(len(seeds))
-        for j, (c, h) in enumerate(zip(configured, hyper, strict=True))
+        for j, (c, h) in enumerate(pairs)
         if c.baseline.feedback is not None
     }
     trainer = start_trainer(task, configured, seeds=seeds, device=device, dtype=dtype)

@@ -169,10 +169,8 @@ class RaySpread(Spread):
         if id(job.task) not in self._tasks:
             self._tasks[id(job.task)] = self._ray.put(job.task), job.task
         task = self._tasks[id(job.task)][0]
-        environment = rounding_environment()
-        future: Future[Any] = self._run.remote(
-            job.work, task, self._threads, environment
-        ).future()
+        given = (job.work, task, self._threads, rounding_environment())
+        future: Future[Any] = self._run.remote(*given).future()
         return future
 
 

@@ -16,12 +16,7 @@ from pacesetter.agent.policy.policy import Policy
 from pacesetter.envs.actions import ControlConfig
 from pacesetter.experiments.compare_config import TUNING_SEEDS, CompareConfig
 from pacesetter.experiments.rivals.arms import AgentArm, Baseline, Configured
-from pacesetter.experiments.rivals.baselines import (
-    AGENT_ARMS,
-    POLICY,
-    REFERENCE,
-    STRICT,
-)
+from pacesetter.experiments.rivals.baselines import AGENT_ARMS, POLICY, REFERENCE, STRICT
 from pacesetter.experiments.rivals.schedules import number
 from pacesetter.experiments.rivals.space import Setting
 from pacesetter.experiments.runs.agents import (
@@ -75,8 +70,7 @@ class Choice:
 
     Attributes:
         setting: of the baseline's space; it may override what the baseline fixes.
-        start_lr: a learning rate that was put in place of the chosen one, to see how much depends
-            on it; None: it was not.
+        start_lr: was put in place of the chosen learning rate; None: nothing was.
     """
 
     setting: Setting = field(default_factory=dict)
@@ -102,11 +96,7 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class RunGroup(ABC):
-    """Runs of one task that train together, in one process.
-
-    Attributes:
-        rows: what differs between them, seeds aside.
-    """
+    """Runs of one task that train together, in one process; `rows` differ, seeds aside."""
 
     rows: tuple[Any, ...]
     seeds: tuple[int, ...]
@@ -146,10 +136,7 @@ class RunGroup(ABC):
     def run(self, task: Task) -> list[RunRecord]:
         """Trains the runs; where that fails, in halves, until the row at fault is alone.
 
-        The same serves where the memory does not hold all of them.
-
-        Returns:
-            Row-major: the records of row 0, then those of row 1.
+        The same serves where the memory does not hold all of them. Records of row 0 come first.
         """
         try:
             return self.train(task)
@@ -170,8 +157,9 @@ class BaselineGroup(RunGroup):
     budget: int = 1
 
     def train(self, task: Task) -> list[RunRecord]:
-        parts = sibling_parts(self.rows)
         n = len(self.seeds)
+        alone = [[j] for j, row in enumerate(self.rows) if not row.baseline.sibling]
+        parts = [*batches(self.rows), *alone]
         if len(parts) > 1:
             found: dict[int, list[RunRecord]] = {}
             for part in parts:
@@ -197,13 +185,6 @@ class BaselineGroup(RunGroup):
             for c, h in zip(self.rows, hyper, strict=True)
             for seed in self.seeds
         ]
-
-
-def sibling_parts(configured: Sequence[Configured]) -> list[list[int]]:
-    """Numbers of settings that train together: siblings, and each of the others by itself."""
-    together = batches(configured)
-    batched = {j for part in together for j in part}
-    return [*together, *([j] for j in range(len(configured)) if j not in batched)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,7 +263,7 @@ def pieces(
         together = [arm.name for arm in agents if not arm.by_default]
         name = "-".join(["agents", *together])
         found.append(Piece(name, _agents(plan, agents, plan.config.start_lrs)))
-    siblings = [b for b in plan.baselines if is_sibling(b)]
+    siblings = [b for b in plan.baselines if b.sibling]
     if siblings:
         found.append(_piece(plan, "siblings", siblings, choices, seeds=plan.seeds))
     for baseline in plan.baselines:
@@ -294,7 +275,7 @@ def pieces(
                 )
                 wanted = ((0, Choice(budget=budget)),)
                 found.append(Piece(f"{slug(baseline.name)}-{budget}", group, wanted, order=0))
-        elif not is_sibling(baseline):
+        elif not baseline.sibling:
             found += [
                 _piece(plan, f"{slug(baseline.name)}-{seed}", [baseline], choices, seeds=(seed,))
                 for seed in plan.seeds
@@ -302,14 +283,9 @@ def pieces(
     return found
 
 
-def is_sibling(baseline: Baseline) -> bool:
-    """Whether its runs train side by side with those of other baselines."""
-    return baseline.batched and not baseline.population
-
-
 def in_order(plan: Plan, records: Sequence[RunRecord]) -> list[RunRecord]:
     """The records of all pieces on one task, budget by budget within each arm."""
-    alone = {b.name: i for i, b in enumerate(plan.baselines) if not is_sibling(b)}
+    alone = {b.name: i for i, b in enumerate(plan.baselines) if not b.sibling}
     return sorted(records, key=lambda r: (alone[r.arm], r.budget) if r.arm in alone else (-1, 0))
 
 

@@ -112,12 +112,11 @@ class PlainRun:
         if not norms:
             return
         size = self.task.batch_size
+        last = min(len(self._data.train[0]), NORM_BATCHES * size) - size
         devices = [self._device] if self._device.type == "cuda" else []
         self.model.train()
         with torch.random.fork_rng(devices=devices):
-            for start in range(
-                0, min(len(self._data.train[0]), NORM_BATCHES * size) - size + 1, size
-            ):
+            for start in range(0, last + 1, size):
                 self.task.loss(self.model, tuple(t[start : start + size] for t in self._data.train))
         self.model.eval()
 

@@ -17,16 +17,16 @@ from numpy.typing import NDArray
 from pacesetter.envs.actions import FloatArray, interval_ends
 from pacesetter.experiments.rivals.arms import Baseline, Configured
 from pacesetter.experiments.rivals.schedules import number
-from pacesetter.experiments.rivals.space import Dimension, Setting
+from pacesetter.experiments.rivals.space import Dimension
 from pacesetter.experiments.runs.batched import (
     FinishedRuns,
+    RunKey,
     RunOptions,
     check_points,
     segments,
     start_trainer,
 )
 from pacesetter.experiments.runs.records import RunRecord
-from pacesetter.inner_models.engine.trainer import InnerTrainer
 from pacesetter.inner_models.task import Task
 
 TRUNCATED = 0.2
@@ -48,12 +48,7 @@ def population_size(trials: int, *, tuning_seeds: int) -> int:
 
 
 def run_population(
-    task: Task,
-    baseline: Baseline,
-    *,
-    members: int,
-    seeds: Sequence[int],
-    options: RunOptions,
+    task: Task, baseline: Baseline, *, members: int, seeds: Sequence[int], options: RunOptions
 ) -> list[RunRecord]:
     """Trains a population per seed; its record is the member of least outer-valid loss.
 
@@ -66,10 +61,7 @@ def run_population(
     """
     generators = [np.random.default_rng([seed, members]) for seed in seeds]
     space = baseline.space
-    starts = [
-        [space.default, *(space.sample(generator) for _ in range(members - 1))]
-        for generator in generators
-    ]
+    starts = [[space.default, *(space.sample(g) for _ in range(members - 1))] for g in generators]
     configured = [Configured(baseline, space.default)] * members
     trainer = start_trainer(task, configured, seeds=seeds, device=options.device)
     hyper = [baseline.hyperparameters(s, task) for group in starts for s in group]
@@ -79,6 +71,8 @@ def run_population(
     }
     factors = np.stack([baseline.factors(task.horizon, h) for h in hyper], axis=1)
     first_lr = table["lr"].copy()
+    held = trainer.optimizer.weight_decay
+    assert isinstance(held, torch.Tensor)
     steps = interval_ends(task.horizon, options.num_intervals)
     runs = FinishedRuns(trainer, trainer.evaluate("outer_valid"), steps)
     losses: list[FloatArray] = []
@@ -86,7 +80,8 @@ def run_population(
     bounds = {n: d for n, d in space.dimensions.items() if isinstance(d, Dimension)}
     for start, end in segments(task.horizon, steps, checked=members > 1):
         with runs.watch:
-            _set_decay(trainer, table["weight_decay"])
+            decay = torch.as_tensor(table["weight_decay"])[:, None]
+            held.copy_(decay)  # in place, so that CUDA graphs see it
             used.append(table["lr"] * factors[start:end])
             losses.append(trainer.run(used[-1], momentum=table["momentum"]).losses)
         if end in steps:
@@ -94,12 +89,8 @@ def run_population(
         if members > 1 and end in check_points(task.horizon):
             with runs.watch:
                 valid = trainer.evaluate("inner_valid").reshape(len(seeds), members)
-                sources = np.concatenate(
-                    [
-                        i * members + exploit(valid[i], generator)
-                        for i, generator in enumerate(generators)
-                    ]
-                )
+                parts = [i * members + exploit(valid[i], g) for i, g in enumerate(generators)]
+                sources = np.concatenate(parts)
                 trainer.copy_runs(sources)
                 moved = sources != np.arange(trainer.num_runs)
                 table = {name: values[sources] for name, values in table.items()}
@@ -110,7 +101,17 @@ def run_population(
                 for kept in (runs.curve, runs.lrs, runs.momenta, losses, used):
                     kept[:] = [values[..., sources] for values in kept]
                 runs.valid_curve = {s: v[sources] for s, v in runs.valid_curve.items()}
-    return _chosen(task, baseline, runs, first_lr, seeds=seeds, options=options)
+    runs.look(final=True)
+    final = runs.losses("outer_valid").reshape(len(seeds), members)
+    best = np.where(np.isfinite(final), final, np.inf).argmin(axis=1)
+    chosen = [i * members + int(member) for i, member in enumerate(best)]
+    keys: list[RunKey] = [
+        (baseline.name, dict(space.default), seed, float(first_lr[row]))
+        for seed, row in zip(seeds, chosen, strict=True)
+    ]
+    found = runs.records(task, keys, evaluate=options.evaluate, rows=chosen)
+    spent = members * task.horizon
+    return [replace(r, inner_steps=spent, wall_seconds=r.wall_seconds * members) for r in found]
 
 
 def exploit(losses: FloatArray, generator: np.random.Generator) -> NDArray[np.int64]:
@@ -133,37 +134,3 @@ def explore(
         factors = generator.choice(PERTURBED, size=len(rows))
         most = dimension.most if dimension.log else dimension.high
         table[name][rows] = np.clip(table[name][rows] * factors, dimension.least, most)
-
-
-def _set_decay(trainer: InnerTrainer, weight_decay: FloatArray) -> None:
-    held = trainer.optimizer.weight_decay
-    assert isinstance(held, torch.Tensor)
-    held.copy_(torch.as_tensor(weight_decay)[:, None])  # in place, so that CUDA graphs see it
-
-
-def _chosen(
-    task: Task,
-    baseline: Baseline,
-    runs: FinishedRuns,
-    first_lr: FloatArray,
-    *,
-    seeds: Sequence[int],
-    options: RunOptions,
-) -> list[RunRecord]:
-    members = runs.trainer.num_runs // len(seeds)
-    runs.look(final=True)
-    losses = runs.losses("outer_valid").reshape(len(seeds), members)
-    best = np.where(np.isfinite(losses), losses, np.inf).argmin(axis=1)
-    rows = [i * members + int(member) for i, member in enumerate(best)]
-    default: Setting = baseline.space.default
-    found = runs.records(
-        task,
-        [
-            (baseline.name, dict(default), seed, float(first_lr[row]))
-            for seed, row in zip(seeds, rows, strict=True)
-        ],
-        evaluate=options.evaluate,
-        rows=rows,
-    )
-    steps = members * task.horizon
-    return [replace(r, inner_steps=steps, wall_seconds=r.wall_seconds * members) for r in found]

@@ -49,14 +49,12 @@ class RunRecord:
     Attributes:
         seed: fixes initial weights and batch order; equal over arms.
         start_lr: learning rate that an agent started from, or that a baseline was given instead
-            of its own to see how much depends on it; None for other baselines.
-        lr: learning rate of the setting, at its peak: chosen by tuning, calibrated, default or the
-            start.
+            of its own; None for other baselines.
+        lr: learning rate of the setting, at its peak.
         trials: settings that were tried to choose it; 1: none but this.
         inner_steps: inner steps spent, on tuning for this task and on this run.
         untrained: outer-valid loss before the first step.
-        losses: final loss by split, of the splits that were asked for: `REPORTED_SPLITS`, but for
-            trials.
+        losses: final loss by split; of `REPORTED_SPLITS`, but for trials.
         steps: (K,), inner step at which each interval ended.
         curve: (K,), mean training loss of each interval.
         lrs: (K,), mean learning rate of each interval.
@@ -69,8 +67,7 @@ class RunRecord:
         best: least loss that was seen on the way or at the end, by split; on outer_valid alone.
         metric_name: such as ``"accuracy"``; None: the task has none.
         metric: its final value by split; None: the task has none.
-        valid_steps: at most `VALID_POINTS` inner steps at which outer-valid was looked at, the last
-            the end.
+        valid_steps: at most `VALID_POINTS` inner steps, at which outer-valid was looked at.
         valid_curve: the loss on outer_valid then.
         wall_seconds: time of the run's training alone; siblings share theirs equally.
         failed: why the run crashed; None: it did not.
@@ -105,7 +102,7 @@ class RunRecord:
 
     @property
     def diverged(self) -> bool:
-        return self.exploded is not None or not all(math.isfinite(loss) for loss in self.losses.values())
+        return self.exploded is not None or not all(map(math.isfinite, self.losses.values()))
 
     @property
     def entry(self) -> Entry:

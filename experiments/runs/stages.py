@@ -28,7 +28,6 @@ from pacesetter.experiments.runs.matrix import (
     Piece,
     Plan,
     in_order,
-    is_sibling,
     pieces,
     slug,
     strict_pieces,
@@ -62,12 +61,7 @@ class Clock:
 
 @dataclass(frozen=True, kw_only=True)
 class Stages:
-    """All the work of a comparison.
-
-    Attributes:
-        families: meta-train families of the open-loop replay.
-        clock: is written after every piece of work.
-    """
+    """All the work of a comparison; `families` are those of the open-loop replay."""
 
     plan: Plan
     tasks: Sequence[Task]
@@ -130,8 +124,8 @@ class Stages:
             jobs, parts = [], []
             for task in self.tasks:
                 own = [p for p in proposals if p.task == task.name]
-                siblings = [p for p in own if is_sibling(tuned[p.arm])]
-                alone = [[p] for p in own if not is_sibling(tuned[p.arm])]
+                siblings = [p for p in own if tuned[p.arm].sibling]
+                alone = [[p] for p in own if not tuned[p.arm].sibling]
                 for part in [siblings, *alone] if siblings else alone:
                     rows = tuple(Configured(tuned[p.arm], p.setting) for p in part)
                     group = BaselineGroup(rows=rows, seeds=TUNING_SEEDS, options=options)
@@ -162,17 +156,13 @@ class Stages:
         self, folder: str, work: Sequence[tuple[Task, Piece]]
     ) -> dict[str, list[RunRecord]]:
         """Runs the pieces that are not done yet; returns the records of all, by task."""
-        paths = [
-            self.out / folder / slug(task.name) / f"{piece.name}.json" for task, piece in work
-        ]
+        paths = [self.out / folder / slug(task.name) / f"{piece.name}.json" for task, piece in work]
         missing = [i for i, path in enumerate(paths) if not path.is_file()]
         self._over("what was done before", len(work) - len(missing))
         # Populations come first: nothing else takes as long.
         missing.sort(key=lambda i: work[i][1].order)
-        jobs = [
-            Job(f"{work[i][0].name}, {work[i][1].name}", work[i][1].group, work[i][0])
-            for i in missing
-        ]
+        todo = [work[i] for i in missing]
+        jobs = [Job(f"{task.name}, {piece.name}", piece.group, task) for task, piece in todo]
         for number, found in self.execution.run(jobs):
             i = missing[number]
             write_records(paths[i], work[i][1].records(found))
