@@ -1,7 +1,4 @@
-"""Text of a comparison: the verdict, tables for the terminal, Markdown and LaTeX.
-
-The verdict claims no more than was found; see `findings`.
-"""
+"""Text of a comparison: the verdict, tables for the terminal, Markdown and LaTeX."""
 
 from __future__ import annotations
 

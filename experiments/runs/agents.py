@@ -1,8 +1,6 @@
 """The ways in which the policy, or a substitute for it, runs on tasks.
 
-The open-loop replay plays back the policy's mean schedule. A policy that does no better than that
-has learned a schedule and no adaptivity. The mean is taken in logs, relative to each run's start,
-over progress.
+The open-loop replay plays back the policy's mean schedule, taken in logs over progress.
 """
 
 from __future__ import annotations

@@ -143,11 +143,7 @@ class LocalSpread(Spread):
 
 
 class RaySpread(Spread):
-    """Runs jobs on the workers of a cluster.
-
-    Ray's own backend of joblib gives results only when all are over, so that a stop would lose
-    them; jobs are handed to Ray itself.
-    """
+    """Runs jobs on a cluster; not by joblib's backend, which gives results when all are over."""
 
     def __init__(self, workers: Workers) -> None:
         super().__init__(workers.count)
