@@ -19,7 +19,6 @@ from pacesetter.envs.runs import ScheduledRuns
 from pacesetter.experiments.runs.batched import FinishedRuns
 from pacesetter.inner_models.task import Task, TaskFamily
 
-
 TASKS_PER_GROUP = 4
 """Tasks of one shape that are drawn together."""
 MAX_MISSES = 200
@@ -30,7 +29,7 @@ class Controller(Protocol):
     """What decides in an agent's arm."""
 
     def act(self, features: FloatArray, *, interval: int, num_intervals: int) -> FloatArray:
-        """Actions for the next interval of a run, (n, 3) in [-1, 1], from features (n, NUM_FEATURES).
+        """Actions for the next interval, (n, 3) in [-1, 1], from features (n, NUM_FEATURES).
 
         `interval` says how many intervals are over.
         """
@@ -124,7 +123,7 @@ def adamw_groups(
 ) -> Iterator[list[Task]]:
     """Yields groups of `TASKS_PER_GROUP` tasks of one shape, from each family in turn.
 
-    Tasks of another optimizer than AdamW are passed over; `num_tasks` is rounded up to whole groups.
+    Tasks of other optimizers than AdamW are skipped; `num_tasks` is rounded up to whole groups.
     ValueError where there is no family, or one has hardly any AdamW task.
     """
     if not families or num_tasks < 1:
@@ -152,7 +151,7 @@ def run_agents(
 ) -> FinishedRuns:
     """Trains every task once per controller; run ``i * len(controllers) + j`` is task i under j.
 
-    The tasks are of one shape, each with a seed and with the optimizer that the user would have set.
+    Tasks are of one shape, each with a seed and with the optimizer that the user would have set.
     """
     siblings = len(controllers)
     episode = ScheduledRuns(tasks, siblings=siblings, control=control, device=device)

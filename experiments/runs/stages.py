@@ -20,6 +20,7 @@ from pacesetter.agent.runs.folder import write_json
 from pacesetter.experiments.compare_config import TUNING_SEEDS
 from pacesetter.experiments.rivals.arms import Configured
 from pacesetter.experiments.rivals.baselines import OPEN_LOOP, REFERENCE
+from pacesetter.experiments.runs.agents import Replay, meta_train_replay
 from pacesetter.experiments.runs.batched import RunOptions
 from pacesetter.experiments.runs.execution import Execution, Job
 from pacesetter.experiments.runs.matrix import (
@@ -33,7 +34,6 @@ from pacesetter.experiments.runs.matrix import (
     strict_pieces,
 )
 from pacesetter.experiments.runs.records import RunRecord, read_records, write_records
-from pacesetter.experiments.runs.agents import Replay, meta_train_replay
 from pacesetter.experiments.tuning import Proposal, Search, Searches, rounds, tune
 from pacesetter.inner_models.task import Task, TaskFamily
 
