@@ -20,12 +20,7 @@ NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal has stopped the work.
-
-    Args:
-        number: of the signal.
-        safely: whether at a safe point, so that nothing is lost.
-    """
+    """A signal has stopped the work; safely: at a safe point, so that nothing is lost."""
 
     def __init__(self, number: int, *, safely: bool) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")
@@ -44,12 +39,9 @@ class _Signals:
             raise Stopped(number, safely=False)
         self.pending = number
         name = NAMES[signal.Signals(number)]
+        text = f"{name}: stopping as soon as nothing is lost by it; once more stops at once"
         # Not print: the signal may have come in the middle of one.
-        os.write(
-            2,
-            f"\npacesetter: {name}: stopping as soon as nothing is lost by it; once more stops at "
-            "once\n".encode(),
-        )
+        os.write(2, f"\npacesetter: {text}\n".encode())
 
 
 _current: _Signals | None = None
@@ -82,10 +74,7 @@ def deferring() -> Iterator[None]:
 
     One that no safe point has heeded when the block is over is forgotten: the work is done.
     """
-    signals = _current
-    if signals is None:
-        yield
-        return
+    signals = _current or _Signals()  # one that nobody looks at
     signals.deferring = True
     try:
         yield

@@ -7,7 +7,6 @@ tensors and plain numbers, no pickle of objects.
 
 from __future__ import annotations
 
-import csv
 import io
 import time
 from collections.abc import Callable, Iterator
@@ -82,13 +81,11 @@ class MetaTraining(BaseCallback):
     ) -> None:
         super().__init__()
         self._config, self._out, self._env, self._suite = config, out, env, suite
-        self._snapshot, self._progress = snapshot, progress
-        self._validate_start = validate_start
+        self._snapshot, self._progress, self._validate_start = snapshot, progress, validate_start
         self.history: list[tuple[int, int, float]] = [tuple(r) for r in extra.get("history", [])]
         best = extra.get("best")
-        self.best = None
-        if best is not None:
-            self.best = parse_policy(best.numpy().tobytes(), source="the checkpoint's policy")
+        source = "the checkpoint's policy"
+        self.best = None if best is None else parse_policy(best.numpy().tobytes(), source=source)
         self._best_score = float(extra.get("best_score", float("inf")))
         self._due = _validation_points(config)
         self._finished = int(extra.get("rollout", 0))
@@ -138,7 +135,6 @@ class MetaTraining(BaseCallback):
         self.close()
 
     def close(self) -> None:
-        """Ends the progress bar, where a line may follow."""
         if self._bar is not None:
             self._bar.close()
 
@@ -172,11 +168,8 @@ class MetaTraining(BaseCallback):
         self.logger.record("validation/score", score)
         self.logger.record("validation/best", self._best_score)
         self.logger.record("validation/seconds", time.perf_counter() - started)
-        table = io.StringIO()
-        writer = csv.writer(table, lineterminator="\n")
-        writer.writerow(("rollout", "decisions", "mean_log_ratio"))
-        writer.writerows(self.history)
-        write_text(self._out / VALIDATION, table.getvalue())
+        rows = [("rollout", "decisions", "mean_log_ratio"), *self.history]
+        write_text(self._out / VALIDATION, "".join(f"{a},{b},{c}\n" for a, b, c in rows))
         self._show()
 
     def _take_average(self, rollout: int) -> None:
@@ -198,10 +191,8 @@ class MetaTraining(BaseCallback):
 
     def _show(self) -> None:
         if self.history and self._bar is not None:
-            last = self.history[-1][2]
-            self._bar.set_postfix_str(
-                f"validation {last:+.3f}, best {self._best_score:+.3f}", refresh=False
-            )
+            text = f"validation {self.history[-1][2]:+.3f}, best {self._best_score:+.3f}"
+            self._bar.set_postfix_str(text, refresh=False)
 
 
 def _as_tensor(data: bytes) -> Tensor:
@@ -209,7 +200,7 @@ def _as_tensor(data: bytes) -> Tensor:
 
 
 def _validation_points(config: TrainConfig) -> frozenset[int]:
-    """Numbers of finished rollouts at which the policy is validated; the last is among them."""
+    """After which rollouts the policy is validated; the last is among them."""
     count = min(config.validations, config.rollouts)
     return frozenset(round((i + 1) * config.rollouts / count) for i in range(count))
 
@@ -219,7 +210,7 @@ def save_checkpoint(path: Path, model: PPO, env: ScheduleVecEnv, extra: dict[str
 
     The learner is between two rollouts; `extra` holds tensors and plain Python values.
     """
-    name, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002 (SB3 draws here)
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002 (SB3 draws here)
     state = {
         "policy": model.policy.state_dict(),
         "optimizer": model.policy.optimizer.state_dict(),
@@ -228,13 +219,7 @@ def save_checkpoint(path: Path, model: PPO, env: ScheduleVecEnv, extra: dict[str
         # The current episode was drawn already; a resumed run draws it again.
         "episode": env.next_episode - 1,
         "torch_rng": torch.get_rng_state(),
-        "numpy_rng": (
-            str(name),
-            torch.from_numpy(np.asarray(keys).astype(np.int64)),
-            int(position),
-            int(has_gauss),
-            float(cached),
-        ),
+        "numpy_rng": (str(name), torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest),
         "extra": extra,
     }
     buffer = io.BytesIO()
@@ -259,10 +244,8 @@ def load_checkpoint(path: Path, model: PPO, env: ScheduleVecEnv) -> dict[str, An
         model._n_updates = state["n_updates"]
         env.next_episode = state["episode"]
         torch.set_rng_state(state["torch_rng"])
-        name, keys, position, has_gauss, cached = state["numpy_rng"]
-        np.random.set_state(  # noqa: NPY002
-            (name, keys.numpy().astype(np.uint32), position, has_gauss, cached)
-        )
+        name, keys, *rest = state["numpy_rng"]
+        np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
         extra: dict[str, Any] = state["extra"]
     except (RuntimeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a checkpoint of this run: {error}") from error

@@ -142,16 +142,12 @@ def check_start(config: TrainConfig, policy: Policy) -> None:
     Raises:
         ValueError: control or widths differ; the message has both and says what to do.
     """
+    wanted = {"hidden": config.hidden, **vars(config.env.control)}
+    there = {"hidden": hidden_of(policy), **vars(policy.control)}
     differing = [
-        f"{name}: {ours!r} in the settings, {theirs!r} in the policy"
-        for name, ours, theirs in (
-            ("hidden", config.hidden, hidden_of(policy)),
-            *(
-                (name, value, getattr(policy.control, name))
-                for name, value in vars(config.env.control).items()
-            ),
-        )
-        if ours != theirs
+        f"{name}: {wanted[name]!r} in the settings, {there[name]!r} in the policy"
+        for name in wanted
+        if wanted[name] != there[name]
     ]
     if differing:
         raise ValueError(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -46,12 +47,7 @@ _SEEN = [i for i, name in enumerate(FEATURE_NAMES) if name not in LEFT_OUT]
 
 
 class FeatureRuns(NamedTuple):
-    """The features of some runs.
-
-    Attributes:
-        features: (n, NUM_FEATURES), what each decision saw, those of a run in order.
-        runs: (n,), number of the run that a row belongs to.
-    """
+    """Features of all decisions, (n, NUM_FEATURES), those of a run in order, and their runs."""
 
     features: FloatArray
     runs: NDArray[np.int64]
@@ -70,9 +66,6 @@ def collect_features(
 
     There are `num_runs`, rounded up to whole groups of `RUNS_PER_GROUP`; the seed is that of tasks,
     noise and what is left alone.
-
-    Raises:
-        ValueError: there is no family, or no run is asked for.
     """
     if not families or num_runs < 1:
         raise ValueError(
@@ -89,10 +82,8 @@ def collect_features(
             tasks = known[group % len(known)].sample_group(RUNS_PER_GROUP, generator)
             found += list(observe_runs(policy, tasks, rng=rng, device=device).swapaxes(0, 1))
             bar.update()
-    lengths = [len(rows) for rows in found]
-    return FeatureRuns(
-        features=np.concatenate(found), runs=np.repeat(np.arange(len(found)), lengths)
-    )
+    runs = np.repeat(np.arange(len(found)), [len(rows) for rows in found])
+    return FeatureRuns(np.concatenate(found), runs)
 
 
 def observe_runs(
@@ -125,18 +116,10 @@ def observe_runs(
 
 
 def fit_familiarity(features: ArrayLike, *, runs: ArrayLike | None = None) -> Familiarity:
-    """Describes features of meta-training.
+    """Describes features of meta-training, (n, F), by runs, (n,); None: a run of each row.
 
     The threshold is taken from runs that the density was not fitted to, each in turn: those of
-    meta-training hardly ever cross it. Needs scikit-learn.
-
-    Args:
-        features: (n, F), those of a run in order.
-        runs: (n,), number of the run of each row; None: every row is a run of its own.
-
-    Raises:
-        ImportError: scikit-learn is not installed.
-        ValueError: shapes that do not fit, numbers that are not finite, or fewer than 8 runs.
+    meta-training hardly ever cross it. Needs scikit-learn, and at least 8 runs.
     """
     x = np.asarray(features, dtype=np.float64)
     if x.ndim != 2 or x.shape[1] != NUM_FEATURES or not np.isfinite(x).all():
@@ -158,9 +141,7 @@ def fit_familiarity(features: ArrayLike, *, runs: ArrayLike | None = None) -> Fa
         distance, owner = part.distance(x[kept_out]), numbers[kept_out]
         peaks += [_peak(distance[owner == run]) for run in np.unique(owner)]
     logs = np.log(peaks)
-    threshold = math.exp(logs.mean() + TAIL * logs.std())
-    whole = _fit(x)
-    return Familiarity(**{**vars(whole), "threshold": float(threshold)})
+    return replace(_fit(x), threshold=math.exp(logs.mean() + TAIL * logs.std()))
 
 
 def _peak(distance: FloatArray) -> float:
@@ -172,7 +153,6 @@ def _peak(distance: FloatArray) -> float:
 
 
 def _fit(x: FloatArray) -> Familiarity:
-    """The density of some rows, without a threshold of its own."""
     mixture = require("sklearn.mixture", extra="train").GaussianMixture(
         int(np.clip(len(x) // ROWS_PER_COMPONENT, 1, NUM_COMPONENTS)),
         reg_covar=LEAST_VARIANCE,
@@ -198,5 +178,4 @@ def _fit(x: FloatArray) -> Familiarity:
         threshold=1.0,
     )
     typical, high = np.quantile(draft.surprise(x), (0.5, 0.9))
-    scale = max(float(high - typical), 1e-3)
-    return Familiarity(**{**vars(draft), "typical": float(typical), "scale": scale})
+    return replace(draft, typical=float(typical), scale=max(float(high - typical), 1e-3))

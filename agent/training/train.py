@@ -104,8 +104,7 @@ def make_learner(
 
 def load_actor(model: Any, policy: Policy) -> None:
     """Puts a policy's weights into the actor of its learner; the critic stays as it is."""
-    network = model.policy
-    modules = [*network.mlp_extractor.policy_net, network.action_net]
+    modules = [*model.policy.mlp_extractor.policy_net, model.policy.action_net]
     linear = [module for module in modules if isinstance(module, nn.Linear)]
     with torch.no_grad():
         for module, (weight, bias) in zip(linear, policy.layers, strict=True):

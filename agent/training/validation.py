@@ -39,10 +39,7 @@ def run_policy(
     control: ControlConfig,
     device: torch.device | str = "cpu",
 ) -> FloatArray:
-    """Final outer-valid loss of one run per task: shape (num_tasks,), NaN where it diverged.
-
-    Tasks are of one shape, each with a seed; `control` is that of the policy's training.
-    """
+    """Final outer-valid loss of one run per task, all of one shape: (num_tasks,); NaN: diverged."""
     runs = ScheduledRuns(tasks, control=control, device=device)
     features = runs.begin()
     while not runs.done:
@@ -89,10 +86,7 @@ class ValidationSuite:
         return [task.with_seed(FIRST_SEED + i) for i in range(self._config.validation_seeds)]
 
     def score(self, act: Act) -> FloatArray:
-        """Log losses of the policy over the reference's: (num_tasks, num_starts, num_seeds).
-
-        Their mean is the score of the policy.
-        """
+        """Log losses over the reference's: (num_tasks, num_starts, num_seeds)."""
         config, rows = self._config, []
         for task, reference in zip(self.tasks, self._reference, strict=True):
             seeded = self._seeded(task)
