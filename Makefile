@@ -51,7 +51,7 @@ types: $(STAMP)
 
 # Two workers with one thread each. TESTS narrows them: make pytest TESTS="tests/envs -k ray" SELECT=
 pytest: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup $(SELECT) $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile $(SELECT) $(TESTS)
 
 format: $(STAMP)
 	$(BIN)/ruff format .

@@ -15,9 +15,6 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
-        alone = item.get_closest_marker("ray") or item.get_closest_marker("processes")
-        # Tests of one file share a worker, so that its fixtures are made once.
-        item.add_marker(pytest.mark.xdist_group("processes" if alone else str(item.path)))
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,6 @@ OTHERS = {"benchmark/report.html"}  # pages that are not made by MkDocs
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("site"),
     pytest.mark.skipif(find_spec("mkdocs") is None, reason="needs the extra `docs`"),
 ]
 

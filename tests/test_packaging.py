@@ -12,7 +12,6 @@ import tomllib
 
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-pytestmark = pytest.mark.xdist_group("wheel")
 FOLDERS = ("agent", "envs", "inner_models", "experiments")
 SHIPPED = {".py", ".typed", ".safetensors", ".json", ".html", ".css", ".js"}
 
