@@ -1,4 +1,4 @@
-"""What tests share: who runs beside whom, one trained policy, one comparison, a Ray cluster."""
+"""What tests share: one trained policy, one comparison, a Ray cluster."""
 
 import shutil
 

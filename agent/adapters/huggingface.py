@@ -75,8 +75,9 @@ class LearnedSchedulerCallback(transformers.TrainerCallback):  # type: ignore[mi
         **options: Any,
     ) -> None:
         self.early_stopping = early_stopping
-        name = monitor if monitor.startswith("eval_") else f"eval_{monitor}"
-        self.monitor = Monitor(name, mode, required=early_stopping)
+        self.monitor = monitor if monitor.startswith("eval_") else f"eval_{monitor}"
+        self._monitor = Monitor(self.monitor, mode, required=early_stopping)
+        self.mode = self._monitor.mode
         self.options = options
         self.scheduler: LearnedScheduler | None = None
         self._attachment: Attachment | None = None
@@ -126,7 +127,7 @@ class LearnedSchedulerCallback(transformers.TrainerCallback):  # type: ignore[mi
             saved=saved,
         )
         self.scheduler = self._attachment.scheduler
-        self.monitor.begin()
+        self._monitor.begin()
         averages = getattr(args, "average_tokens_across_devices", False)
         self._share_factor = args.world_size if averages else 1
         if not self._trainer_tells_loss:
@@ -138,7 +139,7 @@ class LearnedSchedulerCallback(transformers.TrainerCallback):  # type: ignore[mi
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Drops losses of an update that was never done; ends the user's own warm-up."""
-        self.monitor.check()
+        self._monitor.check()
         self._may_be_saved = False
         self._losses.clear()
         self._take_over(args, kwargs["lr_scheduler"])
@@ -158,7 +159,7 @@ class LearnedSchedulerCallback(transformers.TrainerCallback):  # type: ignore[mi
         self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any
     ) -> None:
         if self._attachment is not None:
-            self.monitor.observe(metrics, self._attachment.scheduler)
+            self._monitor.observe(metrics, self._attachment.scheduler)
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any
@@ -174,7 +175,7 @@ class LearnedSchedulerCallback(transformers.TrainerCallback):  # type: ignore[mi
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._release()
-        self.monitor.check()
+        self._monitor.check()
 
     def _take_over(self, args: Any, lr_scheduler: Any) -> None:
         """Stops Trainer's scheduler and its clipping, once the user's own warm-up is over."""

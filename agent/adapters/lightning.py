@@ -69,7 +69,9 @@ class LearnedSchedulerCallback(*_callback_classes()):  # type: ignore[misc]
         **options: Any,
     ) -> None:
         super().__init__()
-        self.monitor = Monitor(monitor, mode, required=early_stopping)
+        self.monitor = monitor
+        self._monitor = Monitor(monitor, mode, required=early_stopping)
+        self.mode = self._monitor.mode
         self.early_stopping = early_stopping
         self.total_steps = total_steps
         self.options = options
@@ -114,7 +116,7 @@ class LearnedSchedulerCallback(*_callback_classes()):  # type: ignore[misc]
         )
         self._saved, self._loss, self._waiting = None, None, 0
         self._active = True
-        self.monitor.begin()
+        self._monitor.begin()
         self.scheduler = self._attachment.scheduler
         self._decisions = len(self.scheduler.history)
 
@@ -179,8 +181,8 @@ class LearnedSchedulerCallback(*_callback_classes()):  # type: ignore[misc]
         """
         if self._attachment is None or not self._active or trainer.sanity_checking:
             return
-        self.monitor.observe(trainer.callback_metrics, self._attachment.scheduler)
-        self.monitor.check()
+        self._monitor.observe(trainer.callback_metrics, self._attachment.scheduler)
+        self._monitor.check()
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         self._release()

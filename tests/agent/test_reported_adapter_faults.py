@@ -129,10 +129,10 @@ def test_monitors_of_which_more_is_better():
     better = ("val_acc", "BinaryAccuracy", "f1", "val/auroc", "top5", "mAP", "eval_rouge1")
     for name in better:
         with pytest.warns(UserWarning, match="more is taken to be better"):
-            assert lightning.LearnedSchedulerCallback(monitor=name).monitor.mode == "max"
+            assert lightning.LearnedSchedulerCallback(monitor=name).mode == "max"
     for name in ("dice_loss", "map_error", "perplexity", "val_loss", "traccer", "wer"):
-        assert lightning.LearnedSchedulerCallback(monitor=name).monitor.mode == "min"
-    assert ours(monitor="f1", mode="min").monitor.mode == "min"
+        assert lightning.LearnedSchedulerCallback(monitor=name).mode == "min"
+    assert ours(monitor="f1", mode="min").mode == "min"
     with pytest.raises(ValueError, match="mode must be 'min' or 'max', but got 'up'"):
         ours(mode="up")
 
